@@ -1,0 +1,80 @@
+//! `mpiexec`: which implementation it belongs to, and which one belongs to an
+//! implementation.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::probe::{Installation, Vendor};
+
+/// A program that starts the ranks of an MPI job.
+#[derive(Clone, Debug)]
+pub struct Launcher {
+    pub path: PathBuf,
+    pub vendor: Vendor,
+    /// As in `4.1.4`; empty where the program does not say.
+    pub version: String,
+}
+
+impl Launcher {
+    /// Asks the program at `path` what it is.
+    pub fn identify(path: &Path) -> Option<Launcher> {
+        let output = Command::new(path).arg("--version").output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let vendor = if text.contains("Open MPI") || text.contains("OpenRTE") {
+            Vendor::OpenMpi
+        } else if text.contains("HYDRA") {
+            Vendor::Mpich
+        } else {
+            Vendor::Other
+        };
+        let version = text
+            .lines()
+            .take(3)
+            .flat_map(str::split_whitespace)
+            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
+            .unwrap_or_default();
+        Some(Launcher {
+            path: path.to_path_buf(),
+            vendor,
+            version: version.to_owned(),
+        })
+    }
+
+    /// The `mpiexec` that a user who types `mpiexec` gets.
+    pub fn on_path() -> Option<Launcher> {
+        Launcher::identify(&find_on_path("mpiexec")?)
+    }
+
+    /// The launcher that starts programs linked with `mpi`: from its own
+    /// `bin`, else from PATH; of the same version, else of the same vendor.
+    pub fn of(mpi: &Installation) -> Option<Launcher> {
+        let found: Vec<Launcher> = names(mpi.vendor)
+            .iter()
+            .flat_map(|name| {
+                let own = mpi.bin.iter().map(|bin| bin.join(name));
+                own.chain(find_on_path(name)).collect::<Vec<_>>()
+            })
+            .filter(|path| path.is_file())
+            .filter_map(|path| Launcher::identify(&path))
+            .filter(|launcher| launcher.vendor == mpi.vendor)
+            .collect();
+        let same = found.iter().find(|launcher| launcher.version == mpi.version);
+        same.or(found.first()).cloned()
+    }
+}
+
+fn names(vendor: Vendor) -> &'static [&'static str] {
+    match vendor {
+        Vendor::OpenMpi => &["mpiexec", "mpiexec.openmpi", "mpirun", "mpirun.openmpi"],
+        Vendor::Mpich => &["mpiexec", "mpiexec.mpich", "mpiexec.hydra", "mpirun.mpich"],
+        Vendor::Other => &["mpiexec", "mpirun"],
+    }
+}
+
+/// The first file called `name` in the folders of PATH.
+pub fn find_on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}

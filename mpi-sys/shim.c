@@ -1,0 +1,2 @@
+#define MPI4TCH_DEFINE
+#include "shim.h"
