@@ -1,0 +1,43 @@
+# Each target first installs what it needs and the machine lacks: see scripts/setup.sh.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: help demo test bench fmt lint doc
+
+RANKS ?= 2
+EXAMPLE ?= linear_regression
+
+setup = environment=$$(scripts/setup.sh $(1)) && eval "$$environment"
+format_c = git ls-files '*.c' '*.cpp' '*.h' | xargs -r "$$CLANG_FORMAT"
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: ## train the example on RANKS=2 ranks; EXAMPLE=name, ARGS='...'
+	@$(call setup)
+	cargo build --example $(EXAMPLE)
+	scripts/mpiexec.sh -n $(RANKS) "$${CARGO_TARGET_DIR:-target}/debug/examples/$(EXAMPLE)" $(ARGS)
+
+test: ## run all tests on Open MPI and MPICH, or on MPI4TCH_MPI only; ARGS='...'
+	@$(call setup,--every-mpi)
+	scripts/test.sh $(ARGS)
+
+bench: ## run the benchmarks
+	@$(call setup)
+	cargo bench $(ARGS)
+
+fmt: ## format the sources
+	@$(call setup,--clang-format)
+	cargo fmt --all
+	$(format_c) -i
+
+lint: ## check formatting and clippy's advice
+	@$(call setup,--clang-format)
+	cargo fmt --all --check
+	$(format_c) --dry-run --Werror
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc: ## build the documentation
+	@$(call setup)
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Runs a program with the launcher of the MPI that MPI4TCH_MPI chooses, on any
+# number of ranks and as any user:
+#
+#     scripts/mpiexec.sh -n 4 target/debug/examples/linear_regression
+set -euo pipefail
+
+case ${MPI4TCH_MPI:-} in
+*/*) launcher=$MPI4TCH_MPI/bin/mpiexec ;;
+*) launcher=$(command -v "mpiexec.${MPI4TCH_MPI:-}" || echo mpiexec) ;;
+esac
+
+# More ranks than cores is the rule on a desktop: let them take turns.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export OMPI_MCA_rmaps_base_oversubscribe=1                   # Open MPI 4
+export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe  # Open MPI 5
+export OMPI_MCA_mpi_yield_when_idle=1
+if [[ $EUID == 0 ]]; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+exec "$launcher" "$@"

