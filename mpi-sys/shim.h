@@ -10,6 +10,7 @@
 #define MPI4TCH_SHIM_H
 
 #include <mpi.h>
+#include <stddef.h>
 
 #ifdef MPI4TCH_DEFINE
 #define CONSTANT(type, name) type const mpi4tch_##name = name;
