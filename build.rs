@@ -1,1 +1,109 @@
-fn main() {}
+//! Compiles `src/autograd.cpp` against the libtorch that torch-sys found, and binds `wrapper.h`.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+fn main() {
+    println!("cargo::rerun-if-changed=wrapper.h");
+    println!("cargo::rerun-if-changed=src/autograd.cpp");
+    let libtorch = Libtorch::find();
+    libtorch.compile_shim();
+    libtorch.make_loadable();
+    bind_wrapper();
+}
+
+/// The libtorch that torch-sys compiles and links against.
+struct Libtorch {
+    lib: PathBuf,
+    include: PathBuf,
+}
+
+impl Libtorch {
+    /// Follows torch-sys: its library folder comes as metadata, the headers are beside it or where
+    /// `LIBTORCH_INCLUDE` says.
+    fn find() -> Self {
+        let lib = PathBuf::from(
+            env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys did not say where libtorch is"),
+        );
+        println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
+        let root = match env::var_os("LIBTORCH_INCLUDE") {
+            Some(folder) => PathBuf::from(folder),
+            None => lib.join(".."),
+        };
+        let include = root.join("include");
+        let header = include.join("torch/csrc/autograd/function.h");
+        assert!(
+            header.exists(),
+            "libtorch's headers are not in {}: set LIBTORCH, or LIBTORCH_INCLUDE, to an installation \
+             that has them",
+            include.display()
+        );
+        Self { lib, include }
+    }
+
+    fn compile_shim(&self) {
+        println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+        let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
+        cc::Build::new()
+            .cpp(true)
+            .std("c++17")
+            .file("src/autograd.cpp")
+            // System headers: their warnings are not ours to mend.
+            .flag("-isystem")
+            .flag(&self.include)
+            .flag("-isystem")
+            .flag(self.include.join("torch/csrc/api/include"))
+            .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+            .define("GLOG_USE_GLOG_EXPORT", None)
+            .warnings(true)
+            .compile("mpi4tch_autograd");
+    }
+
+    /// Lets programs find libtorch when they start.
+    ///
+    /// Our own tests and examples get its folder as rpath, which Cargo passes to no dependant. For
+    /// those there is a link to it in `OUT_DIR`: Cargo adds search paths below the target folder
+    /// to the loader's path of what `cargo run` and `cargo test` start. And a build script can ask
+    /// for `DEP_MPI4TCH_LIBTORCH_LIB`.
+    fn make_loadable(&self) {
+        println!("cargo::metadata=LIBTORCH_LIB={}", self.lib.display());
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", self.lib.display());
+        let link = out_dir().join("libtorch");
+        let _ = std::fs::remove_file(&link);
+        if std::os::unix::fs::symlink(&self.lib, &link).is_ok() {
+            println!("cargo::rustc-link-search=native={}", link.display());
+        }
+    }
+}
+
+fn bind_wrapper() {
+    bindgen::Builder::default()
+        .header("wrapper.h")
+        // libclang from the Python registry has no headers of its own; gcc's serve as well.
+        .clang_args(compiler_include().map(|folder| format!("-I{}", folder.display())))
+        .allowlist_item("mpi4tch_.*")
+        .rust_edition(bindgen::RustEdition::Edition2024)
+        .layout_tests(false)
+        .generate_comments(false)
+        .generate()
+        .expect("bindgen cannot read wrapper.h")
+        .write_to_file(out_dir().join("wrapper.rs"))
+        .expect("cannot write the bindings of wrapper.h");
+}
+
+/// The folder with the C compiler's `stddef.h`.
+fn compiler_include() -> Option<PathBuf> {
+    let output = cc::Build::new()
+        .get_compiler()
+        .to_command()
+        .arg("-print-file-name=include")
+        .output()
+        .ok()?;
+    let folder = String::from_utf8(output.stdout).ok()?;
+    let folder = Path::new(folder.trim());
+    folder.is_absolute().then(|| folder.to_owned())
+}
+
+fn out_dir() -> PathBuf {
+    PathBuf::from(env::var_os("OUT_DIR").expect("Cargo sets OUT_DIR"))
+}

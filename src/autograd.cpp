@@ -1,0 +1,200 @@
+// The one place that speaks C++ to libtorch: an autograd node that owns a Rust pullback.
+// Everything above it, in src/autograd.rs, is Rust; wrapper.h is the border.
+
+#include "../wrapper.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+namespace {
+
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+const at::Tensor &tensor(const void *pointer) { return *static_cast<const at::Tensor *>(pointer); }
+
+variable_list tensors(const mpi4tch_tensor *pointers, size_t count) {
+  variable_list list;
+  list.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    list.push_back(pointers[i] == nullptr ? at::Tensor() : tensor(pointers[i]));
+  }
+  return list;
+}
+
+// Hands a tensor to the other side, which owns it from then on.
+mpi4tch_tensor give(at::Tensor t) { return t.defined() ? new at::Tensor(std::move(t)) : nullptr; }
+
+// Takes back what the other side gave.
+at::Tensor take(mpi4tch_tensor pointer) {
+  if (pointer == nullptr) return {};
+  std::unique_ptr<at::Tensor> owned(static_cast<at::Tensor *>(pointer));
+  return std::move(*owned);
+}
+
+// Runs `body` and turns what it throws into the error text that the C functions return.
+template <typename Body> char *guarded(Body &&body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error &error) {
+    const char *text = error.what_without_backtrace();
+    return mpi4tch_text(text, std::strlen(text));
+  } catch (const std::exception &error) {
+    return mpi4tch_text(error.what(), std::strlen(error.what()));
+  } catch (...) {
+    static constexpr char text[] = "unknown C++ exception";
+    return mpi4tch_text(text, sizeof text - 1);
+  }
+}
+
+// Calls the Rust closure, and drops it with the last reference to the node.
+class Pullback {
+ public:
+  explicit Pullback(mpi4tch_pullback rust) : rust_(rust) {}
+  Pullback(const Pullback &) = delete;
+  Pullback &operator=(const Pullback &) = delete;
+  ~Pullback() { rust_.drop(rust_.state); }
+
+  variable_list operator()(variable_list cotangents, variable_list saved, size_t inputs) const {
+    std::vector<mpi4tch_tensor> given, kept, gradients(inputs, nullptr);
+    for (auto &cotangent : cotangents) given.push_back(give(std::move(cotangent)));
+    for (auto &value : saved) kept.push_back(give(std::move(value)));
+    const mpi4tch_backward backward{given.data(), given.size(),     kept.data(),
+                                    kept.size(),  gradients.data(), gradients.size()};
+    char *error = rust_.call(rust_.state, &backward);
+    variable_list result;
+    for (mpi4tch_tensor gradient : gradients) result.push_back(take(gradient));
+    if (error != nullptr) {
+      const std::unique_ptr<char, decltype(&mpi4tch_free)> text(error, mpi4tch_free);
+      throw std::runtime_error(text.get());
+    }
+    return result;
+  }
+
+ private:
+  mpi4tch_pullback rust_;
+};
+
+class Communication final : public torch::autograd::Node {
+ public:
+  Communication(std::string name, std::unique_ptr<Pullback> pullback)
+      : name_(std::move(name)), pullback_(std::move(pullback)) {}
+
+  void save(const at::Tensor &value, bool is_output) { saved_.emplace_back(value, is_output); }
+
+  std::string name() const override { return name_; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto &value : saved_) value.reset_data();
+  }
+
+  // A communication must never be left out because this rank's cotangent happens to be undefined:
+  // other ranks wait for it. So undefined cotangents become zeros.
+  variable_list apply(variable_list &&cotangents) override {
+    variable_list saved;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (auto &value : saved_) saved.push_back(value.unpack(shared_from_this()));
+    }
+    for (size_t i = 0; i < cotangents.size(); ++i) {
+      if (!cotangents[i].defined()) cotangents[i] = input_metadata(i).zeros_like();
+    }
+    return (*pullback_)(std::move(cotangents), std::move(saved), num_outputs());
+  }
+
+ private:
+  std::string name_;
+  std::unique_ptr<Pullback> pullback_;
+  std::vector<SavedVariable> saved_;
+};
+
+} // namespace
+
+mpi4tch_view mpi4tch_look(const void *pointer) {
+  const at::Tensor &t = tensor(pointer);
+  mpi4tch_view view{};
+  view.kind = static_cast<int32_t>(t.scalar_type());
+  view.strided = t.layout() == at::kStrided && !t.is_quantized() && !t.is_nested();
+  if (!view.strided) return view;
+  view.sizes = t.sizes().data();
+  view.dim = t.sizes().size();
+  view.numel = t.numel();
+  view.cpu = t.device().is_cpu();
+  view.contiguous = t.is_contiguous() && !t.is_conj() && !t.is_neg();
+  view.requires_grad = c10::GradMode::is_enabled() && t.requires_grad();
+  view.data = view.cpu && t.has_storage() ? t.const_data_ptr() : nullptr;
+  return view;
+}
+
+char *mpi4tch_device(const void *pointer) {
+  const std::string name = tensor(pointer).device().str();
+  return mpi4tch_text(name.data(), name.size());
+}
+
+char *mpi4tch_empty(const int64_t *sizes, size_t dim, int32_t kind, mpi4tch_tensor *result,
+                    void **data) {
+  return guarded([&] {
+    at::Tensor t(at::detail::empty_cpu(at::IntArrayRef(sizes, dim), static_cast<at::ScalarType>(kind)));
+    *data = t.mutable_data_ptr();
+    *result = give(std::move(t));
+  });
+}
+
+char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_tensor *inputs,
+                     size_t input_count, const mpi4tch_tensor *outputs, size_t output_count,
+                     const mpi4tch_tensor *saved, size_t saved_count) {
+  return guarded([&] {
+    auto owned = std::make_unique<Pullback>(pullback);
+    // deleteNode frees long chains of nodes iteratively, not by recursion.
+    const std::shared_ptr<Communication> node(new Communication(name, std::move(owned)),
+                                              torch::autograd::deleteNode);
+    node->set_next_edges(torch::autograd::collect_next_edges(tensors(inputs, input_count)));
+    torch::autograd::set_history(tensors(outputs, output_count), node);
+    for (size_t i = 0; i < saved_count; ++i) {
+      bool is_output = false;
+      for (size_t j = 0; j < output_count; ++j) {
+        is_output |= tensor(saved[i]).is_same(tensor(outputs[j]));
+      }
+      node->save(tensor(saved[i]), is_output);
+    }
+  });
+}
+
+char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
+                   size_t output_count, const mpi4tch_tensor *inputs, size_t input_count,
+                   bool retain_graph, bool create_graph, mpi4tch_tensor *gradients) {
+  return guarded([&] {
+    auto result = torch::autograd::grad(
+        tensors(outputs, output_count), tensors(inputs, input_count),
+        tensors(cotangents, output_count), retain_graph, create_graph, /*allow_unused=*/true);
+    for (size_t i = 0; i < input_count; ++i) gradients[i] = give(std::move(result[i]));
+  });
+}
+
+bool mpi4tch_grad_enabled(void) { return c10::GradMode::is_enabled(); }
+
+char *mpi4tch_text(const char *text, size_t length) {
+  auto *copy = static_cast<char *>(std::malloc(length + 1));
+  if (copy == nullptr) std::abort();
+  std::memcpy(copy, text, length);
+  copy[length] = '\0';
+  return copy;
+}
+
+void mpi4tch_free(char *text) { std::free(text); }

@@ -1,0 +1,99 @@
+//! What MPI reads and writes: a tensor, checked, as (pointer, count, datatype).
+//!
+//! All result memory comes from [`Output::new`], so that its source can change in one place.
+
+use std::ffi::c_void;
+
+use tch::Tensor;
+
+use crate::autograd::{self, View};
+use crate::datatype::Datatype;
+use crate::error::{Error, Result};
+
+/// A tensor to send: checked, contiguous, in host memory.
+pub(crate) struct Input<'x> {
+    view: View<'x>,
+    /// What is sent instead of a tensor that is not contiguous.
+    copy: Option<(Tensor, *const c_void)>,
+    datatype: Datatype,
+}
+
+impl<'x> Input<'x> {
+    /// Any layout is fine: what MPI could not read as it lies is copied.
+    #[inline]
+    pub(crate) fn new(call: &'static str, x: &'x Tensor) -> Result<Self> {
+        let view = View::of(x);
+        let Some(datatype) = Datatype::of(view.scalar_type()) else {
+            let kind = x.f_kind().map_or_else(
+                |_| format!("of scalar type {}", view.scalar_type()),
+                |kind| format!("{kind:?}"),
+            );
+            return Err(Error::Kind { call, kind });
+        };
+        if !view.is_strided() {
+            return Err(Error::Layout { call });
+        }
+        if !view.is_on_cpu() {
+            return Err(Error::Device { call, device: view.device() });
+        }
+        let copy = if view.is_contiguous() { None } else { Some(contiguous(x)?) };
+        Ok(Self { view, copy, datatype })
+    }
+
+    /// The same, divided by `divisor` before it is sent.
+    pub(crate) fn divided(self, divisor: i64) -> Result<Self> {
+        let scaled = tch::no_grad(|| self.view.tensor().f_div_scalar(divisor))?;
+        Ok(Self { copy: Some(contiguous(&scaled)?), ..self })
+    }
+
+    pub(crate) fn shape(&self) -> &'x [i64] {
+        self.view.shape()
+    }
+
+    pub(crate) fn datatype(&self) -> Datatype {
+        self.datatype
+    }
+
+    pub(crate) fn requires_grad(&self) -> bool {
+        self.view.requires_grad()
+    }
+
+    /// The first of [`count`](Self::count) elements, valid as long as `self`.
+    pub(crate) fn data(&self) -> *const c_void {
+        self.copy.as_ref().map_or_else(|| self.view.data(), |&(_, data)| data)
+    }
+
+    pub(crate) fn count(&self) -> i64 {
+        self.view.count()
+    }
+}
+
+/// A dense copy without lazy conjugation or negation, and where its first element is.
+fn contiguous(x: &Tensor) -> Result<(Tensor, *const c_void)> {
+    let copy = tch::no_grad(|| x.f_resolve_conj()?.f_resolve_neg()?.f_contiguous())?;
+    let data = View::of(&copy).data();
+    Ok((copy, data))
+}
+
+/// A new tensor that MPI writes: contiguous, in host memory, nobody else's storage.
+pub(crate) struct Output {
+    tensor: Tensor,
+    data: *mut c_void,
+}
+
+impl Output {
+    #[inline]
+    pub(crate) fn new(call: &'static str, shape: &[i64], datatype: Datatype) -> Result<Self> {
+        let (tensor, data) = autograd::empty(call, shape, datatype.scalar_type())?;
+        Ok(Self { tensor, data })
+    }
+
+    /// The first element, valid as long as the tensor.
+    pub(crate) fn data(&self) -> *mut c_void {
+        self.data
+    }
+
+    pub(crate) fn into_tensor(self) -> Tensor {
+        self.tensor
+    }
+}

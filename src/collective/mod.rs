@@ -1,0 +1,12 @@
+//! The collectives, a file each.
+//!
+//! Each file has the method of [`Communicator`](crate::Communicator) with its documentation, and
+//! the [`Operator`](crate::operator::Operator) behind it: what MPI is to be called with, and what
+//! the adjoint is.
+//!
+//! The convention: the objective is the sum of all ranks' losses, and every rank's copy of a
+//! tensor is a variable of its own.
+
+mod all_reduce;
+mod barrier;
+mod nonlinear;

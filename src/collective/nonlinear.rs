@@ -1,0 +1,81 @@
+//! The derivatives of the reductions that are not linear: local work, one linear operator, local
+//! work. All of it is differentiable, so the second derivative follows.
+
+use tch::{Kind, Tensor};
+
+use crate::autograd;
+use crate::communicator::Communicator;
+use crate::error::Result;
+use crate::reduction::Op;
+
+/// Of `y = all_reduce(x, Max)` or `Min`: `x̄_s = (m_s / k) · Σ_r ȳ_r` with `m_s = [x_s = y]` and
+/// `k = Σ_s m_s`. Ties share, so no mass is lost. Σȳ and k travel in one call.
+pub(super) fn extremum(
+    comm: &Communicator,
+    x: &Tensor,
+    y: &Tensor,
+    cotangent: &Tensor,
+) -> Result<Tensor> {
+    // A NaN equals nothing, and yet it is the extremum where there is one.
+    let both_nan = x.f_isnan()?.f_logical_and(&y.f_isnan()?)?;
+    let mask = x.f_eq_tensor(y)?.f_logical_or(&both_nan)?.f_to_kind(x.f_kind()?)?;
+    let sums = comm.all_reduce(&Tensor::f_stack(&[cotangent, &mask], 0)?, Op::Sum)?;
+    let (total, ties) = (sums.f_select(0, 0)?, sums.f_select(0, 1)?);
+    Ok(mask.f_div(&ties)?.f_mul(&total)?)
+}
+
+/// Of `y = all_reduce(x, Prod)`: `x̄_s = conj(E_s) · Σ_r ȳ_r`, where `E_s` is the product of the
+/// other ranks' factors.
+pub(super) fn product(
+    comm: &Communicator,
+    x: &Tensor,
+    _y: &Tensor,
+    cotangent: &Tensor,
+) -> Result<Tensor> {
+    let (others, total) = if autograd::is_recording() {
+        product_of_gathered(comm, x, cotangent)?
+    } else {
+        product_by_division(comm, x, cotangent)?
+    };
+    Ok(others.f_conj()?.f_mul(&total)?)
+}
+
+/// `E_s` and Σȳ, with memory for two tensors: from P, the product of all factors that are not
+/// zero, and z, the number of zeros. `E_s` is P/x_s without zeros, P where x_s is the only zero,
+/// and otherwise 0.
+fn product_by_division(
+    comm: &Communicator,
+    x: &Tensor,
+    cotangent: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let is_zero = x.f_eq(0)?;
+    let factors = x.f_where_self(&is_zero.f_logical_not()?, &x.f_ones_like()?)?;
+    let product = comm.all_reduce(&factors, Op::Prod)?;
+    let zeros = is_zero.f_to_kind(x.f_kind()?)?;
+    let sums = comm.all_reduce(&Tensor::f_stack(&[cotangent, &zeros], 0)?, Op::Sum)?;
+    let (total, zeros) = (sums.f_select(0, 0)?, sums.f_select(0, 1)?);
+    // Without its own factor: where x_s is zero, P has none of it.
+    let others = product.f_div(&factors)?;
+    let zeros_of_others = zeros.f_sub(&is_zero.f_to_kind(x.f_kind()?)?)?;
+    let others = others.f_where_self(&zeros_of_others.f_eq(0)?, &x.f_zeros_like()?)?;
+    Ok((others, total))
+}
+
+/// `E_s` and Σȳ as functions of all ranks' x, for derivatives of the derivative: every rank gets
+/// all factors, and multiplies those of the others.
+fn product_of_gathered(
+    comm: &Communicator,
+    x: &Tensor,
+    cotangent: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let (rank, size) = (i64::from(comm.rank()), i64::from(comm.size()));
+    let zeros = x.f_zeros_like()?;
+    let own = |r| if r == rank { x } else { &zeros };
+    let slots: Vec<&Tensor> = (0..size).map(own).chain([cotangent]).collect();
+    let gathered = comm.all_reduce(&Tensor::f_stack(&slots, 0)?, Op::Sum)?;
+    let total = gathered.f_select(0, size)?;
+    let before = gathered.f_narrow(0, 0, rank)?;
+    let after = gathered.f_narrow(0, rank + 1, size - rank - 1)?;
+    let others = Tensor::f_cat(&[before, after], 0)?;
+    Ok((others.f_prod_dim_int(0, false, None::<Kind>)?, total))
+}

@@ -1,0 +1,192 @@
+//! [`Communicator`]: a group of ranks, with contexts of its own.
+
+use std::fmt;
+use std::sync::Arc;
+
+use mpi_sys::MPI_Comm;
+
+use crate::environment::Environment;
+use crate::error::{Error, Result, check};
+
+/// The number of a process in a communicator, from 0.
+pub type Rank = i32;
+
+/// A group of ranks that communicate with each other and with nobody else.
+///
+/// Cheap to clone: clones are the same communicator. The operations are its methods, each in a
+/// file of its own; the table of them is on the crate's [front page](crate).
+///
+/// A communicator has three contexts, duplicates of what it was made from: one for calls of the
+/// forward pass, one for those of the backward pass, and one for the crate's own messages. So a
+/// message of the one can never meet a message of the other.
+#[derive(Clone)]
+#[doc(alias = "MPI_Comm")]
+pub struct Communicator {
+    inner: Arc<Inner>,
+    pass: Pass,
+}
+
+struct Inner {
+    forward: MPI_Comm,
+    backward: MPI_Comm,
+    control: MPI_Comm,
+    rank: Rank,
+    size: Rank,
+    environment: Arc<Environment>,
+}
+
+/// Which pass the calls of a communicator belong to.
+#[derive(Clone, Copy)]
+enum Pass {
+    Forward,
+    Backward,
+}
+
+impl Communicator {
+    /// Makes contexts from `parent`, which stays its owner's. Collective over `parent`.
+    pub(crate) fn adopt(parent: MPI_Comm, environment: Arc<Environment>) -> Result<Self> {
+        let forward = context(parent, &environment)?;
+        let backward = context(forward, &environment)?;
+        let control = context(forward, &environment)?;
+        let (mut rank, mut size) = (0, 0);
+        // SAFETY: `forward` is a communicator; `rank` outlives the call.
+        check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(forward, &mut rank) })?;
+        // SAFETY: as above.
+        check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(forward, &mut size) })?;
+        let inner = Arc::new(Inner { forward, backward, control, rank, size, environment });
+        Ok(Self { inner, pass: Pass::Forward })
+    }
+
+    /// The calling process's rank.
+    #[inline]
+    #[must_use]
+    #[doc(alias = "MPI_Comm_rank")]
+    pub fn rank(&self) -> Rank {
+        self.inner.rank
+    }
+
+    /// How many ranks there are.
+    #[inline]
+    #[must_use]
+    #[doc(alias = "MPI_Comm_size")]
+    pub fn size(&self) -> Rank {
+        self.inner.size
+    }
+
+    /// A communicator of the same ranks with contexts of its own: messages on the one never meet
+    /// messages on the other.
+    ///
+    /// Wraps `MPI_Comm_dup`. Collective: every rank must call it.
+    ///
+    /// # Errors
+    /// [`Error::Mpi`] if MPI fails; [`Error::Finalized`] after the universe's end.
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let other = world.duplicate()?;
+    /// assert_eq!((other.rank(), other.size()), (world.rank(), world.size()));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Comm_dup")]
+    pub fn duplicate(&self) -> Result<Self> {
+        let _guard = self.environment().enter("duplicate")?;
+        Self::adopt(self.inner.forward, Arc::clone(&self.inner.environment))
+    }
+
+    /// The same communicator for calls of the backward pass.
+    pub(crate) fn backward(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), pass: Pass::Backward }
+    }
+
+    /// The context of the pass.
+    #[inline]
+    pub(crate) fn context(&self) -> MPI_Comm {
+        match self.pass {
+            Pass::Forward => self.inner.forward,
+            Pass::Backward => self.inner.backward,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.inner.environment
+    }
+
+    /// Every rank's `bytes`, in order of the ranks, by the control context. They may differ in
+    /// length. Collective.
+    pub(crate) fn exchange(&self, call: &'static str, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let _guard = self.environment().enter(call)?;
+        // A negative count tells every rank that this one has too much.
+        let count = i32::try_from(bytes.len()).unwrap_or(-1);
+        let mut counts = vec![0_i32; self.size().unsigned_abs() as usize];
+        // SAFETY: one int is sent, and `counts` has room for one per rank.
+        check("MPI_Allgather", unsafe {
+            mpi_sys::MPI_Allgather(
+                (&raw const count).cast(),
+                1,
+                mpi_sys::MPI_INT,
+                counts.as_mut_ptr().cast(),
+                1,
+                mpi_sys::MPI_INT,
+                self.inner.control,
+            )
+        })?;
+        let mut displacements = Vec::with_capacity(counts.len());
+        let mut total = 0_i32;
+        for &count in &counts {
+            displacements.push(total);
+            total = (count >= 0)
+                .then(|| total.checked_add(count))
+                .flatten()
+                .ok_or(Error::Exchange { call })?;
+        }
+        let mut all = vec![0_u8; total.unsigned_abs() as usize];
+        // SAFETY: `count` bytes are sent; `all` has room for the sum of the counts, each at its
+        // displacement.
+        check("MPI_Allgatherv", unsafe {
+            mpi_sys::MPI_Allgatherv(
+                bytes.as_ptr().cast(),
+                count,
+                mpi_sys::MPI_BYTE,
+                all.as_mut_ptr().cast(),
+                counts.as_ptr(),
+                displacements.as_ptr(),
+                mpi_sys::MPI_BYTE,
+                self.inner.control,
+            )
+        })?;
+        let mut rest = all.as_slice();
+        Ok(counts
+            .iter()
+            .map(|count| {
+                let (head, tail) = rest.split_at(count.unsigned_abs() as usize);
+                rest = tail;
+                head.to_vec()
+            })
+            .collect())
+    }
+}
+
+impl fmt::Debug for Communicator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Communicator")
+            .field("rank", &self.rank())
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A duplicate of `parent` that returns errors instead of aborting. Collective.
+fn context(parent: MPI_Comm, environment: &Environment) -> Result<MPI_Comm> {
+    let mut duplicate = mpi_sys::MPI_COMM_NULL;
+    // SAFETY: `parent` is a communicator; `duplicate` outlives the call.
+    check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut duplicate) })?;
+    environment.keep(duplicate);
+    // SAFETY: a communicator that was just made, and one of MPI's own error handlers.
+    check("MPI_Comm_set_errhandler", unsafe {
+        mpi_sys::MPI_Comm_set_errhandler(duplicate, mpi_sys::MPI_ERRORS_RETURN)
+    })?;
+    Ok(duplicate)
+}

@@ -1,0 +1,202 @@
+//! [`Error`], and the one place that turns an MPI status into a [`Result`].
+
+use std::ffi::c_int;
+
+use tch::Kind;
+
+use crate::reduction::Op;
+
+/// What every fallible call of this crate returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call failed: the call first, then what came and what was needed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An MPI function returned an error code.
+    #[error("{call} failed: {message} ({class})")]
+    Mpi {
+        /// The MPI function.
+        call: &'static str,
+        /// The error class as the MPI standard names it: `MPI_ERR_COMM`.
+        class: &'static str,
+        /// The library's text for the class.
+        message: String,
+        /// The library's text for the code itself, which may say more.
+        detail: String,
+    },
+
+    /// The tensor's kind has no MPI datatype.
+    #[error("{call}: kind {kind} has no MPI datatype")]
+    Kind {
+        /// The operation.
+        call: &'static str,
+        /// The tensor's kind, as libtorch names it.
+        kind: String,
+    },
+
+    /// The op is not defined for the tensor's kind.
+    #[error("{call}: Op::{op:?} is not defined for kind {kind:?}")]
+    OpKind {
+        /// The operation.
+        call: &'static str,
+        /// The op asked for.
+        op: Op,
+        /// The tensor's kind.
+        kind: Kind,
+    },
+
+    /// The op is not differentiable, and the input requires grad.
+    #[error("{call}: Op::{op:?} has no adjoint; detach the input first")]
+    NoAdjoint {
+        /// The operation.
+        call: &'static str,
+        /// The op asked for.
+        op: Op,
+    },
+
+    /// The tensor is sparse, quantized or nested.
+    #[error("{call}: the tensor has no strided storage; a dense tensor is needed")]
+    Layout {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// The tensor is not in host memory.
+    #[error("{call}: the tensor is on device {device}; move it to the CPU first")]
+    Device {
+        /// The operation.
+        call: &'static str,
+        /// Where it is, as libtorch names it: `cuda:0`.
+        device: String,
+    },
+
+    /// The ranks' data is too much for one exchange of the crate's own.
+    #[error("{call}: the data of all ranks exceeds 2 GiB")]
+    Exchange {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// MPI is not there any more.
+    #[error("{call}: MPI has been finalized")]
+    Finalized {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// The call came from a thread that may not call MPI.
+    #[error("{call}: called from a thread that may not call MPI (thread level {level:?}); {needed}")]
+    Thread {
+        /// The operation.
+        call: &'static str,
+        /// The thread level that MPI was initialized with.
+        level: crate::environment::ThreadLevel,
+        /// What would be allowed.
+        needed: &'static str,
+    },
+
+    /// The MPI library that was loaded is not the one that was compiled against.
+    #[error(
+        "initialize: compiled against {compiled}, but {loaded} was loaded, and their ABIs differ; \
+         rebuild with MPI4TCH_MPI set to the one that is loaded, or mend the library path"
+    )]
+    Library {
+        /// What `mpi_sys` was compiled against.
+        compiled: String,
+        /// What `MPI_Get_library_version` says.
+        loaded: String,
+    },
+
+    /// libtorch refused.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+
+    /// libtorch refused, below tch.
+    #[error("{call}: {message}")]
+    Autograd {
+        /// The operation.
+        call: &'static str,
+        /// libtorch's text.
+        message: String,
+    },
+}
+
+/// Turns what `call` returned into a `Result`.
+#[inline]
+pub(crate) fn check(call: &'static str, code: c_int) -> Result<()> {
+    if code == mpi_sys::MPI_SUCCESS { Ok(()) } else { Err(failure(call, code)) }
+}
+
+#[cold]
+fn failure(call: &'static str, code: c_int) -> Error {
+    let mut class = code;
+    // SAFETY: MPI_Error_class takes any code that an MPI function returned; `class` outlives it.
+    unsafe { mpi_sys::MPI_Error_class(code, &mut class) };
+    let name = class_name(class);
+    // Open MPI puts the name of the class before the text, MPICH starts it with a capital.
+    let text = error_string(class);
+    let text = text.strip_prefix(name).map_or(text.as_str(), |rest| rest.trim_start_matches(": "));
+    let mut letters = text.chars();
+    let message = letters.next().map_or_else(String::new, |first| {
+        first.to_lowercase().chain(letters).collect::<String>()
+    });
+    Error::Mpi { call, class: name, message, detail: error_string(code) }
+}
+
+fn error_string(code: c_int) -> String {
+    let mut text = vec![0_u8; mpi_sys::MPI_MAX_ERROR_STRING as usize];
+    let mut length = 0;
+    // SAFETY: `text` has the MPI_MAX_ERROR_STRING bytes that MPI may write.
+    unsafe { mpi_sys::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut length) };
+    text.truncate(usize::try_from(length).unwrap_or(0));
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+macro_rules! class_names {
+    ($($name:ident)*) => {
+        fn class_name(class: c_int) -> &'static str {
+            match class {
+                $(c if c == mpi_sys::$name => stringify!($name),)*
+                _ => "MPI_ERR_UNKNOWN",
+            }
+        }
+    };
+}
+
+class_names! {
+    MPI_ERR_BUFFER MPI_ERR_COUNT MPI_ERR_TYPE MPI_ERR_TAG MPI_ERR_COMM MPI_ERR_RANK
+    MPI_ERR_REQUEST MPI_ERR_ROOT MPI_ERR_GROUP MPI_ERR_OP MPI_ERR_TOPOLOGY MPI_ERR_DIMS
+    MPI_ERR_ARG MPI_ERR_TRUNCATE MPI_ERR_OTHER MPI_ERR_INTERN MPI_ERR_IN_STATUS
+    MPI_ERR_PENDING MPI_ERR_NO_MEM
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_name_the_call_then_what_came_and_what_was_needed() {
+        let cases = [
+            (
+                check("MPI_Allreduce", mpi_sys::MPI_ERR_COMM).unwrap_err(),
+                "MPI_Allreduce failed: invalid communicator (MPI_ERR_COMM)",
+            ),
+            (
+                Error::OpKind { call: "all_reduce", op: Op::Max, kind: Kind::ComplexFloat },
+                "all_reduce: Op::Max is not defined for kind ComplexFloat",
+            ),
+            (
+                Error::NoAdjoint { call: "all_reduce", op: Op::LogicalAnd },
+                "all_reduce: Op::LogicalAnd has no adjoint; detach the input first",
+            ),
+            (
+                Error::Finalized { call: "all_reduce" },
+                "all_reduce: MPI has been finalized",
+            ),
+        ];
+        for (error, text) in cases {
+            assert_eq!(error.to_string(), text);
+        }
+    }
+}

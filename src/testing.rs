@@ -1,0 +1,368 @@
+//! Tests of parallel derivatives: the inner-product test, the serial oracle, and derivatives by
+//! differences, over all ranks.
+//!
+//! They are how this crate tests itself, and are public so that an operator composed of others
+//! can be tested in the same way. Each is collective, and every rank comes to the same verdict:
+//! it returns on all, or panics on all with a text that says by how much the test failed.
+//!
+//! Data is random, different on each rank, and the same in each run: a test with equal data, or
+//! with cotangents of ones, cannot see a wrong root or a missing rank. It is drawn from libtorch's
+//! generator, which is seeded anew for each tensor.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use tch::{Kind, Tensor};
+
+use crate::autograd;
+use crate::communicator::Communicator;
+use crate::error::Result;
+
+/// A random tensor, different on each rank: normal for floating-point and complex kinds, small
+/// integers, or truth values.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) if libtorch cannot make such a tensor.
+///
+/// # Examples
+/// ```
+/// use tch::Kind;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let x = mpi4tch::testing::random(&universe.world(), &[2, 3], Kind::Double)?;
+/// assert_eq!(x.size(), [2, 3]);
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+pub fn random(comm: &Communicator, shape: &[i64], kind: Kind) -> Result<Tensor> {
+    /// Counts the tensors drawn; ranks that draw the same number of them stay in step.
+    static DRAWN: AtomicI64 = AtomicI64::new(0);
+    let seed = DRAWN.fetch_add(1, Ordering::Relaxed) * 1_000_003 + i64::from(comm.rank());
+    tch::manual_seed(seed);
+    let on = |kind| (kind, tch::Device::Cpu);
+    Ok(match kind {
+        Kind::Bool => Tensor::f_randint(2, shape, on(Kind::Int64))?.f_to_kind(kind)?,
+        Kind::Uint8 => Tensor::f_randint(9, shape, on(kind))?,
+        Kind::Int8 | Kind::Int16 | Kind::Int | Kind::Int64 => {
+            Tensor::f_randint_low(-4, 5, shape, on(kind))?
+        }
+        Kind::Half | Kind::BFloat16 => Tensor::f_randn(shape, on(Kind::Float))?.f_to_kind(kind)?,
+        _ => Tensor::f_randn(shape, on(kind))?,
+    })
+}
+
+/// The inner-product test of a linear `f`: Σ⟨f(x), ȳ⟩ over all ranks equals Σ⟨x, x̄⟩, where
+/// libtorch finds x̄ by a backward pass from a random ȳ.
+///
+/// It holds for every ȳ if and only if the backward pass of `f` is its adjoint.
+///
+/// # Panics
+/// On every rank, if the two differ by more than rounding of the tensor's kind explains.
+///
+/// # Errors
+/// Whatever `f` returns, or the backward pass.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::{Op, testing};
+/// use tch::Kind;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = testing::random(&world, &[3], Kind::Double)?;
+/// testing::assert_adjoint(&world, &x, |x| world.all_reduce(x, Op::Sum))?;
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+pub fn assert_adjoint(
+    comm: &Communicator,
+    x: &Tensor,
+    f: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<()> {
+    let x = leaf(x)?;
+    let y = f(&x)?;
+    let cotangent = random(comm, &y.size(), y.f_kind()?)?;
+    let gradient = vjp(&[&y], &[&cotangent], &[&x], false)?.remove(0);
+    let [forward, backward] =
+        [total(comm, inner(&y, &cotangent)?)?, total(comm, inner(&x, &gradient)?)?];
+    // What the sums would be if no terms cancelled: rounding is relative to that.
+    let scale = total(comm, norm(&y)? * norm(&cotangent)? + norm(&x)? * norm(&gradient)?)?;
+    let error = (forward - backward).abs();
+    assert!(
+        error <= tolerance(x.f_kind()?) * scale,
+        "not the adjoint: Σ⟨f(x), ȳ⟩ = {forward:e}, Σ⟨x, x̄⟩ = {backward:e}, difference {error:e} \
+         at a scale of {scale:e}"
+    );
+    Ok(())
+}
+
+/// The serial oracle: `f` on every rank equals `serial` on the list of all ranks' tensors, in
+/// value, shape and kind, and, for kinds that carry gradients, in first and second derivatives.
+///
+/// `serial` returns one tensor per rank, computed by libtorch alone.
+///
+/// # Panics
+/// On every rank, if any rank's value or derivative differs by more than rounding explains; the
+/// text names the ranks.
+///
+/// # Errors
+/// Whatever `f` returns, or the backward passes.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::{Op, testing};
+/// use tch::{Kind, Tensor};
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = testing::random(&world, &[3], Kind::Double)?;
+/// testing::assert_serial(
+///     &world,
+///     &x,
+///     |x| world.all_reduce(x, Op::Sum),
+///     |xs| {
+///         let sum = Tensor::stack(xs, 0).sum_dim_intlist(0, false, Kind::Double);
+///         xs.iter().map(|_| sum.shallow_clone()).collect()
+///     },
+/// )?;
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+pub fn assert_serial(
+    comm: &Communicator,
+    x: &Tensor,
+    f: impl Fn(&Tensor) -> Result<Tensor>,
+    serial: impl Fn(&[Tensor]) -> Vec<Tensor>,
+) -> Result<()> {
+    let rank = usize::try_from(comm.rank()).unwrap_or(0);
+    if !carries_gradient(x.f_kind()?) {
+        let expected = serial(&all_ranks(comm, x)?).swap_remove(rank);
+        return agree(comm, "value", mismatch(&f(x)?, &expected)?);
+    }
+    let x = leaf(x)?;
+    let xs = all_ranks(comm, &x)?.iter().map(leaf).collect::<Result<Vec<_>>>()?;
+    let y = f(&x)?;
+    let ys = serial(&xs);
+    agree(comm, "value", mismatch(&y, &ys[rank])?)?;
+
+    let cotangent = leaf(&random(comm, &y.size(), y.f_kind()?)?)?;
+    let cotangents =
+        all_ranks(comm, &cotangent)?.iter().map(leaf).collect::<Result<Vec<_>>>()?;
+    let gradient = vjp(&[&y], &[&cotangent], &[&x], true)?.remove(0);
+    let gradients = vjp(&refs(&ys), &refs(&cotangents), &refs(&xs), true)?;
+    agree(comm, "first derivative", mismatch(&gradient, &gradients[rank])?)?;
+
+    // The gradient's own gradient, for x and for the cotangent it came from.
+    let direction = random(comm, &x.size(), x.f_kind()?)?;
+    let directions = all_ranks(comm, &direction)?;
+    let second = vjp(&[&gradient], &[&direction], &[&x, &cotangent], false)?;
+    let inputs: Vec<&Tensor> = xs.iter().chain(&cotangents).collect();
+    let seconds = vjp(&refs(&gradients), &refs(&directions), &inputs, false)?;
+    agree(comm, "second derivative for x", mismatch(&second[0], &seconds[rank])?)?;
+    let of_cotangent = &seconds[xs.len() + rank];
+    agree(comm, "second derivative for ȳ", mismatch(&second[1], of_cotangent)?)
+}
+
+/// Compares the derivative of `f` with central differences, along random directions that move all
+/// inputs on all ranks at once. In `Double` or `ComplexDouble`.
+///
+/// # Panics
+/// On every rank, if the two differ.
+///
+/// # Errors
+/// Whatever `f` returns, or the backward pass.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::{Op, testing};
+/// use tch::Kind;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = testing::random(&world, &[3], Kind::Double)?;
+/// testing::gradcheck(&world, &[&x], |x| world.all_reduce(&x[0].sin(), Op::Sum))?;
+/// testing::gradgradcheck(&world, &x, |x| world.all_reduce(&x.sin(), Op::Sum))?;
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+pub fn gradcheck(
+    comm: &Communicator,
+    inputs: &[&Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> Result<()> {
+    const STEP: f64 = 1e-5;
+    let at = |directions: &[Tensor], t: f64| -> Result<Vec<Tensor>> {
+        let moved = inputs.iter().zip(directions);
+        moved.map(|(x, v)| leaf(&x.detach().f_add(&v.f_mul_scalar(t)?)?)).collect()
+    };
+    for _ in 0..3 {
+        let directions = inputs
+            .iter()
+            .map(|x| random(comm, &x.size(), x.f_kind()?))
+            .collect::<Result<Vec<_>>>()?;
+        let here = at(&directions, 0.0)?;
+        let y = f(&here)?;
+        let cotangent = random(comm, &y.size(), y.f_kind()?)?;
+        let mut along = 0.0;
+        let gradients = vjp(&[&y], &[&cotangent], &refs(&here), false)?;
+        for (gradient, v) in gradients.iter().zip(&directions) {
+            along += inner(gradient, v)?;
+        }
+        let along = total(comm, along)?;
+        let value = |t| total(comm, inner(&f(&at(&directions, t)?)?, &cotangent)?);
+        let (plus, minus) = (value(STEP)?, value(-STEP)?);
+        let difference = (plus - minus) / (2.0 * STEP);
+        // The differences lose as many digits as the step has, and err by its square.
+        let allowed = 1e-9 * (plus.abs() + minus.abs() + 1.0) / STEP.sqrt() + 1e-6 * along.abs();
+        assert!(
+            (along - difference).abs() <= allowed,
+            "derivative {along:e}, by differences {difference:e}, allowed error {allowed:e}"
+        );
+    }
+    Ok(())
+}
+
+/// Compares the second derivatives of `f` with central differences of the first: [`gradcheck`] of
+/// (x, ȳ) ↦ x̄.
+///
+/// # Panics
+/// On every rank, if the two differ.
+///
+/// # Errors
+/// Whatever `f` returns, or the backward passes.
+pub fn gradgradcheck(
+    comm: &Communicator,
+    x: &Tensor,
+    f: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<()> {
+    let y = f(&x.detach())?;
+    let cotangent = random(comm, &y.size(), y.f_kind()?)?;
+    gradcheck(comm, &[x, &cotangent], |inputs| {
+        let [x, cotangent] = inputs else { unreachable!("two inputs were given") };
+        Ok(vjp(&[&f(x)?], &[cotangent], &[x], true)?.remove(0))
+    })
+}
+
+/// How many nodes of this crate the autograd graphs of this process hold: 0 when all graphs have
+/// been dropped.
+#[must_use]
+pub fn live_pullbacks() -> usize {
+    autograd::live_pullbacks()
+}
+
+fn carries_gradient(kind: Kind) -> bool {
+    use Kind::{BFloat16, ComplexDouble, ComplexFloat, Double, Float, Half};
+    matches!(kind, Half | BFloat16 | Float | Double | ComplexFloat | ComplexDouble)
+}
+
+/// A variable of its own with the same data and layout.
+fn leaf(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_detach()?.f_set_requires_grad(true)?)
+}
+
+fn refs(tensors: &[Tensor]) -> Vec<&Tensor> {
+    tensors.iter().collect()
+}
+
+/// Gradients of `inputs`, zeros for those that the outputs do not depend on.
+fn vjp(
+    outputs: &[&Tensor],
+    cotangents: &[&Tensor],
+    inputs: &[&Tensor],
+    create_graph: bool,
+) -> Result<Vec<Tensor>> {
+    // Outputs that depend on nothing have no graph to go back through.
+    let (outputs, cotangents): (Vec<&Tensor>, Vec<&Tensor>) =
+        outputs.iter().zip(cotangents).filter(|(y, _)| y.requires_grad()).unzip();
+    let gradients = if outputs.is_empty() {
+        inputs.iter().map(|_| None).collect()
+    } else {
+        autograd::grad("grad", &outputs, &cotangents, inputs, create_graph, create_graph)?
+    };
+    let or_zeros = |(gradient, x): (Option<Tensor>, &&Tensor)| -> Result<Tensor> {
+        gradient.map_or_else(|| Ok(x.f_zeros_like()?), Ok)
+    };
+    gradients.into_iter().zip(inputs).map(or_zeros).collect()
+}
+
+/// In double precision, complex numbers as pairs of reals.
+fn widened(x: &Tensor) -> Result<Tensor> {
+    let x = x.f_detach()?.f_resolve_conj()?.f_resolve_neg()?;
+    Ok(if x.f_is_complex()? {
+        x.f_to_kind(Kind::ComplexDouble)?.f_view_as_real()?
+    } else {
+        x.f_to_kind(Kind::Double)?
+    })
+}
+
+/// Re⟨a, b⟩ of this rank.
+fn inner(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let product = widened(a)?.f_mul(&widened(b)?)?.f_sum(Kind::Double)?;
+    Ok(product.f_double_value(&[])?)
+}
+
+fn norm(x: &Tensor) -> Result<f64> {
+    Ok(inner(x, x)?.sqrt())
+}
+
+/// The sum over all ranks, by none of the operators under test.
+fn total(comm: &Communicator, value: f64) -> Result<f64> {
+    let all = comm.exchange("testing", &value.to_le_bytes())?;
+    Ok(all.iter().map(|bytes| bytes.as_slice().try_into().map_or(f64::NAN, f64::from_le_bytes)).sum())
+}
+
+/// What rounding explains, relative to the scale of the result.
+fn tolerance(kind: Kind) -> f64 {
+    match kind {
+        Kind::Double | Kind::ComplexDouble => 1e-13,
+        Kind::Float | Kind::ComplexFloat => 1e-5,
+        Kind::Half => 4e-3,
+        Kind::BFloat16 => 3e-2,
+        _ => 0.0,
+    }
+}
+
+/// What differs between a rank's result and the oracle's, if anything does.
+fn mismatch(actual: &Tensor, expected: &Tensor) -> Result<Option<String>> {
+    let described = |x: &Tensor| format!("{:?} of shape {:?}", x.kind(), x.size());
+    if actual.f_kind()? != expected.f_kind()? || actual.size() != expected.size() {
+        return Ok(Some(format!("{} instead of {}", described(actual), described(expected))));
+    }
+    if actual.numel() == 0 {
+        return Ok(None);
+    }
+    let tolerance = tolerance(actual.f_kind()?);
+    let (actual, expected) = (widened(actual)?, widened(expected)?);
+    let close = actual.f_allclose(&expected, 10.0 * tolerance, 10.0 * tolerance, true)?;
+    Ok((!close).then(|| {
+        let values = |x: &Tensor| Vec::<f64>::try_from(x.flatten(0, -1)).unwrap_or_default();
+        format!("{:?} instead of {:?}", values(&actual), values(&expected))
+    }))
+}
+
+/// Panics on all ranks if any has something to report.
+fn agree(comm: &Communicator, what: &str, mismatch: Option<String>) -> Result<()> {
+    let reports = comm.exchange("testing", mismatch.unwrap_or_default().as_bytes())?;
+    let reports: Vec<String> = reports
+        .iter()
+        .enumerate()
+        .filter(|(_, report)| !report.is_empty())
+        .map(|(rank, report)| format!("rank {rank}: {}", String::from_utf8_lossy(report)))
+        .collect();
+    assert!(reports.is_empty(), "{what} differs from the serial one\n{}", reports.join("\n"));
+    Ok(())
+}
+
+/// Every rank's tensor, in order of the ranks. Kinds and dimensions travel along.
+fn all_ranks(comm: &Communicator, x: &Tensor) -> Result<Vec<Tensor>> {
+    let x = x.f_detach()?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()?;
+    let kind = x.f_kind()?;
+    let shape = x.size();
+    let mut data = vec![0_u8; x.numel() * kind.elt_size_in_bytes()];
+    x.f_copy_data_u8(&mut data, x.numel())?;
+    let header: Vec<u8> = shape.iter().flat_map(|extent| extent.to_le_bytes()).collect();
+    let headers = comm.exchange("testing", &header)?;
+    let data = comm.exchange("testing", &data)?;
+    let tensor = |(header, data): (&Vec<u8>, &Vec<u8>)| -> Result<Tensor> {
+        let extents = header.chunks_exact(8);
+        let shape: Vec<i64> =
+            extents.map(|e| e.try_into().map_or(0, i64::from_le_bytes)).collect();
+        Ok(Tensor::f_from_data_size(data, &shape, kind)?)
+    };
+    headers.iter().zip(&data).map(tensor).collect()
+}
