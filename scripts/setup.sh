@@ -168,7 +168,7 @@ has c++ || die "a C++ compiler is missing (on Debian: g++)"
 
 if ! has_libtorch; then
     # One Python's wheel serves all: nothing here imports it.
-    install_wheels "libtorch-$libtorch" --target --only-binary :all: --python-version 3.12 \
+    install_wheels "libtorch-$libtorch" --target --only-binary :all: --python-version 3.11 \
         "${libtorch_wheels[@]}"
 fi
 if [[ -z ${LIBTORCH:-} && -z ${LIBTORCH_USE_PYTORCH+set} ]]; then
