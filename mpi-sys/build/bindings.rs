@@ -26,7 +26,8 @@ const INTEGERS: [(&str, &str); 3] = [
 
 /// Opaque handles: a pointer in one implementation, an integer in another,
 /// and a type of their own in these bindings.
-const HANDLES: &str = "MPI_(Comm|Datatype|Errhandler|File|Group|Info|Message|Op|Request|Session|Win)";
+const HANDLES: &str =
+    "MPI_(Comm|Datatype|Errhandler|File|Group|Info|Message|Op|Request|Session|Win)";
 
 /// Parts of MPI that a library may have ahead of the standard it claims, each
 /// with a function that only they bring.
@@ -40,7 +41,10 @@ const FEATURES: [(&str, &str); 4] = [
 /// Writes `bindings.rs`; returns each of the optional features with whether it
 /// is there.
 pub fn generate(mpi: &Installation) -> Vec<(&'static str, bool)> {
-    let includes = mpi.include_paths.iter().map(|path| format!("-I{}", path.display()));
+    let includes = mpi
+        .include_paths
+        .iter()
+        .map(|path| format!("-I{}", path.display()));
     let integers = INTEGERS.map(|(name, rust)| format!("pub type {name} = {rust};"));
     let bindings = bindgen::Builder::default()
         .header("shim.h")
@@ -124,7 +128,10 @@ fn rename(line: &str) -> String {
 
 /// `pub const MPI_X: T = 3;` with a value that an `int` holds.
 fn is_integer_constant(line: &str) -> bool {
-    let Some((_, value)) = line.strip_suffix(';').and_then(|line| line.split_once(" = ")) else {
+    let Some((_, value)) = line
+        .strip_suffix(';')
+        .and_then(|line| line.split_once(" = "))
+    else {
         return false;
     };
     line.starts_with("pub const ") && value.parse::<i32>().is_ok()
@@ -134,7 +141,9 @@ fn is_integer_constant(line: &str) -> bool {
 /// and takes the C compiler's. Searched last, so that clang's own come first.
 fn compiler_headers() -> Vec<String> {
     let compiler = cc::Build::new().cargo_metadata(false).get_compiler();
-    let output = Command::new(compiler.path()).arg("-print-file-name=include").output();
+    let output = Command::new(compiler.path())
+        .arg("-print-file-name=include")
+        .output();
     match output {
         Ok(output) if output.status.success() => {
             let folder = String::from_utf8_lossy(&output.stdout).trim().to_owned();

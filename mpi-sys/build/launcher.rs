@@ -22,7 +22,7 @@ impl Launcher {
         let text = String::from_utf8_lossy(&output.stdout);
         let vendor = if text.contains("Open MPI") || text.contains("OpenRTE") {
             Vendor::OpenMpi
-        } else if text.contains("HYDRA") {
+        } else if text.contains("HYDRA") || text.contains("Intel(R) MPI") {
             Vendor::Mpich
         } else {
             Vendor::Other
@@ -58,7 +58,9 @@ impl Launcher {
             .filter_map(|path| Launcher::identify(&path))
             .filter(|launcher| launcher.vendor == mpi.vendor)
             .collect();
-        let same = found.iter().find(|launcher| launcher.version == mpi.version);
+        let same = found
+            .iter()
+            .find(|launcher| launcher.version == mpi.version);
         same.or(found.first()).cloned()
     }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::launcher::{Launcher, find_on_path};
 
-/// Who made an MPI; it decides the ABI.
+/// Whose ABI an MPI has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vendor {
     OpenMpi,
@@ -173,7 +173,10 @@ impl Choice {
     /// How well `mpi` fits; `None` if it must not be taken.
     fn fit(&self, mpi: &Installation) -> Option<u8> {
         let same_vendor = self.vendor.is_none_or(|vendor| vendor == mpi.vendor);
-        let same_version = self.version.as_ref().is_none_or(|version| *version == mpi.version);
+        let same_version = self
+            .version
+            .as_ref()
+            .is_none_or(|version| *version == mpi.version);
         match (same_vendor, same_version) {
             (true, true) => Some(EXACT),
             (true, false) => Some(1),
@@ -185,7 +188,9 @@ impl Choice {
 
 fn all_places() -> Vec<Place> {
     let packages = PKG_CONFIG_NAMES.into_iter().map(Place::PkgConfig);
-    let wrappers = WRAPPER_NAMES.into_iter().map(|name| Place::Wrapper(name.into()));
+    let wrappers = WRAPPER_NAMES
+        .into_iter()
+        .map(|name| Place::Wrapper(name.into()));
     packages.chain(wrappers).collect()
 }
 
@@ -284,7 +289,7 @@ mpi4tch_standard MPI_VERSION . MPI_SUBVERSION
 #if defined(OMPI_MAJOR_VERSION)
 mpi4tch_openmpi OMPI_MAJOR_VERSION . OMPI_MINOR_VERSION . OMPI_RELEASE_VERSION
 #elif defined(I_MPI_VERSION)
-mpi4tch_other I_MPI_VERSION
+mpi4tch_mpich I_MPI_VERSION
 #elif defined(MPICH_VERSION)
 mpi4tch_mpich MPICH_VERSION
 #endif

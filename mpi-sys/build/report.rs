@@ -38,7 +38,9 @@ fn runtime_folder(mpi: &Installation) -> Option<PathBuf> {
         let folders = mpi.lib_paths.iter();
         folders.flat_map(move |folder| names.clone().map(|name| folder.join(name)))
     });
-    let library = files.filter_map(|file| fs::canonicalize(file).ok()).next()?;
+    let library = files
+        .filter_map(|file| fs::canonicalize(file).ok())
+        .next()?;
     let folder = library.parent()?;
     (!is_default(folder)).then(|| folder.to_path_buf())
 }

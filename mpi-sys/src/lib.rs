@@ -47,25 +47,26 @@ thread_safe!(
 #[cfg(mpi_sessions)]
 thread_safe!(MPI_Session);
 
-/// Who made an MPI. Programs compiled for one vendor's cannot run with
-/// another's: the types and constants differ.
+/// Whose ABI an MPI has. Programs compiled for one cannot run with another:
+/// the types and constants differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Vendor {
     /// Open MPI.
     OpenMpi,
-    /// MPICH.
+    /// MPICH and what derives from it: Cray's, Intel's, MVAPICH.
     Mpich,
-    /// Any other; many of them derive from MPICH.
+    /// Any other.
     Other,
 }
 
 impl Vendor {
     /// The vendor that `MPI_Get_library_version` names, in the text it returns.
     pub fn of_library(version: &str) -> Vendor {
-        if version.starts_with("Open MPI") {
+        const MPICHES: [&str; 3] = ["MPICH", "MVAPICH", "Intel(R) MPI"];
+        if version.contains("Open MPI") {
             Vendor::OpenMpi
-        } else if version.starts_with("MPICH") {
+        } else if MPICHES.iter().any(|name| version.contains(name)) {
             Vendor::Mpich
         } else {
             Vendor::Other
@@ -107,7 +108,10 @@ pub const MPIEXEC: &str = env!("MPI4TCH_MPI_MPIEXEC");
 /// compiled for.
 ///
 /// ```
-/// assert!(!mpi_sys::is_compiled_for("Borland MPI 1.0") || mpi_sys::VENDOR == mpi_sys::Vendor::Other);
+/// use mpi_sys::{VENDOR, Vendor, is_compiled_for};
+///
+/// assert_eq!(is_compiled_for("Open MPI v5.0.3, package: …"), VENDOR == Vendor::OpenMpi);
+/// assert_eq!(is_compiled_for("MPICH Version: 4.2.0 …"), VENDOR == Vendor::Mpich);
 /// ```
 pub fn is_compiled_for(version: &str) -> bool {
     Vendor::of_library(version) == VENDOR

@@ -1,0 +1,171 @@
+//! The library that is loaded is the one that was compiled for, and the
+//! constants mean to it what they should.
+
+mod world;
+
+use std::collections::HashSet;
+use std::ffi::{CStr, c_char, c_int};
+use std::process::ExitCode;
+
+use mpi_sys::*;
+use world::World;
+
+fn main() -> ExitCode {
+    let tests = harness::tests![
+        loaded_library,
+        world_is_complete,
+        standard,
+        handles_are_distinct,
+        sizes,
+        fortran,
+        threads
+    ];
+    harness::run(world::start, tests)
+}
+
+fn loaded_library(_: &World) {
+    let version = text::<MAX_VERSION>(|buffer, length| {
+        // SAFETY: the buffer has the length that the standard asks for.
+        unsafe { MPI_Get_library_version(buffer, length) }
+    });
+    assert!(is_compiled_for(&version), "{version}");
+    assert!(
+        version.contains(LIBRARY_VERSION),
+        "{LIBRARY_VERSION} is not in {version}"
+    );
+}
+
+const MAX_VERSION: usize = MPI_MAX_LIBRARY_VERSION_STRING as usize;
+
+/// As many ranks as were asked for, as the harness checks, and one world.
+fn world_is_complete(world: &World) {
+    assert!((0..world.size).contains(&world.rank));
+    let (mut sum, expected) = (world.rank, (0..world.size).sum());
+    // SAFETY: `sum` is one integer, read and written in place.
+    let code = unsafe {
+        let buffer = (&raw mut sum).cast();
+        MPI_Allreduce(MPI_IN_PLACE, buffer, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD)
+    };
+    assert_eq!(code, MPI_SUCCESS);
+    assert_eq!(sum, expected);
+}
+
+fn standard(_: &World) {
+    let (mut version, mut subversion) = (0, 0);
+    // SAFETY: both are places for the result.
+    let code = unsafe { MPI_Get_version(&mut version, &mut subversion) };
+    assert_eq!(code, MPI_SUCCESS);
+    assert_eq!((version, subversion), STANDARD);
+    assert!(STANDARD >= (3, 1));
+    assert_eq!(cfg!(mpi_4), STANDARD >= (4, 0));
+}
+
+fn handles_are_distinct(_: &World) {
+    let datatypes = [
+        MPI_DATATYPE_NULL,
+        MPI_BYTE,
+        MPI_C_BOOL,
+        MPI_INT8_T,
+        MPI_UINT8_T,
+        MPI_INT16_T,
+        MPI_INT32_T,
+        MPI_INT64_T,
+        MPI_FLOAT,
+        MPI_DOUBLE,
+        MPI_C_FLOAT_COMPLEX,
+        MPI_C_DOUBLE_COMPLEX,
+        MPI_2INT,
+        MPI_FLOAT_INT,
+        MPI_DOUBLE_INT,
+    ];
+    assert_eq!(HashSet::from(datatypes).len(), datatypes.len());
+    let ops = [
+        MPI_OP_NULL,
+        MPI_SUM,
+        MPI_PROD,
+        MPI_MAX,
+        MPI_MIN,
+        MPI_LAND,
+        MPI_LOR,
+        MPI_LXOR,
+        MPI_BAND,
+        MPI_BOR,
+        MPI_BXOR,
+        MPI_MAXLOC,
+        MPI_MINLOC,
+        MPI_REPLACE,
+        MPI_NO_OP,
+    ];
+    assert_eq!(HashSet::from(ops).len(), ops.len());
+    let comms = [MPI_COMM_NULL, MPI_COMM_WORLD, MPI_COMM_SELF];
+    assert_eq!(HashSet::from(comms).len(), comms.len());
+    assert_ne!(MPI_ERRORS_RETURN, MPI_ERRORS_ARE_FATAL);
+    assert_ne!(MPI_GROUP_NULL, MPI_GROUP_EMPTY);
+    assert_ne!(MPI_MESSAGE_NULL, MPI_MESSAGE_NO_PROC);
+    assert_ne!(MPI_INFO_NULL, MPI_INFO_ENV);
+    assert_ne!(MPI_IN_PLACE, MPI_BOTTOM);
+    assert_ne!(MPI_UNWEIGHTED, MPI_WEIGHTS_EMPTY);
+    let wildcards = [MPI_ANY_SOURCE, MPI_PROC_NULL, MPI_ROOT];
+    assert_eq!(HashSet::from(wildcards).len(), wildcards.len());
+    assert!(wildcards.iter().all(|wildcard| *wildcard < 0));
+}
+
+fn sizes(_: &World) {
+    let datatypes = [
+        (MPI_BYTE, 1),
+        (MPI_C_BOOL, 1),
+        (MPI_INT16_T, 2),
+        (MPI_INT32_T, 4),
+        (MPI_INT64_T, 8),
+        (MPI_FLOAT, 4),
+        (MPI_DOUBLE, 8),
+        (MPI_C_FLOAT_COMPLEX, 8),
+        (MPI_C_DOUBLE_COMPLEX, 16),
+        (MPI_AINT, size_of::<MPI_Aint>()),
+        (MPI_COUNT, size_of::<MPI_Count>()),
+        (MPI_OFFSET, size_of::<MPI_Offset>()),
+        (MPI_2INT, 8),
+        (MPI_FLOAT_INT, 8),
+        (MPI_DOUBLE_INT, 12),
+    ];
+    for (datatype, expected) in datatypes {
+        let mut size = -1;
+        // SAFETY: the datatype is predefined, and `size` a place for the result.
+        assert_eq!(unsafe { MPI_Type_size(datatype, &mut size) }, MPI_SUCCESS);
+        assert_eq!(usize::try_from(size), Ok(expected), "{datatype:?}");
+    }
+}
+
+fn fortran(_: &World) {
+    // SAFETY: the handle is predefined.
+    let number = unsafe { MPI_Comm_c2f(MPI_COMM_WORLD) };
+    // SAFETY: `number` came from a handle.
+    assert_eq!(unsafe { MPI_Comm_f2c(number) }, MPI_COMM_WORLD);
+    // SAFETY: the handle is predefined.
+    let number = unsafe { MPI_Type_c2f(MPI_DOUBLE) };
+    // SAFETY: `number` came from a handle.
+    assert_eq!(unsafe { MPI_Type_f2c(number) }, MPI_DOUBLE);
+}
+
+/// Handles may be kept where other threads see them.
+fn threads(_: &World) {
+    fn assert_thread_safe<T: Send + Sync>() {}
+    assert_thread_safe::<MPI_Comm>();
+    assert_thread_safe::<MPI_Request>();
+    let ordered = [
+        MPI_THREAD_SINGLE,
+        MPI_THREAD_FUNNELED,
+        MPI_THREAD_SERIALIZED,
+        MPI_THREAD_MULTIPLE,
+    ];
+    assert!(ordered.is_sorted());
+}
+
+/// The text that `get` writes into a buffer of N bytes.
+fn text<const N: usize>(get: impl FnOnce(*mut c_char, *mut c_int) -> c_int) -> String {
+    let mut buffer = vec![0_u8; N + 1];
+    let mut length = 0;
+    assert_eq!(get(buffer.as_mut_ptr().cast(), &mut length), MPI_SUCCESS);
+    let text = CStr::from_bytes_until_nul(&buffer).expect("the last byte is zero");
+    text.to_str().expect("ASCII").to_owned()
+}

@@ -1,0 +1,55 @@
+//! The command line and environment of a job.
+
+use std::env;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// The variable that tells a process that it is a rank, and where to connect.
+pub const SOCKET: &str = "MPI4TCH_HARNESS_SOCKET";
+
+/// `mpiexec -n ranks <this program>`, in a process group of its own.
+pub fn command(ranks: usize, socket: &Path) -> io::Result<Command> {
+    let launcher = env::var("MPI4TCH_MPIEXEC").unwrap_or_default();
+    let mut words = launcher.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or(mpi_sys::MPIEXEC));
+    command
+        .args(words)
+        .arg("-n")
+        .arg(ranks.to_string())
+        .arg(env::current_exe()?)
+        .env(SOCKET, socket)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    for (name, value) in environment() {
+        if env::var_os(name).is_none() {
+            command.env(name, value);
+        }
+    }
+    Ok(command)
+}
+
+/// What lets more ranks than cores run, as any user. A launcher that a
+/// variable is not meant for ignores it, so all are set.
+fn environment() -> Vec<(&'static str, &'static str)> {
+    let mut variables = vec![
+        ("OMP_NUM_THREADS", "1"),
+        ("OMPI_MCA_mpi_yield_when_idle", "1"),
+        // Open MPI 4 and 5 call the same thing by these two names.
+        ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+        ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
+    ];
+    // SAFETY: `geteuid` has no preconditions.
+    if unsafe { libc::geteuid() } == 0 {
+        variables.extend([
+            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+            ("PRTE_ALLOW_RUN_AS_ROOT", "1"),
+            ("PRTE_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+        ]);
+    }
+    variables
+}
