@@ -1,7 +1,6 @@
 //! A job: `mpiexec`, its ranks, and their connections.
 
 use std::env;
-use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::launch;
 use crate::message::{Command, Report};
-use crate::output::Output;
+use crate::output::{self, Collected};
 use crate::process;
 use crate::settings::Settings;
 
@@ -30,7 +29,9 @@ pub struct Job {
     /// In the order in which they connected.
     members: Vec<Member>,
     events: Receiver<(usize, Event)>,
-    output: Output,
+    /// What `mpiexec` printed.
+    printed: Collected,
+    folder: Folder,
 }
 
 /// A process of the job.
@@ -52,29 +53,38 @@ enum Verdict {
     Passed,
     Failed(String),
     Died,
+    /// Ended after another rank had died, most likely by the launcher.
+    DiedWithAnother,
 }
 
-/// A socket in the file system, removed in the end.
-struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-}
+/// The folder of a job's socket and of its output; removed in the end.
+struct Folder(PathBuf);
 
 impl Job {
     /// Starts a job and waits until all its ranks have initialised MPI.
     pub fn start(size: usize, settings: &Settings) -> Result<Job, String> {
-        let socket = Socket::open().map_err(|error| format!("cannot open a socket: {error}"))?;
-        let mut command = launch::command(size, &socket.path).map_err(|error| error.to_string())?;
+        let open = || -> io::Result<_> {
+            let folder = Folder::create()?;
+            let listener = UnixListener::bind(folder.0.join(launch::SOCKET))?;
+            listener.set_nonblocking(true)?;
+            let mut command = launch::command(size, &folder.0)?;
+            if settings.nocapture {
+                command.env(launch::NOCAPTURE, "1");
+            }
+            Ok((folder, listener, command))
+        };
+        let (folder, listener, mut command) =
+            open().map_err(|error| format!("cannot prepare a job: {error}"))?;
         let mut mpiexec = command.spawn().map_err(|error| {
             let program = command.get_program().to_string_lossy();
             format!("cannot start `{program}`: {error}; MPI4TCH_MPIEXEC may name another launcher")
         })?;
-        let output = Output::default();
+        let printed = Collected::default();
         if let Some(pipe) = mpiexec.stdout.take() {
-            output.collect(pipe, settings.nocapture);
+            printed.from(pipe, settings.nocapture);
         }
         if let Some(pipe) = mpiexec.stderr.take() {
-            output.collect(pipe, settings.nocapture);
+            printed.from(pipe, settings.nocapture);
         }
         let (sender, events) = mpsc::channel();
         let mut job = Job {
@@ -83,14 +93,14 @@ impl Job {
             mpiexec,
             members: Vec::new(),
             events,
-            output,
+            printed,
+            folder,
         };
-        match job.assemble(&socket, &sender) {
+        match job.assemble(&listener, &sender) {
             Ok(()) => Ok(job),
-            Err(reason) => Err(format!(
-                "the job `{command:?}` did not start: {reason}{}",
-                job.last_words()
-            )),
+            Err(reason) => {
+                Err(format!("the job `{command:?}` did not start: {reason}{}", job.last_words()))
+            }
         }
     }
 
@@ -100,19 +110,16 @@ impl Job {
     }
 
     /// Lets all ranks connect, and checks that they form one world.
-    fn assemble(&mut self, socket: &Socket, sender: &Sender<(usize, Event)>) -> Result<(), String> {
+    fn assemble(
+        &mut self,
+        listener: &UnixListener,
+        sender: &Sender<(usize, Event)>,
+    ) -> Result<(), String> {
         let deadline = Instant::now() + self.settings.timeout;
-        while self
-            .members
-            .iter()
-            .filter(|member| member.rank.is_some())
-            .count()
-            < self.size
-        {
-            while let Ok((stream, _)) = socket.listener.accept() {
+        while self.members.iter().filter(|member| member.rank.is_some()).count() < self.size {
+            while let Ok((stream, _)) = listener.accept() {
                 let member = Member::new(stream, self.members.len(), sender.clone());
-                self.members
-                    .push(member.map_err(|error| error.to_string())?);
+                self.members.push(member.map_err(|error| error.to_string())?);
             }
             match self.events.recv_timeout(POLL) {
                 Ok((member, Event::Report(Report::Hello { pid }))) => {
@@ -135,11 +142,7 @@ impl Job {
                 }
             }
             if Instant::now() > deadline {
-                let ready = self
-                    .members
-                    .iter()
-                    .filter(|member| member.rank.is_some())
-                    .count();
+                let ready = self.members.iter().filter(|member| member.rank.is_some()).count();
                 return Err(format!(
                     "after {:?}, {} of {} ranks had connected and {ready} had initialised MPI",
                     self.settings.timeout,
@@ -171,8 +174,6 @@ impl Job {
 
     /// Runs a test on all ranks.
     pub fn run(&mut self, name: &str) -> Result<(), String> {
-        // What was printed between tests belongs to none.
-        self.output.take();
         self.send(&Command::Run(name.to_owned()));
         let begin = Instant::now();
         let mut deadline = begin + self.settings.timeout;
@@ -186,7 +187,11 @@ impl Job {
                 }
                 Ok((member, Event::Gone)) => {
                     self.members[member].gone = true;
-                    (member, Verdict::Died)
+                    let mut known = verdicts.iter().flatten();
+                    match known.any(|verdict| matches!(verdict, Verdict::Died)) {
+                        true => (member, Verdict::DiedWithAnother),
+                        false => (member, Verdict::Died),
+                    }
                 }
                 Ok((_, Event::Report(_))) | Err(RecvTimeoutError::Timeout) => continue,
                 // Every member's thread has said that it is gone.
@@ -199,10 +204,7 @@ impl Job {
             }
             verdicts[self.place(member)] = Some(verdict);
         }
-        if verdicts
-            .iter()
-            .all(|verdict| matches!(verdict, Some(Verdict::Passed)))
-        {
+        if verdicts.iter().all(|verdict| matches!(verdict, Some(Verdict::Passed))) {
             return Ok(());
         }
         let summary = self.summary(&verdicts, begin.elapsed(), failed);
@@ -220,38 +222,34 @@ impl Job {
         let mut text = String::new();
         let mut silent = Vec::new();
         for (rank, verdict) in verdicts.iter().enumerate() {
-            let _ = match verdict {
-                Some(Verdict::Passed) => continue,
-                Some(Verdict::Failed(reason)) => writeln!(text, "rank {rank} {reason}"),
+            match verdict {
+                Some(Verdict::Passed) => {}
+                Some(Verdict::Failed(reason)) => text += &format!("rank {rank}{reason}\n"),
                 Some(Verdict::Died) => {
-                    writeln!(text, "rank {rank} ended in the middle of the test")
+                    text += &format!("rank {rank} ended in the middle of the test\n");
                 }
-                None => {
-                    silent.push(rank.to_string());
-                    continue;
+                Some(Verdict::DiedWithAnother) => {
+                    text += &format!("rank {rank} ended after it\n");
                 }
-            };
+                None => silent.push(rank.to_string()),
+            }
         }
         if !silent.is_empty() {
+            let noun = if silent.len() == 1 { "rank" } else { "ranks" };
             let silent = silent.join(", ");
             let seconds = elapsed.as_secs_f64();
-            let _ = match failed {
-                true => writeln!(
-                    text,
-                    "rank {silent} did not report; the job was ended {seconds:.1} s into the test"
+            text += &match failed {
+                true => format!(
+                    "{noun} {silent} did not report; the job was ended {seconds:.1} s into the test"
                 ),
-                false => writeln!(
-                    text,
-                    "hung: rank {silent} did not report within {seconds:.1} s"
-                ),
+                false => format!("hung: {noun} {silent} did not report within {seconds:.1} s"),
             };
         }
-        text
+        text.trim_end().to_owned()
     }
 
     /// Lets the ranks finalize MPI and looks at the exit status.
     pub fn finish(mut self) -> Result<(), String> {
-        self.output.take();
         self.send(&Command::Finish);
         let reason = match process::wait(&mut self.mpiexec, self.settings.timeout) {
             Some(status) if status.success() => {
@@ -275,20 +273,29 @@ impl Job {
         }
     }
 
-    /// What the job printed, after a moment for the rest to arrive.
+    /// How the launcher ended, if it did, and what was printed.
     fn last_words(&mut self) -> String {
-        let status = process::wait(&mut self.mpiexec, LAST_WORDS);
-        let output = self.output.take();
         let mut text = String::new();
-        if let Some(status) = status {
-            let _ = write!(text, "\nmpiexec {}", ended(status));
+        // If a rank has died, the launcher is about to notice.
+        if let Some(status) = process::wait(&mut self.mpiexec, LAST_WORDS) {
+            text += &format!("\nmpiexec {}", ended(status));
         }
-        if !output.trim().is_empty() {
-            let _ = write!(
-                text,
-                "\n---- output of the ranks ----\n{}",
-                output.trim_end()
-            );
+        let mut members: Vec<&Member> = self.members.iter().collect();
+        members.sort_by_key(|member| member.rank);
+        for member in members {
+            let pid = member.pid.unwrap_or_default();
+            let name = match member.rank {
+                Some(rank) => format!("rank {rank}"),
+                None => format!("process {pid}"),
+            };
+            let printed = output::tail(&output::file(&self.folder.0, pid));
+            if !printed.is_empty() {
+                text += &format!("\n---- {name} printed ----\n{printed}");
+            }
+        }
+        let printed = self.printed.take();
+        if !printed.is_empty() {
+            text += &format!("\n---- mpiexec printed ----\n{printed}");
         }
         text
     }
@@ -326,12 +333,7 @@ impl Member {
             // The job may have been dropped already.
             let _ = sender.send((index, Event::Gone));
         });
-        Ok(Member {
-            stream,
-            pid: None,
-            rank: None,
-            gone: false,
-        })
+        Ok(Member { stream, pid: None, rank: None, gone: false })
     }
 }
 
@@ -342,22 +344,21 @@ impl Drop for Member {
     }
 }
 
-impl Socket {
-    fn open() -> io::Result<Socket> {
+impl Folder {
+    fn create() -> io::Result<Folder> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("mpi4tch-test-{}-{count}", std::process::id());
         let path = env::temp_dir().join(name);
         // One may be left by a process that had the same number and died.
-        let _ = fs::remove_file(&path);
-        let listener = UnixListener::bind(&path)?;
-        listener.set_nonblocking(true)?;
-        Ok(Socket { listener, path })
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path)?;
+        Ok(Folder(path))
     }
 }
 
-impl Drop for Socket {
+impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_dir_all(&self.0);
     }
 }

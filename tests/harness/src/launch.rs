@@ -6,11 +6,17 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The variable that tells a process that it is a rank, and where to connect.
-pub const SOCKET: &str = "MPI4TCH_HARNESS_SOCKET";
+/// The variable that tells a process that it is a rank, and the job's folder.
+pub const FOLDER: &str = "MPI4TCH_HARNESS_FOLDER";
+
+/// The variable that tells a rank to leave its output to the launcher.
+pub const NOCAPTURE: &str = "MPI4TCH_HARNESS_NOCAPTURE";
+
+/// The socket in a job's folder that its ranks connect to.
+pub const SOCKET: &str = "socket";
 
 /// `mpiexec -n ranks <this program>`, in a process group of its own.
-pub fn command(ranks: usize, socket: &Path) -> io::Result<Command> {
+pub fn command(ranks: usize, folder: &Path) -> io::Result<Command> {
     let launcher = env::var("MPI4TCH_MPIEXEC").unwrap_or_default();
     let mut words = launcher.split_whitespace();
     let mut command = Command::new(words.next().unwrap_or(mpi_sys::MPIEXEC));
@@ -19,7 +25,7 @@ pub fn command(ranks: usize, socket: &Path) -> io::Result<Command> {
         .arg("-n")
         .arg(ranks.to_string())
         .arg(env::current_exe()?)
-        .env(SOCKET, socket)
+        .env(FOLDER, folder)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -51,10 +51,7 @@ type Body<C> = dyn Fn(&C) -> Result<(), String>;
 impl<C> Test<C> {
     /// A test that fails where `body` panics or returns an error.
     pub fn new<R: Outcome>(name: impl Into<String>, body: impl Fn(&C) -> R + 'static) -> Test<C> {
-        Test {
-            name: name.into(),
-            body: Box::new(move |context| body(context).into_result()),
-        }
+        Test { name: name.into(), body: Box::new(move |context| body(context).into_result()) }
     }
 }
 
@@ -75,7 +72,7 @@ impl Outcome for () {
 
 impl<E: Display> Outcome for Result<(), E> {
     fn into_result(self) -> Result<(), String> {
-        self.map_err(|error| format!("the test returned the error: {error}"))
+        self.map_err(|error| format!(": the test returned the error: {error}"))
     }
 }
 
@@ -93,8 +90,8 @@ macro_rules! tests {
 /// handed to the tests, the rank, and the number of ranks. The context is
 /// dropped when the job ends, and should finalize MPI then.
 pub fn run<C>(start: impl FnOnce() -> (C, i32, i32), tests: Vec<Test<C>>) -> ExitCode {
-    match std::env::var_os(launch::SOCKET) {
-        Some(socket) => rank::serve(&socket, start, &tests),
+    match std::env::var_os(launch::FOLDER) {
+        Some(folder) => rank::serve(folder.as_ref(), start, &tests),
         None => runner::run(tests.into_iter().map(|test| test.name).collect()),
     }
 }

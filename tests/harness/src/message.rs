@@ -73,15 +73,10 @@ impl Report {
         let line = read_line(from)?;
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         match word {
-            "hello" => Some(Report::Hello {
-                pid: rest.parse().ok()?,
-            }),
+            "hello" => Some(Report::Hello { pid: rest.parse().ok()? }),
             "ready" => {
                 let (rank, size) = rest.split_once(' ')?;
-                Some(Report::Ready {
-                    rank: rank.parse().ok()?,
-                    size: size.parse().ok()?,
-                })
+                Some(Report::Ready { rank: rank.parse().ok()?, size: size.parse().ok()? })
             }
             "passed" => Some(Report::Passed),
             "failed" => Some(Report::Failed(unescape(rest))),
@@ -105,11 +100,7 @@ fn unescape(text: &str) -> String {
     let mut letters = text.chars();
     while let Some(letter) = letters.next() {
         match letter {
-            '\\' => plain.extend(
-                letters
-                    .next()
-                    .map(|next| if next == 'n' { '\n' } else { next }),
-            ),
+            '\\' => plain.extend(letters.next().map(|next| if next == 'n' { '\n' } else { next })),
             _ => plain.push(letter),
         }
     }

@@ -3,26 +3,33 @@
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
-use std::ffi::OsStr;
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 
-use crate::Test;
 use crate::message::{Command, Report};
+use crate::output::{self, Redirected};
+use crate::{Test, launch};
 
-/// Carries out the commands that come through `socket` until told to finish.
+/// Carries out the commands that come through the socket in `folder` until
+/// told to finish.
 pub fn serve<C>(
-    socket: &OsStr,
+    folder: &Path,
     start: impl FnOnce() -> (C, i32, i32),
     tests: &[Test<C>],
 ) -> ExitCode {
-    let Ok(mut stream) = UnixStream::connect(socket) else {
-        eprintln!("harness: cannot connect to {}", socket.to_string_lossy());
+    let Ok(mut stream) = UnixStream::connect(folder.join(launch::SOCKET)) else {
+        eprintln!("harness: cannot connect to the test process");
         return ExitCode::FAILURE;
+    };
+    let pid = std::process::id();
+    let captured = match std::env::var_os(launch::NOCAPTURE) {
+        Some(_) => None,
+        None => Redirected::to(&output::file(folder, pid)).ok(),
     };
     let commands = receive(&stream);
     let mut report = |report: Report| {
@@ -30,12 +37,15 @@ pub fn serve<C>(
             leave();
         }
     };
-    let pid = i32::try_from(std::process::id()).unwrap_or_default();
-    report(Report::Hello { pid });
+    report(Report::Hello { pid: i32::try_from(pid).unwrap_or_default() });
     let (context, rank, size) = start();
     report(Report::Ready { rank, size });
     remember_panics();
     for command in commands {
+        // Each test, and the end, shows only what was printed since it began.
+        if let Some(captured) = &captured {
+            let _ = captured.clear();
+        }
         match command {
             Command::Run(name) => report(match run(&name, &context, tests) {
                 Ok(()) => Report::Passed,
@@ -77,7 +87,7 @@ fn leave() -> ! {
 
 fn run<C>(name: &str, context: &C, tests: &[Test<C>]) -> Result<(), String> {
     let test = tests.iter().find(|test| test.name == name);
-    let test = test.ok_or_else(|| format!("this rank knows no test `{name}`"))?;
+    let test = test.ok_or_else(|| format!(": this rank knows no test `{name}`"))?;
     match panic::catch_unwind(AssertUnwindSafe(|| (test.body)(context))) {
         Ok(outcome) => outcome,
         Err(payload) => Err(LAST_PANIC.take().unwrap_or_else(|| text(&*payload))),
@@ -99,7 +109,7 @@ fn remember_panics() {
             return usual(info);
         }
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let mut panic = format!("panicked at {place}:\n{}", text(info.payload()));
+        let mut panic = format!(" panicked at {place}:\n{}", text(info.payload()));
         let backtrace = Backtrace::capture();
         if backtrace.status() == BacktraceStatus::Captured {
             panic += &format!("\n{backtrace}");
@@ -109,9 +119,7 @@ fn remember_panics() {
 }
 
 fn text(payload: &dyn Any) -> String {
-    let text = payload
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned());
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a value that is not text".to_owned())
 }

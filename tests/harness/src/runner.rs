@@ -65,11 +65,7 @@ struct Runner {
 
 impl Runner {
     fn new(settings: Settings) -> Runner {
-        Runner {
-            settings,
-            job: None,
-            broken: HashMap::new(),
-        }
+        Runner { settings, job: None, broken: HashMap::new() }
     }
 
     /// Runs a test on a job of `ranks` ranks; a failure ends the job.

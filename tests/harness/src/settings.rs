@@ -27,12 +27,7 @@ impl Settings {
             Ok(seconds) => parse_timeout(&seconds)?,
             Err(_) => Duration::from_secs(60),
         };
-        Ok(Settings {
-            rank_counts,
-            timeout,
-            grace: timeout.min(Duration::from_secs(5)),
-            nocapture,
-        })
+        Ok(Settings { rank_counts, timeout, grace: timeout.min(Duration::from_secs(5)), nocapture })
     }
 }
 
@@ -44,9 +39,7 @@ fn parse_rank_counts(list: &str) -> Result<Vec<usize>, String> {
             counts.dedup();
             Ok(counts)
         }
-        _ => Err(format!(
-            "MPI4TCH_TEST_RANKS is `{list}`, not a list of numbers as in `1,2,4`"
-        )),
+        _ => Err(format!("MPI4TCH_TEST_RANKS is `{list}`, not a list of numbers as in `1,2,4`")),
     }
 }
 
