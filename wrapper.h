@@ -24,10 +24,10 @@ typedef struct {
   const int64_t *sizes; /* lives as long as the tensor and its shape */
   size_t dim;
   int64_t numel;
-  int32_t kind;       /* c10::ScalarType */
-  bool strided;       /* not sparse, quantized or otherwise without plain storage */
-  bool cpu;           /* in host memory */
-  bool contiguous;    /* elements in memory as MPI sends them: dense, no lazy conjugate or negation */
+  int32_t kind;    /* c10::ScalarType */
+  bool strided;    /* not sparse, quantized or otherwise without plain storage */
+  bool cpu;        /* in host memory */
+  bool contiguous; /* elements in memory as MPI sends them: dense, no lazy conjugate or negation */
   bool requires_grad; /* and gradients are being recorded */
 } mpi4tch_view;
 

@@ -47,7 +47,8 @@ at::Tensor take(mpi4tch_tensor pointer) {
 }
 
 // Runs `body` and turns what it throws into the error text that the C functions return.
-template <typename Body> char *guarded(Body &&body) noexcept {
+template <typename Body>
+char *guarded(Body &&body) noexcept {
   try {
     body();
     return nullptr;
@@ -124,7 +125,7 @@ class Communication final : public torch::autograd::Node {
   std::vector<SavedVariable> saved_;
 };
 
-} // namespace
+}  // namespace
 
 mpi4tch_view mpi4tch_look(const void *pointer) {
   const at::Tensor &t = tensor(pointer);
@@ -150,7 +151,8 @@ char *mpi4tch_device(const void *pointer) {
 char *mpi4tch_empty(const int64_t *sizes, size_t dim, int32_t kind, mpi4tch_tensor *result,
                     void **data) {
   return guarded([&] {
-    at::Tensor t(at::detail::empty_cpu(at::IntArrayRef(sizes, dim), static_cast<at::ScalarType>(kind)));
+    at::Tensor t(
+        at::detail::empty_cpu(at::IntArrayRef(sizes, dim), static_cast<at::ScalarType>(kind)));
     *data = t.mutable_data_ptr();
     *result = give(std::move(t));
   });

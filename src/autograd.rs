@@ -345,3 +345,6 @@ unsafe fn own_all(list: *const shim::mpi4tch_tensor, count: usize) -> Vec<Tensor
 fn give(tensor: Tensor) -> shim::mpi4tch_tensor {
     std::mem::ManuallyDrop::new(tensor).as_ptr().cast_mut().cast()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 
 use std::ffi::c_void;
 
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 use crate::autograd::{self, View};
 use crate::datatype::Datatype;
@@ -40,10 +40,13 @@ impl<'x> Input<'x> {
         Ok(Self { view, copy, datatype })
     }
 
-    /// The same, divided by `divisor` before it is sent.
-    pub(crate) fn divided(self, divisor: i64) -> Result<Self> {
-        let scaled = tch::no_grad(|| self.view.tensor().f_div_scalar(divisor))?;
-        Ok(Self { copy: Some(contiguous(&scaled)?), ..self })
+    /// Sends what `f` makes of the tensor instead, of the same shape and kind.
+    pub(crate) fn replaced(
+        self,
+        f: impl FnOnce(&Tensor) -> std::result::Result<Tensor, TchError>,
+    ) -> Result<Self> {
+        let other = tch::no_grad(|| f(self.view.tensor()))?;
+        Ok(Self { copy: Some(contiguous(&other)?), ..self })
     }
 
     pub(crate) fn shape(&self) -> &'x [i64] {

@@ -142,7 +142,9 @@ impl Communicator {
                 .flatten()
                 .ok_or(Error::Exchange { call })?;
         }
-        let mut all = vec![0_u8; total.unsigned_abs() as usize];
+        // One byte more each: the pointer of an empty slice can be MPI_IN_PLACE.
+        let bytes = [bytes, &[0]].concat();
+        let mut all = vec![0_u8; total.unsigned_abs() as usize + 1];
         // SAFETY: `count` bytes are sent; `all` has room for the sum of the counts, each at its
         // displacement.
         check("MPI_Allgatherv", unsafe {

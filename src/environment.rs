@@ -205,7 +205,9 @@ impl Environment {
         let guard = match self.level {
             ThreadLevel::Multiple => None,
             // A panic between two MPI calls leaves nothing half done.
-            ThreadLevel::Serialized => Some(self.calls.lock().unwrap_or_else(PoisonError::into_inner)),
+            ThreadLevel::Serialized => {
+                Some(self.calls.lock().unwrap_or_else(PoisonError::into_inner))
+            }
             ThreadLevel::Single | ThreadLevel::Funneled => {
                 self.require_main_thread(call)?;
                 None
@@ -242,9 +244,8 @@ impl Environment {
             // Whoever initialized MPI has finalized it under us; nothing may be freed any more.
             return;
         }
-        let contexts = std::mem::take(
-            &mut *self.contexts.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let contexts =
+            std::mem::take(&mut *self.contexts.lock().unwrap_or_else(PoisonError::into_inner));
         // Errors cannot be returned from here, and MPI is about to end.
         for mut context in contexts {
             // SAFETY: a communicator that this crate made, freed once, on all ranks in one order.
@@ -372,7 +373,9 @@ fn warn_of_wrong_launcher(size: i32) {
     ];
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
     for (size_variable, rank_variable) in VARIABLES {
-        let Some(launched) = number(size_variable).filter(|&n| n > 1 && size == 1) else { continue };
+        let Some(launched) = number(size_variable).filter(|&n| n > 1 && size == 1) else {
+            continue;
+        };
         if number(rank_variable).unwrap_or(0) == 0 {
             eprintln!(
                 "mpi4tch: warning: {size_variable} says that {launched} ranks were started, but \

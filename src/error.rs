@@ -86,7 +86,9 @@ pub enum Error {
     },
 
     /// The call came from a thread that may not call MPI.
-    #[error("{call}: called from a thread that may not call MPI (thread level {level:?}); {needed}")]
+    #[error(
+        "{call}: called from a thread that may not call MPI (thread level {level:?}); {needed}"
+    )]
     Thread {
         /// The operation.
         call: &'static str,
@@ -130,6 +132,10 @@ pub(crate) fn check(call: &'static str, code: c_int) -> Result<()> {
 
 #[cold]
 fn failure(call: &'static str, code: c_int) -> Error {
+    if !can_explain() {
+        let message = format!("error code {code}, while MPI is not initialized");
+        return Error::Mpi { call, class: "MPI_ERR_OTHER", detail: message.clone(), message };
+    }
     let mut class = code;
     // SAFETY: MPI_Error_class takes any code that an MPI function returned; `class` outlives it.
     unsafe { mpi_sys::MPI_Error_class(code, &mut class) };
@@ -138,10 +144,21 @@ fn failure(call: &'static str, code: c_int) -> Error {
     let text = error_string(class);
     let text = text.strip_prefix(name).map_or(text.as_str(), |rest| rest.trim_start_matches(": "));
     let mut letters = text.chars();
-    let message = letters.next().map_or_else(String::new, |first| {
-        first.to_lowercase().chain(letters).collect::<String>()
-    });
+    let message = letters
+        .next()
+        .map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect::<String>());
     Error::Mpi { call, class: name, message, detail: error_string(code) }
+}
+
+/// Before its start and after its end, MPI aborts a program that asks what an error means.
+fn can_explain() -> bool {
+    let (mut initialized, mut finalized) = (0, 0);
+    // SAFETY: both functions may be called at any time, and write one int.
+    unsafe {
+        mpi_sys::MPI_Initialized(&mut initialized);
+        mpi_sys::MPI_Finalized(&mut finalized);
+    }
+    initialized != 0 && finalized == 0
 }
 
 fn error_string(code: c_int) -> String {
@@ -177,6 +194,10 @@ mod tests {
 
     #[test]
     fn texts_name_the_call_then_what_came_and_what_was_needed() {
+        let early = check("MPI_Init_thread", 1).unwrap_err().to_string();
+        assert!(early.ends_with("error code 1, while MPI is not initialized (MPI_ERR_OTHER)"));
+        // The only unit test that starts MPI.
+        let _universe = crate::initialize().unwrap();
         let cases = [
             (
                 check("MPI_Allreduce", mpi_sys::MPI_ERR_COMM).unwrap_err(),
@@ -190,10 +211,7 @@ mod tests {
                 Error::NoAdjoint { call: "all_reduce", op: Op::LogicalAnd },
                 "all_reduce: Op::LogicalAnd has no adjoint; detach the input first",
             ),
-            (
-                Error::Finalized { call: "all_reduce" },
-                "all_reduce: MPI has been finalized",
-            ),
+            (Error::Finalized { call: "all_reduce" }, "all_reduce: MPI has been finalized"),
         ];
         for (error, text) in cases {
             assert_eq!(error.to_string(), text);

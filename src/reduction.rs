@@ -96,14 +96,22 @@ impl Op {
         matches!(self, Self::Sum | Self::Prod | Self::Max | Self::Min | Self::Mean)
     }
 
-    /// What is left to do for a `Mean` over `size` ranks, which MPI has not: divides the input of
-    /// a 16-bit kind, whose sum could overflow where the mean does not, and says for the others
-    /// what the sum is to be divided by.
+    /// What MPI's op leaves to do, before the call and after it, over `size` ranks.
+    ///
+    /// A mean is a sum that is divided afterwards, or, for the 16-bit kinds, whose sum could
+    /// overflow where the mean does not, before. A logical op gives 0 or 1, but the result of a
+    /// single rank is what it sent.
     #[inline]
-    pub(crate) fn divisor(self, input: Input<'_>, size: Rank) -> Result<(Input<'_>, Option<i64>)> {
+    pub(crate) fn adapt(self, input: Input<'_>, size: Rank) -> Result<(Input<'_>, Option<i64>)> {
         match (self, input.datatype().class) {
-            (Self::Mean, Class::Half) => Ok((input.divided(size.into())?, None)),
+            (Self::Mean, Class::Half) => {
+                Ok((input.replaced(|x| x.f_div_scalar(i64::from(size)))?, None))
+            }
             (Self::Mean, _) => Ok((input, Some(size.into()))),
+            (Self::LogicalAnd | Self::LogicalOr | Self::LogicalXor, Class::Integer) => {
+                let kind = input.datatype().kind;
+                Ok((input.replaced(|x| x.f_not_equal(0)?.f_to_kind(kind))?, None))
+            }
             _ => Ok((input, None)),
         }
     }
@@ -118,7 +126,9 @@ impl Op {
     ) -> Result<MPI_Op> {
         use Class::{Bool, Complex, Half, Integer, Real};
         Ok(match (self, datatype.class) {
-            (Self::Sum, Integer | Real | Complex) | (Self::Mean, Real | Complex) => mpi_sys::MPI_SUM,
+            (Self::Sum, Integer | Real | Complex) | (Self::Mean, Real | Complex) => {
+                mpi_sys::MPI_SUM
+            }
             (Self::Prod, Integer | Real | Complex) => mpi_sys::MPI_PROD,
             (Self::Max, Integer) => mpi_sys::MPI_MAX,
             (Self::Min, Integer) => mpi_sys::MPI_MIN,
@@ -134,7 +144,9 @@ impl Op {
             (Self::BitwiseAnd, Integer) => mpi_sys::MPI_BAND,
             (Self::BitwiseOr, Integer) => mpi_sys::MPI_BOR,
             (Self::BitwiseXor, Integer) => mpi_sys::MPI_BXOR,
-            _ => return Err(Error::OpKind { call, op: self, kind: datatype.kind }),
+            _ => {
+                return Err(Error::OpKind { call, op: self, kind: datatype.kind });
+            }
         })
     }
 }
@@ -167,7 +179,10 @@ impl OwnOps {
             half: HalfOps::create::<f16>()?,
             bfloat16: HalfOps::create::<bf16>()?,
             float: Extrema { max: create(combine::<f32, Max>)?, min: create(combine::<f32, Min>)? },
-            double: Extrema { max: create(combine::<f64, Max>)?, min: create(combine::<f64, Min>)? },
+            double: Extrema {
+                max: create(combine::<f64, Max>)?,
+                min: create(combine::<f64, Min>)?,
+            },
         })
     }
 
@@ -215,8 +230,7 @@ impl Extrema {
 }
 
 /// `MPI_User_function`: `inout[i] = in[i] ∘ inout[i]`.
-type Function =
-    unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_int, *mut MPI_Datatype);
+type Function = unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_int, *mut MPI_Datatype);
 
 fn create(function: Function) -> Result<MPI_Op> {
     let mut op = mpi_sys::MPI_OP_NULL;
@@ -286,7 +300,10 @@ unsafe fn slices<'a, T>(
         if len == 0 {
             return (&[], &mut []);
         }
-        (std::slice::from_raw_parts(input.cast(), len), std::slice::from_raw_parts_mut(inout.cast(), len))
+        (
+            std::slice::from_raw_parts(input.cast(), len),
+            std::slice::from_raw_parts_mut(inout.cast(), len),
+        )
     }
 }
 

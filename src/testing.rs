@@ -142,8 +142,7 @@ pub fn assert_serial(
     agree(comm, "value", mismatch(&y, &ys[rank])?)?;
 
     let cotangent = leaf(&random(comm, &y.size(), y.f_kind()?)?)?;
-    let cotangents =
-        all_ranks(comm, &cotangent)?.iter().map(leaf).collect::<Result<Vec<_>>>()?;
+    let cotangents = all_ranks(comm, &cotangent)?.iter().map(leaf).collect::<Result<Vec<_>>>()?;
     let gradient = vjp(&[&y], &[&cotangent], &[&x], true)?.remove(0);
     let gradients = vjp(&refs(&ys), &refs(&cotangents), &refs(&xs), true)?;
     agree(comm, "first derivative", mismatch(&gradient, &gradients[rank])?)?;
@@ -259,8 +258,23 @@ fn refs(tensors: &[Tensor]) -> Vec<&Tensor> {
     tensors.iter().collect()
 }
 
-/// Gradients of `inputs`, zeros for those that the outputs do not depend on.
-fn vjp(
+/// The gradients of `inputs` for given cotangents of `outputs`, zeros for inputs that the outputs do
+/// not depend on. `create_graph` records the gradients' own graph, and retains that of the outputs.
+///
+/// # Errors
+/// Whatever the backward pass returns.
+///
+/// # Examples
+/// ```
+/// use tch::Tensor;
+///
+/// let x = Tensor::from_slice(&[2.0]).set_requires_grad(true);
+/// let one = Tensor::from_slice(&[1.0]);
+/// let gradients = mpi4tch::testing::vjp(&[&(&x * &x)], &[&one], &[&x], false)?;
+/// assert_eq!(gradients[0], Tensor::from_slice(&[4.0]));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+pub fn vjp(
     outputs: &[&Tensor],
     cotangents: &[&Tensor],
     inputs: &[&Tensor],
@@ -303,7 +317,10 @@ fn norm(x: &Tensor) -> Result<f64> {
 /// The sum over all ranks, by none of the operators under test.
 fn total(comm: &Communicator, value: f64) -> Result<f64> {
     let all = comm.exchange("testing", &value.to_le_bytes())?;
-    Ok(all.iter().map(|bytes| bytes.as_slice().try_into().map_or(f64::NAN, f64::from_le_bytes)).sum())
+    Ok(all
+        .iter()
+        .map(|bytes| bytes.as_slice().try_into().map_or(f64::NAN, f64::from_le_bytes))
+        .sum())
 }
 
 /// What rounding explains, relative to the scale of the result.
@@ -360,8 +377,7 @@ fn all_ranks(comm: &Communicator, x: &Tensor) -> Result<Vec<Tensor>> {
     let data = comm.exchange("testing", &data)?;
     let tensor = |(header, data): (&Vec<u8>, &Vec<u8>)| -> Result<Tensor> {
         let extents = header.chunks_exact(8);
-        let shape: Vec<i64> =
-            extents.map(|e| e.try_into().map_or(0, i64::from_le_bytes)).collect();
+        let shape: Vec<i64> = extents.map(|e| e.try_into().map_or(0, i64::from_le_bytes)).collect();
         Ok(Tensor::f_from_data_size(data, &shape, kind)?)
     };
     headers.iter().zip(&data).map(tensor).collect()

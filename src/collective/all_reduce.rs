@@ -74,11 +74,11 @@ impl Operator for AllReduce {
 
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>) -> Result<Plan<'x>> {
         let call = self.name();
-        let op = self.op.mpi(call, input.datatype(), &comm.environment().handles().ops)?;
         if input.requires_grad() && !self.op.is_differentiable() {
             return Err(Error::NoAdjoint { call, op: self.op });
         }
-        let (input, divisor) = self.op.divisor(input, comm.size())?;
+        let op = self.op.mpi(call, input.datatype(), &comm.environment().handles().ops)?;
+        let (input, divisor) = self.op.adapt(input, comm.size())?;
         let output = Output::new(call, input.shape(), input.datatype())?;
         Ok(Plan { input, output, call: Call::Reduction { function: ALL_REDUCE, op }, divisor })
     }

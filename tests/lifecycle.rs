@@ -1,0 +1,62 @@
+//! MPI's start and end, in a process of one rank that no launcher started.
+
+use std::process::Command;
+
+use mpi4tch::mpi_sys::{self, Vendor};
+use mpi4tch::{Error, Op};
+use tch::{Kind, Tensor};
+
+/// All in one test: MPI starts and ends once in a process, and on one thread.
+#[test]
+fn from_start_to_end() {
+    let universe = mpi4tch::initialize().unwrap();
+    let library = universe.library().clone();
+    assert_eq!(library.vendor(), mpi_sys::VENDOR);
+    assert_eq!(library.standard(), mpi_sys::STANDARD);
+    assert!(library.version().contains(mpi_sys::LIBRARY_VERSION), "{library:?}");
+
+    let world = universe.world();
+    assert_eq!((world.rank(), world.size()), (0, 1));
+    let x = Tensor::from_slice(&[2.0]).set_requires_grad(true);
+    let loss = world.all_reduce(&x, Op::Sum).unwrap().sum(Kind::Double);
+
+    // A second universe is the same MPI, which ends with the last.
+    let second = mpi4tch::initialize().unwrap();
+    drop(universe);
+    loss.f_backward().unwrap();
+    second.world().barrier().unwrap();
+
+    let late = second.world().all_reduce(&x, Op::Max).unwrap();
+    drop(second);
+    let error = world.all_reduce(&x, Op::Sum).unwrap_err();
+    assert!(matches!(error, Error::Finalized { .. }));
+    assert_eq!(error.to_string(), "all_reduce: MPI has been finalized");
+    assert!(matches!(world.duplicate(), Err(Error::Finalized { .. })));
+    assert!(matches!(world.barrier(), Err(Error::Finalized { .. })));
+    // In a backward pass too, where it comes out of libtorch.
+    let error = late.sum(Kind::Double).f_backward().unwrap_err().to_string();
+    assert!(error.contains("all_reduce: MPI has been finalized"), "{error}");
+    let error = mpi4tch::initialize().unwrap_err();
+    assert_eq!(error.to_string(), "initialize: MPI has been finalized");
+}
+
+/// Each rank of a program that another implementation's launcher started is alone in its world,
+/// while the environment says that there are several.
+#[test]
+fn the_wrong_launcher_is_noticed() {
+    let foreign = if mpi_sys::VENDOR == Vendor::OpenMpi { "PMI" } else { "OMPI_COMM_WORLD" };
+    let run = |size: &str| {
+        let program = std::env::current_exe().unwrap();
+        let output = Command::new(program)
+            .args(["--exact", "from_start_to_end", "--nocapture"])
+            .env(format!("{foreign}_SIZE"), size)
+            .env(format!("{foreign}_RANK"), "0")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let warning = format!("warning: {foreign}_SIZE says that 3 ranks were started");
+    assert!(run("3").contains(&warning));
+    assert!(!run("1").contains("warning"));
+}

@@ -1,0 +1,149 @@
+//! The tests of derivatives must themselves fail on a wrong derivative.
+//!
+//! A derivative is made wrong by composition: `value + (g - g.detach())` has the value of the
+//! first and the derivative of `g`.
+
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use common::{Context, start};
+use mpi4tch::{Communicator, Op, Rank, Result, testing};
+use tch::{Kind, Tensor};
+
+fn main() -> ExitCode {
+    harness::run(
+        start,
+        harness::tests![
+            a_right_adjoint_passes,
+            a_wrong_root_fails,
+            a_dropped_rank_fails,
+            a_wrong_scale_fails,
+            a_wrong_value_fails_the_oracle,
+            a_wrong_second_derivative_fails,
+            random_data_differs_by_rank,
+        ],
+    )
+}
+
+/// The value of `value`, the derivative of `derivative`.
+fn with_derivative(value: &Tensor, derivative: &Tensor) -> Tensor {
+    value.detach() + (derivative - derivative.detach())
+}
+
+/// Broadcast from `root`, composed of a mask and a sum.
+fn broadcast(world: &Communicator, x: &Tensor, root: Rank) -> Result<Tensor> {
+    world.all_reduce(&(x * f64::from(i32::from(world.rank() == root))), Op::Sum)
+}
+
+/// Whether `test` panics; the ranks agree, as they all panic or none does.
+fn fails(world: &Communicator, test: impl FnOnce() -> Result<()>) -> Result<bool> {
+    let outcome = catch_unwind(AssertUnwindSafe(test));
+    let failed = Tensor::from_slice(&[i64::from(outcome.is_err())]);
+    let (least, most) = (world.all_reduce(&failed, Op::Min)?, world.all_reduce(&failed, Op::Max)?);
+    assert_eq!(least, most, "the ranks come to the same verdict");
+    outcome.map_or(Ok(true), |passed| passed.map(|()| false))
+}
+
+fn a_right_adjoint_passes(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for root in 0..world.size() {
+        let x = testing::random(world, &[4], Kind::Double)?;
+        testing::assert_adjoint(world, &x, |x| broadcast(world, x, root))?;
+    }
+    Ok(())
+}
+
+fn a_wrong_root_fails(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for root in 1..world.size() {
+        let x = testing::random(world, &[4], Kind::Double)?;
+        let wrong = |x: &Tensor| {
+            Ok(with_derivative(&broadcast(world, x, root)?, &broadcast(world, x, root - 1)?))
+        };
+        assert!(fails(world, || testing::assert_adjoint(world, &x, wrong))?, "root {root}");
+    }
+    Ok(())
+}
+
+fn a_dropped_rank_fails(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for dropped in 0..world.size() {
+        let kept = f64::from(i32::from(world.rank() != dropped));
+        for kind in [Kind::Double, Kind::Float] {
+            let x = testing::random(world, &[4], kind)?;
+            // The cotangent of one rank is lost on its way.
+            let wrong = |x: &Tensor| {
+                let y = world.all_reduce(x, Op::Sum)?;
+                Ok(with_derivative(&y, &(&y * kept)))
+            };
+            let adjoint = || testing::assert_adjoint(world, &x, wrong);
+            assert!(fails(world, adjoint)?, "rank {dropped} dropped");
+            let oracle = || testing::assert_serial(world, &x, wrong, sum_of);
+            assert!(fails(world, oracle)?, "rank {dropped} dropped");
+        }
+    }
+    Ok(())
+}
+
+fn a_wrong_scale_fails(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = testing::random(world, &[4], Kind::Double)?;
+    let wrong = |x: &Tensor| {
+        let y = world.all_reduce(x, Op::Sum)?;
+        Ok(with_derivative(&y, &(&y * (1.0 + 1e-9))))
+    };
+    assert!(fails(world, || testing::assert_adjoint(world, &x, wrong))?);
+    assert!(fails(world, || testing::assert_serial(world, &x, wrong, sum_of))?);
+    let wrong = |x: &[Tensor]| {
+        let y = world.all_reduce(&x[0], Op::Sum)?;
+        Ok(with_derivative(&y, &(&y * 1.01)))
+    };
+    assert!(fails(world, || testing::gradcheck(world, &[&x], wrong))?);
+    Ok(())
+}
+
+fn a_wrong_value_fails_the_oracle(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = testing::random(world, &[4], Kind::Int)?;
+    // Only the last rank is wrong; all fail.
+    let wrong = |x: &Tensor| {
+        let y = world.all_reduce(x, Op::Sum)?;
+        Ok(if world.rank() == world.size() - 1 { y + 1 } else { y })
+    };
+    assert!(fails(world, || testing::assert_serial(world, &x, wrong, sum_of))?);
+    let wrong = |x: &Tensor| Ok(world.all_reduce(x, Op::Sum)?.to_kind(Kind::Int64));
+    assert!(fails(world, || testing::assert_serial(world, &x, wrong, sum_of))?, "kind");
+    Ok(())
+}
+
+fn a_wrong_second_derivative_fails(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = testing::random(world, &[4], Kind::Double)?;
+    // x³ whose first derivative is right at x, 3x², but is itself taken for a constant times x.
+    let wrong = |x: &Tensor| {
+        let slope = (x * x * 3.0).detach();
+        let y = world.all_reduce(&(x * x * x), Op::Sum)?;
+        Ok(with_derivative(&y, &world.all_reduce(&(x * slope), Op::Sum)?))
+    };
+    testing::gradcheck(world, &[&x], |x| wrong(&x[0]))?;
+    assert!(fails(world, || testing::gradgradcheck(world, &x, wrong))?);
+    let cubes = |xs: &[Tensor]| sum_of(&xs.iter().map(|x| x * x * x).collect::<Vec<_>>());
+    assert!(fails(world, || testing::assert_serial(world, &x, wrong, cubes))?);
+    Ok(())
+}
+
+fn random_data_differs_by_rank(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = testing::random(world, &[4], Kind::Double)?;
+    let (least, most) = (world.all_reduce(&x, Op::Min)?, world.all_reduce(&x, Op::Max)?);
+    let all_differ = least.not_equal_tensor(&most).all().int64_value(&[]) == 1;
+    assert_eq!(all_differ, world.size() > 1);
+    Ok(())
+}
+
+fn sum_of(xs: &[Tensor]) -> Vec<Tensor> {
+    let sum = Tensor::stack(xs, 0).sum_dim_intlist(0, false, xs[0].kind());
+    xs.iter().map(|_| sum.shallow_clone()).collect()
+}
