@@ -1,10 +1,10 @@
 /* What mpi.h offers as macros only, and bindgen therefore cannot see: the
- * predefined handles and addresses, and the conversions of handles to and
- * from Fortran. Each NAME below becomes an object or function mpi4tch_NAME,
- * which the build script binds as NAME.
+ * predefined handles and addresses, and functions that are macros in one
+ * implementation or another. Each NAME below becomes an object or function
+ * mpi4tch_NAME, which the build script binds as NAME.
  *
- * Read twice: by bindgen and Rust's users as declarations, by shim.c with
- * MPI4TCH_DEFINE as definitions.
+ * Read twice: by bindgen for the declarations, and by shim.c, with
+ * MPI4TCH_DEFINE, for the definitions.
  */
 #ifndef MPI4TCH_SHIM_H
 #define MPI4TCH_SHIM_H
@@ -14,12 +14,11 @@
 
 #ifdef MPI4TCH_DEFINE
 #define CONSTANT(type, name) type const mpi4tch_##name = name;
-#define FUNCTION(type, name, parameters, call)                                 \
-    type mpi4tch_##name parameters { return call; }
+#define FUNCTION(type, name, parameters, call) \
+  type mpi4tch_##name parameters { return call; }
 #else
 #define CONSTANT(type, name) extern type const mpi4tch_##name;
-#define FUNCTION(type, name, parameters, call)                                 \
-    type mpi4tch_##name parameters;
+#define FUNCTION(type, name, parameters, call) type mpi4tch_##name parameters;
 #endif
 
 /* The integer of Fortran: a macro in Open MPI, a type in MPICH. */
@@ -243,17 +242,13 @@ CONSTANT(MPI_T_pvar_handle, MPI_T_PVAR_ALL_HANDLES)
 #endif
 
 /* Arithmetic on addresses: macros in Open MPI. */
-FUNCTION(MPI_Aint, MPI_Aint_add, (MPI_Aint base, MPI_Aint disp),
-         MPI_Aint_add(base, disp))
-FUNCTION(MPI_Aint, MPI_Aint_diff, (MPI_Aint to, MPI_Aint from),
-         MPI_Aint_diff(to, from))
+FUNCTION(MPI_Aint, MPI_Aint_add, (MPI_Aint base, MPI_Aint disp), MPI_Aint_add(base, disp))
+FUNCTION(MPI_Aint, MPI_Aint_diff, (MPI_Aint to, MPI_Aint from), MPI_Aint_diff(to, from))
 
 /* Handles as Fortran integers: macros in MPICH. */
-#define CONVERT(type, handle)                                                  \
-    FUNCTION(MPI_Fint, MPI_##handle##_c2f, (type value),                       \
-             MPI_##handle##_c2f(value))                                        \
-    FUNCTION(type, MPI_##handle##_f2c, (MPI_Fint value),                       \
-             MPI_##handle##_f2c(value))
+#define CONVERT(type, handle)                                                     \
+  FUNCTION(MPI_Fint, MPI_##handle##_c2f, (type value), MPI_##handle##_c2f(value)) \
+  FUNCTION(type, MPI_##handle##_f2c, (MPI_Fint value), MPI_##handle##_f2c(value))
 CONVERT(MPI_Comm, Comm)
 CONVERT(MPI_Datatype, Type)
 CONVERT(MPI_Errhandler, Errhandler)

@@ -18,11 +18,8 @@ const ENUMS: &str = "MPIR_.*";
 const MACRO_FUNCTIONS: &str = "MPI_[A-Za-z]+_(c2f|f2c)|MPI_Aint_(add|diff)";
 
 /// Integers whose size `shim.h` asserts, and the Rust type of that size.
-const INTEGERS: [(&str, &str); 3] = [
-    ("MPI_Aint", "isize"),
-    ("MPI_Count", "i64"),
-    ("MPI_Offset", "i64"),
-];
+const INTEGERS: [(&str, &str); 3] =
+    [("MPI_Aint", "isize"), ("MPI_Count", "i64"), ("MPI_Offset", "i64")];
 
 /// Opaque handles: a pointer in one implementation, an integer in another,
 /// and a type of their own in these bindings.
@@ -41,10 +38,7 @@ const FEATURES: [(&str, &str); 4] = [
 /// Writes `bindings.rs`; returns each of the optional features with whether it
 /// is there.
 pub fn generate(mpi: &Installation) -> Vec<(&'static str, bool)> {
-    let includes = mpi
-        .include_paths
-        .iter()
-        .map(|path| format!("-I{}", path.display()));
+    let includes = mpi.include_paths.iter().map(|path| format!("-I{}", path.display()));
     let integers = INTEGERS.map(|(name, rust)| format!("pub type {name} = {rust};"));
     let bindings = bindgen::Builder::default()
         .header("shim.h")
@@ -128,10 +122,7 @@ fn rename(line: &str) -> String {
 
 /// `pub const MPI_X: T = 3;` with a value that an `int` holds.
 fn is_integer_constant(line: &str) -> bool {
-    let Some((_, value)) = line
-        .strip_suffix(';')
-        .and_then(|line| line.split_once(" = "))
-    else {
+    let Some((_, value)) = line.strip_suffix(';').and_then(|line| line.split_once(" = ")) else {
         return false;
     };
     line.starts_with("pub const ") && value.parse::<i32>().is_ok()
@@ -141,9 +132,7 @@ fn is_integer_constant(line: &str) -> bool {
 /// and takes the C compiler's. Searched last, so that clang's own come first.
 fn compiler_headers() -> Vec<String> {
     let compiler = cc::Build::new().cargo_metadata(false).get_compiler();
-    let output = Command::new(compiler.path())
-        .arg("-print-file-name=include")
-        .output();
+    let output = Command::new(compiler.path()).arg("-print-file-name=include").output();
     match output {
         Ok(output) if output.status.success() => {
             let folder = String::from_utf8_lossy(&output.stdout).trim().to_owned();

@@ -33,11 +33,7 @@ impl Launcher {
             .flat_map(str::split_whitespace)
             .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
             .unwrap_or_default();
-        Some(Launcher {
-            path: path.to_path_buf(),
-            vendor,
-            version: version.to_owned(),
-        })
+        Some(Launcher { path: path.to_path_buf(), vendor, version: version.to_owned() })
     }
 
     /// The `mpiexec` that a user who types `mpiexec` gets.
@@ -58,9 +54,7 @@ impl Launcher {
             .filter_map(|path| Launcher::identify(&path))
             .filter(|launcher| launcher.vendor == mpi.vendor)
             .collect();
-        let same = found
-            .iter()
-            .find(|launcher| launcher.version == mpi.version);
+        let same = found.iter().find(|launcher| launcher.version == mpi.version);
         same.or(found.first()).cloned()
     }
 }
@@ -73,10 +67,9 @@ fn names(vendor: Vendor) -> &'static [&'static str] {
     }
 }
 
-/// The first file called `name` in the folders of PATH.
+/// The first file called `name` in the folders of PATH, which cargo watches.
 pub fn find_on_path(name: &str) -> Option<PathBuf> {
+    println!("cargo::rerun-if-env-changed=PATH");
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }

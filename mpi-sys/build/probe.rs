@@ -162,21 +162,13 @@ impl Choice {
     }
 
     fn any_of(places: Vec<Place>) -> Choice {
-        Choice {
-            places,
-            vendor: None,
-            version: None,
-            strict: false,
-        }
+        Choice { places, vendor: None, version: None, strict: false }
     }
 
     /// How well `mpi` fits; `None` if it must not be taken.
     fn fit(&self, mpi: &Installation) -> Option<u8> {
         let same_vendor = self.vendor.is_none_or(|vendor| vendor == mpi.vendor);
-        let same_version = self
-            .version
-            .as_ref()
-            .is_none_or(|version| *version == mpi.version);
+        let same_version = self.version.as_ref().is_none_or(|version| *version == mpi.version);
         match (same_vendor, same_version) {
             (true, true) => Some(EXACT),
             (true, false) => Some(1),
@@ -188,9 +180,7 @@ impl Choice {
 
 fn all_places() -> Vec<Place> {
     let packages = PKG_CONFIG_NAMES.into_iter().map(Place::PkgConfig);
-    let wrappers = WRAPPER_NAMES
-        .into_iter()
-        .map(|name| Place::Wrapper(name.into()));
+    let wrappers = WRAPPER_NAMES.into_iter().map(|name| Place::Wrapper(name.into()));
     packages.chain(wrappers).collect()
 }
 
@@ -215,13 +205,15 @@ impl Place {
 }
 
 fn pkg_config(name: &str) -> Result<Flags, String> {
-    let library = pkg_config::Config::new()
-        .cargo_metadata(false)
-        .probe(name)
-        .map_err(|error| match error {
-            pkg_config::Error::Command { cause, .. } => format!("cannot run pkg-config ({cause})"),
-            _ => "no such package".to_owned(),
-        })?;
+    let library =
+        pkg_config::Config::new().cargo_metadata(false).probe(name).map_err(
+            |error| match error {
+                pkg_config::Error::Command { cause, .. } => {
+                    format!("cannot run pkg-config ({cause})")
+                }
+                _ => "no such package".to_owned(),
+            },
+        )?;
     let get = |name_of| pkg_config::get_variable(name, name_of).ok();
     let mut lib_paths = library.link_paths.clone();
     // A folder that the linker searches anyway is left out by pkg-config.
@@ -248,10 +240,7 @@ fn wrapper(path: &Path) -> Result<Flags, String> {
     if !output.status.success() {
         return Err(format!("it ended with {}", output.status));
     }
-    let mut flags = Flags {
-        bin: program.parent().map(Path::to_path_buf),
-        ..Flags::default()
-    };
+    let mut flags = Flags { bin: program.parent().map(Path::to_path_buf), ..Flags::default() };
     for word in String::from_utf8_lossy(&output.stdout).split_whitespace() {
         let word = word.trim_matches(['"', '\'']);
         if let Some(folder) = word.strip_prefix("-I") {

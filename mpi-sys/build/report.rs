@@ -8,9 +8,6 @@ use crate::probe::Installation;
 
 /// Links the library so that programs find it at run time, too.
 pub fn link(mpi: &Installation) {
-    for variable in ["PATH", "MPI4TCH_MPI", "MPICC"] {
-        println!("cargo::rerun-if-env-changed={variable}");
-    }
     for folder in &mpi.lib_paths {
         println!("cargo::rustc-link-search=native={}", folder.display());
     }
@@ -18,6 +15,7 @@ pub fn link(mpi: &Installation) {
         println!("cargo::rustc-link-lib=dylib={library}");
     }
     if let Some(folder) = runtime_folder(mpi) {
+        println!("cargo::metadata=rpath={}", folder.display());
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
         // `cargo run` and `cargo test` let the loader search the link paths
         // that lie in the target folder: with this one, the programs and
@@ -38,9 +36,7 @@ fn runtime_folder(mpi: &Installation) -> Option<PathBuf> {
         let folders = mpi.lib_paths.iter();
         folders.flat_map(move |folder| names.clone().map(|name| folder.join(name)))
     });
-    let library = files
-        .filter_map(|file| fs::canonicalize(file).ok())
-        .next()?;
+    let library = files.filter_map(|file| fs::canonicalize(file).ok()).next()?;
     let folder = library.parent()?;
     (!is_default(folder)).then(|| folder.to_path_buf())
 }
@@ -79,11 +75,7 @@ pub fn describe(mpi: &Installation, features: &[(&str, bool)]) {
         println!("cargo::metadata={feature}={}", u8::from(*there));
     }
 
-    let env = [
-        ("VENDOR", &vendor),
-        ("VERSION", &mpi.version),
-        ("MPIEXEC", &launcher),
-    ];
+    let env = [("VENDOR", &vendor), ("VERSION", &mpi.version), ("MPIEXEC", &launcher)];
     for (name, value) in env {
         println!("cargo::rustc-env=MPI4TCH_MPI_{name}={value}");
     }

@@ -9,27 +9,18 @@ use mpi_sys::*;
 use world::World;
 
 fn main() -> ExitCode {
-    harness::run(
-        world::start,
-        harness::tests![sum, max, in_place, complex, invalid],
-    )
+    harness::run(world::start, harness::tests![sum, max, in_place, complex, invalid])
 }
 
 fn sum(world: &World) {
     let sent = [f64::from(world.rank), 1.0];
     let expected = f64::from(world.size * (world.size - 1) / 2);
-    assert_eq!(
-        all_reduce(&sent, MPI_DOUBLE, MPI_SUM),
-        [expected, f64::from(world.size)]
-    );
+    assert_eq!(all_reduce(&sent, MPI_DOUBLE, MPI_SUM), [expected, f64::from(world.size)]);
 }
 
 fn max(world: &World) {
     let sent = [i64::from(world.rank), -i64::from(world.rank)];
-    assert_eq!(
-        all_reduce(&sent, MPI_INT64_T, MPI_MAX),
-        [i64::from(world.size - 1), 0]
-    );
+    assert_eq!(all_reduce(&sent, MPI_INT64_T, MPI_MAX), [i64::from(world.size - 1), 0]);
 }
 
 /// Complex numbers are pairs; here the second is the imaginary part.
@@ -75,14 +66,7 @@ fn all_reduce<T: Copy>(sent: &[T], datatype: MPI_Datatype, op: MPI_Op) -> Vec<T>
     // SAFETY: both buffers have `count` elements, and `datatype` is that of T.
     let code = unsafe {
         let buffer = received.as_mut_ptr().cast();
-        MPI_Allreduce(
-            sent.as_ptr().cast(),
-            buffer,
-            count,
-            datatype,
-            op,
-            MPI_COMM_WORLD,
-        )
+        MPI_Allreduce(sent.as_ptr().cast(), buffer, count, datatype, op, MPI_COMM_WORLD)
     };
     assert_eq!(code, MPI_SUCCESS);
     received

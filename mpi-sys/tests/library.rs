@@ -29,10 +29,7 @@ fn loaded_library(_: &World) {
         unsafe { MPI_Get_library_version(buffer, length) }
     });
     assert!(is_compiled_for(&version), "{version}");
-    assert!(
-        version.contains(LIBRARY_VERSION),
-        "{LIBRARY_VERSION} is not in {version}"
-    );
+    assert!(version.contains(LIBRARY_VERSION), "{LIBRARY_VERSION} is not in {version}");
 }
 
 const MAX_VERSION: usize = MPI_MAX_LIBRARY_VERSION_STRING as usize;
@@ -152,12 +149,8 @@ fn threads(_: &World) {
     fn assert_thread_safe<T: Send + Sync>() {}
     assert_thread_safe::<MPI_Comm>();
     assert_thread_safe::<MPI_Request>();
-    let ordered = [
-        MPI_THREAD_SINGLE,
-        MPI_THREAD_FUNNELED,
-        MPI_THREAD_SERIALIZED,
-        MPI_THREAD_MULTIPLE,
-    ];
+    let ordered =
+        [MPI_THREAD_SINGLE, MPI_THREAD_FUNNELED, MPI_THREAD_SERIALIZED, MPI_THREAD_MULTIPLE];
     assert!(ordered.is_sorted());
 }
 

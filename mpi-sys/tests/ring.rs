@@ -22,11 +22,7 @@ fn large(world: &World) {
     let sent: Vec<i32> = (0..1 << 20).map(|i| i * (world.rank + 1)).collect();
     let left = (world.rank + world.size - 1) % world.size;
     let received = pass_on(world, &sent);
-    assert!(
-        (0..)
-            .zip(&received)
-            .all(|(i, &value)| value == i * (left + 1))
-    );
+    assert!((0..).zip(&received).all(|(i, &value)| value == i * (left + 1)));
 }
 
 /// Sends to the right, receives from the left.
@@ -39,15 +35,7 @@ fn pass_on(world: &World, sent: &[i32]) -> Vec<i32> {
     let mut request = MPI_REQUEST_NULL;
     // SAFETY: `sent` has `count` integers, and lives until the wait below.
     let code = unsafe {
-        MPI_Isend(
-            sent.as_ptr().cast(),
-            count,
-            MPI_INT,
-            right,
-            TAG,
-            MPI_COMM_WORLD,
-            &mut request,
-        )
+        MPI_Isend(sent.as_ptr().cast(), count, MPI_INT, right, TAG, MPI_COMM_WORLD, &mut request)
     };
     assert_eq!(code, MPI_SUCCESS);
     assert_ne!(request, MPI_REQUEST_NULL);
@@ -55,15 +43,7 @@ fn pass_on(world: &World, sent: &[i32]) -> Vec<i32> {
     // SAFETY: `received` has room for `count` integers.
     let code = unsafe {
         let buffer = received.as_mut_ptr().cast();
-        MPI_Recv(
-            buffer,
-            count,
-            MPI_INT,
-            MPI_ANY_SOURCE,
-            TAG,
-            MPI_COMM_WORLD,
-            &mut status,
-        )
+        MPI_Recv(buffer, count, MPI_INT, MPI_ANY_SOURCE, TAG, MPI_COMM_WORLD, &mut status)
     };
     assert_eq!(code, MPI_SUCCESS);
     assert_eq!((status.MPI_SOURCE, status.MPI_TAG), (left, TAG));

@@ -17,12 +17,7 @@ pub fn start() -> (World, i32, i32) {
     let mut provided = 0;
     // SAFETY: MPI was not initialised before; both null pointers are allowed.
     let code = unsafe {
-        MPI_Init_thread(
-            ptr::null_mut(),
-            ptr::null_mut(),
-            MPI_THREAD_FUNNELED,
-            &mut provided,
-        )
+        MPI_Init_thread(ptr::null_mut(), ptr::null_mut(), MPI_THREAD_FUNNELED, &mut provided)
     };
     assert_eq!(code, MPI_SUCCESS);
     assert!(provided >= MPI_THREAD_FUNNELED);

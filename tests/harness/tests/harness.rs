@@ -33,7 +33,8 @@ impl Fixture {
             .env("MPI4TCH_TEST_RANKS", ranks)
             .env_remove("MPI4TCH_TEST_TIMEOUT")
             .env_remove("RUST_BACKTRACE")
-            .env("FIXTURE_PIDS", &folder);
+            .env("FIXTURE_PIDS", &folder)
+            .env("TMPDIR", &folder);
         Fixture { command, folder }
     }
 
