@@ -19,11 +19,26 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/headeronly/version.h>
 
 namespace {
 
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
+
+// Nodes are held by std::shared_ptr, with a deleter that frees long chains of them iteratively, not
+// by recursion; from libtorch 2.13 on by c10::intrusive_ptr, which sees to that itself.
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
+template <typename Node, typename... Args>
+auto make_node(Args &&...args) {
+  return c10::make_intrusive<Node>(std::forward<Args>(args)...);
+}
+#else
+template <typename Node, typename... Args>
+auto make_node(Args &&...args) {
+  return std::shared_ptr<Node>(new Node(std::forward<Args>(args)...), torch::autograd::deleteNode);
+}
+#endif
 
 const at::Tensor &tensor(const void *pointer) { return *static_cast<const at::Tensor *>(pointer); }
 
@@ -111,7 +126,7 @@ class Communication final : public torch::autograd::Node {
     variable_list saved;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      for (auto &value : saved_) saved.push_back(value.unpack(shared_from_this()));
+      for (auto &value : saved_) saved.push_back(value.unpack(getptr()));
     }
     for (size_t i = 0; i < cotangents.size(); ++i) {
       if (!cotangents[i].defined()) cotangents[i] = input_metadata(i).zeros_like();
@@ -163,9 +178,7 @@ char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_
                      const mpi4tch_tensor *saved, size_t saved_count) {
   return guarded([&] {
     auto owned = std::make_unique<Pullback>(pullback);
-    // deleteNode frees long chains of nodes iteratively, not by recursion.
-    const std::shared_ptr<Communication> node(new Communication(name, std::move(owned)),
-                                              torch::autograd::deleteNode);
+    const auto node = make_node<Communication>(name, std::move(owned));
     node->set_next_edges(torch::autograd::collect_next_edges(tensors(inputs, input_count)));
     torch::autograd::set_history(tensors(outputs, output_count), node);
     for (size_t i = 0; i < saved_count; ++i) {
