@@ -9,6 +9,7 @@ fn main() {
     let libtorch = Libtorch::find();
     libtorch.compile_shim();
     libtorch.make_loadable();
+    make_mpi_loadable();
     bind_wrapper();
 }
 
@@ -73,6 +74,13 @@ impl Libtorch {
         if std::os::unix::fs::symlink(&self.lib, &link).is_ok() {
             println!("cargo::rustc-link-search=native={}", link.display());
         }
+    }
+}
+
+/// Lets our own tests and examples find an MPI that is in no folder of the loader's.
+fn make_mpi_loadable() {
+    if let Some(folder) = env::var_os("DEP_MPI4TCH_MPI_RPATH") {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", Path::new(&folder).display());
     }
 }
 

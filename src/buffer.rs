@@ -88,6 +88,11 @@ impl Output {
     #[inline]
     pub(crate) fn new(call: &'static str, shape: &[i64], datatype: Datatype) -> Result<Self> {
         let (tensor, data) = autograd::empty(call, shape, datatype.scalar_type())?;
+        let elements: i64 = shape.iter().product();
+        let bytes = elements.unsigned_abs() as usize * datatype.kind.elt_size_in_bytes();
+        if bytes >= HUGE {
+            ask_for_huge_pages(data, bytes);
+        }
         Ok(Self { tensor, data })
     }
 
@@ -99,4 +104,21 @@ impl Output {
     pub(crate) fn into_tensor(self) -> Tensor {
         self.tensor
     }
+}
+
+/// From this size on, what a new tensor costs is its pages: huge ones are far fewer.
+const HUGE: usize = 4 << 20;
+
+/// Asks the kernel to back the memory with huge pages. It is a wish: nothing depends on the answer.
+#[cold]
+fn ask_for_huge_pages(data: *mut c_void, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4096;
+        let skipped = data.align_offset(PAGE).min(bytes);
+        // SAFETY: the range lies within an allocation of this size; the advice changes no content.
+        unsafe { libc::madvise(data.byte_add(skipped), bytes - skipped, libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (data, bytes);
 }

@@ -17,25 +17,30 @@ pub const SOCKET: &str = "socket";
 
 /// `mpiexec -n ranks <this program>`, in a process group of its own.
 pub fn command(ranks: usize, folder: &Path) -> io::Result<Command> {
-    let launcher = env::var("MPI4TCH_MPIEXEC").unwrap_or_default();
-    let mut words = launcher.split_whitespace();
-    let mut command = Command::new(words.next().unwrap_or(mpi_sys::MPIEXEC));
+    let mut command = mpiexec(ranks);
     command
-        .args(words)
-        .arg("-n")
-        .arg(ranks.to_string())
         .arg(env::current_exe()?)
         .env(FOLDER, folder)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
+    Ok(command)
+}
+
+/// `mpiexec -n ranks`, ready for the program and its arguments: the launcher
+/// and the environment that tests run with.
+pub fn mpiexec(ranks: usize) -> Command {
+    let launcher = env::var("MPI4TCH_MPIEXEC").unwrap_or_default();
+    let mut words = launcher.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or(mpi_sys::MPIEXEC));
+    command.args(words).arg("-n").arg(ranks.to_string());
     for (name, value) in environment() {
         if env::var_os(name).is_none() {
             command.env(name, value);
         }
     }
-    Ok(command)
+    command
 }
 
 /// What lets more ranks than cores run, as any user. A launcher that a

@@ -37,6 +37,8 @@ mod rank;
 mod runner;
 mod settings;
 
+pub use launch::mpiexec;
+
 use std::fmt::Display;
 use std::process::ExitCode;
 
