@@ -32,6 +32,7 @@ mod job;
 mod launch;
 mod message;
 mod output;
+mod patience;
 mod process;
 mod rank;
 mod runner;
