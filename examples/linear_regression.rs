@@ -88,10 +88,11 @@ fn run(world: &Communicator, arguments: &Arguments) -> Result<(), Box<dyn Error>
     let data = table.standardize(world)?;
     let names = table.features();
     if world.rank() == 0 {
+        println!("{}", table.source());
         println!("rows: {}, features: {}, ranks: {}\n", data.rows, names.len(), world.size());
     }
     let closed_form = NormalEquations::new(world, &data)?;
-    let exact = closed_form.solve(names)?;
+    let exact = closed_form.solve(names).map_err(|error| format!("{}: {error}", table.source()))?;
 
     // Where all coefficients are zero, the gradient is known. One that were too large by a factor
     // would go unnoticed in the end, for it vanishes at the same point.

@@ -11,6 +11,7 @@ use mpi4tch::{Communicator, Op};
 
 /// This rank's rows of a table: features, then the target.
 pub struct Table {
+    source: String,
     names: Vec<String>,
     rows: Tensor,
 }
@@ -27,7 +28,8 @@ impl Table {
         let [a, b, c] = Self::SYNTHETIC;
         let y = &x * b + &square * c + a;
         let names = ["x", "x²", "y"].map(str::to_owned).to_vec();
-        Self { names, rows: Tensor::stack(&[x, square, y], 1) }
+        let source = "synthetic".to_owned();
+        Self { source, names, rows: Tensor::stack(&[x, square, y], 1) }
     }
 
     /// Reads a file on every rank and keeps a share of its rows.
@@ -35,15 +37,20 @@ impl Table {
     /// An error on any rank is the error of all: a rank that returned alone would leave the others
     /// waiting for it in their next communication.
     pub fn read(world: &Communicator, path: &Path) -> Result<Self, Box<dyn Error>> {
+        let source = path.display().to_string();
         let (names, values, fingerprint) = agree(world, parse(path))?;
-        let [least, greatest] = [Op::Min, Op::Max].map(|op| reduce(world, fingerprint, op));
-        if least? != greatest? {
-            return Err(format!("{}: the ranks find different files", path.display()).into());
-        }
+        let first = reduce(world, if world.rank() == 0 { fingerprint } else { i64::MIN }, Op::Max)?;
+        let other = || format!("{source} is another file than on rank 0");
+        agree(world, (fingerprint == first).then_some(()).ok_or_else(other))?;
         let columns = names.len();
         let (begin, end) = share(world, i64::try_from(values.len() / columns)?);
         let rows = Tensor::from_slice(&values).view([-1, i64::try_from(columns)?]);
-        Ok(Self { names, rows: rows.slice(0, begin, end, 1) })
+        Ok(Self { source, names, rows: rows.slice(0, begin, end, 1) })
+    }
+
+    /// Where it comes from.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The names of all columns but the target.
@@ -67,10 +74,10 @@ impl Table {
         for ((name, mean), deviation) in self.names.iter().zip(&mean).zip(&deviation) {
             // The mean of equal numbers need not be that number.
             if *deviation <= 1e-13 * mean.abs() {
-                return Err(format!("column {name} is constant").into());
+                return Err(format!("{}: column {name} is constant", self.source).into());
             }
             if !deviation.is_finite() {
-                return Err(format!("column {name} has too large numbers").into());
+                return Err(format!("{}: column {name}: too large numbers", self.source).into());
             }
         }
         let target = columns.select(1, -1).contiguous();
@@ -122,7 +129,7 @@ fn parse(path: &Path) -> Result<(Vec<String>, Vec<f64>, i64), String> {
     let mut values = Vec::new();
     for record in reader.records() {
         let record = record.map_err(|error| format!("{file}: {error}"))?;
-        let line = record.position().map_or(0, csv::Position::line);
+        let line = record.position().map_or(0, |begin| line_of_data(&bytes, begin));
         if record.len() != columns {
             let fields = record.len();
             return Err(format!("{file}, line {line}: {fields} fields instead of {columns}"));
@@ -139,10 +146,17 @@ fn parse(path: &Path) -> Result<(Vec<String>, Vec<f64>, i64), String> {
         return Err(format!("{file} has no rows"));
     }
     if rows < columns {
-        return Err(format!("{file} has {rows} rows; the {columns} coefficients need as many"));
+        return Err(format!("{file} has {rows} rows, fewer than the {columns} coefficients"));
     }
     let names = header.iter().map(str::to_owned).collect();
     Ok((names, values, fingerprint.finish().cast_signed()))
+}
+
+/// The line of a record; csv has empty lines belong to the record that follows.
+fn line_of_data(file: &[u8], begin: &csv::Position) -> u64 {
+    let rest = file.iter().skip(usize::try_from(begin.byte()).unwrap_or(usize::MAX));
+    let breaks = rest.take_while(|byte| matches!(byte, b'\r' | b'\n'));
+    breaks.fold(begin.line(), |line, byte| line + u64::from(*byte == b'\n'))
 }
 
 /// From where to where the rows of this rank go: as equal shares as can be.
