@@ -89,7 +89,8 @@ impl Output {
     pub(crate) fn new(call: &'static str, shape: &[i64], datatype: Datatype) -> Result<Self> {
         let (tensor, data) = autograd::empty(call, shape, datatype.scalar_type())?;
         let elements: i64 = shape.iter().product();
-        let bytes = elements.unsigned_abs() as usize * datatype.kind.elt_size_in_bytes();
+        let elements = usize::try_from(elements).unwrap_or(0);
+        let bytes = elements * datatype.kind.elt_size_in_bytes();
         if bytes >= HUGE {
             ask_for_huge_pages(data, bytes);
         }

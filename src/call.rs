@@ -115,7 +115,7 @@ mod tests {
                     assert!((1..=most).contains(&length));
                     end += length.unsigned_abs() as usize;
                 }
-                assert_eq!(end, count.unsigned_abs() as usize);
+                assert_eq!(i64::try_from(end), Ok(count));
             }
         }
         let large = 2 * i64::from(c_int::MAX) + 3;

@@ -72,3 +72,8 @@ pub use communicator::{Communicator, Rank};
 pub use environment::{Library, ThreadLevel, Universe, initialize, initialize_with};
 pub use error::{Error, Result};
 pub use reduction::Op;
+
+/// The README's code, compiled and run with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
