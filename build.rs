@@ -10,6 +10,7 @@ fn main() {
     libtorch.compile_shim();
     libtorch.make_loadable();
     make_mpi_loadable();
+    pass_on_what_mpi_has();
     bind_wrapper();
 }
 
@@ -81,6 +82,14 @@ impl Libtorch {
 fn make_mpi_loadable() {
     if let Some(folder) = env::var_os("DEP_MPI4TCH_MPI_RPATH") {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", Path::new(&folder).display());
+    }
+}
+
+/// Tells the sources whether this MPI has the functions with wide counts of MPI 4.
+fn pass_on_what_mpi_has() {
+    println!("cargo::rustc-check-cfg=cfg(large_count)");
+    if env::var("DEP_MPI4TCH_MPI_LARGE_COUNT").is_ok_and(|has| has == "1" || has == "true") {
+        println!("cargo::rustc-cfg=large_count");
     }
 }
 

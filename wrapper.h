@@ -66,6 +66,16 @@ char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_
                      size_t input_count, const mpi4tch_tensor *outputs, size_t output_count,
                      const mpi4tch_tensor *saved, size_t saved_count);
 
+/* Whether torch's rules allow a change of the tensor in place: an error text if not. `data` is where
+ * to write, or NULL. */
+char *mpi4tch_check_in_place(const void *tensor, void **data);
+
+/* After a change of the tensor's content in place: bumps its version counter and, with a pullback,
+ * lets its history go on from a new node over what it was. The pullback is owned from the call on,
+ * also on error. */
+char *mpi4tch_record_in_place(const char *name, const mpi4tch_pullback *pullback,
+                              const void *tensor);
+
 /* torch::autograd::grad: the gradients of `inputs`, NULL where one is unrelated to the outputs. */
 char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
                    size_t output_count, const mpi4tch_tensor *inputs, size_t input_count,

@@ -15,6 +15,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -188,6 +189,31 @@ char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_
       }
       node->save(tensor(saved[i]), is_output);
     }
+  });
+}
+
+char *mpi4tch_check_in_place(const void *pointer, void **data) {
+  return guarded([&] {
+    const at::Tensor &t = tensor(pointer);
+    torch::autograd::check_inplace(t, torch::autograd::compute_requires_grad(t));
+    const bool plain = t.layout() == at::kStrided && t.device().is_cpu() && t.has_storage();
+    *data = plain ? t.mutable_data_ptr() : nullptr;
+  });
+}
+
+char *mpi4tch_record_in_place(const char *name, const mpi4tch_pullback *pullback,
+                              const void *pointer) {
+  return guarded([&] {
+    const at::Tensor &t = tensor(pointer);
+    if (pullback == nullptr) {
+      torch::autograd::increment_version(t);
+      return;
+    }
+    auto owned = std::make_unique<Pullback>(*pullback);
+    const auto node = make_node<Communication>(name, std::move(owned));
+    node->set_next_edges(torch::autograd::collect_next_edges(t));
+    torch::autograd::increment_version(t);
+    torch::autograd::rebase_history(t, node);
   });
 }
 

@@ -145,12 +145,7 @@ where
     F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
 {
     let name = CString::new(call).unwrap_or_default();
-    let node = Box::new(Pullback { call, pullback, live: Live::new() });
-    let pullback = shim::mpi4tch_pullback {
-        state: Box::into_raw(node).cast(),
-        call: Some(call_pullback::<F>),
-        drop: Some(drop_pullback::<F>),
-    };
+    let pullback = boxed(call, pullback);
     let (inputs, outputs, saved) = (pointers(inputs), pointers(outputs), pointers(saved));
     // SAFETY: all tensors are valid at::Tensors that outlive the call. The two callbacks are made
     // for the closure's type, which is Send and Sync, as libtorch may call it on its own threads.
@@ -167,6 +162,64 @@ where
         )
     };
     check(call, error)
+}
+
+/// A change of a tensor in place, by torch's rules for it.
+#[derive(Clone, Copy)]
+pub(crate) struct InPlace {
+    call: &'static str,
+    data: *mut c_void,
+}
+
+impl InPlace {
+    /// Refuses a leaf that requires grad, and the views that torch refuses.
+    pub(crate) fn new(call: &'static str, x: &Tensor) -> Result<Self> {
+        let mut data = ptr::null_mut();
+        // SAFETY: `x` is a valid at::Tensor that outlives the call.
+        check(call, unsafe { shim::mpi4tch_check_in_place(x.as_ptr().cast(), &mut data) })?;
+        Ok(Self { call, data })
+    }
+
+    /// The first element, to write; null where it could not be written by a pointer.
+    pub(crate) fn data(self) -> *mut c_void {
+        self.data
+    }
+
+    /// After the change: bumps the version counter, so that a node that saved the tensor notices.
+    pub(crate) fn bump_version(self, x: &mut Tensor) -> Result<()> {
+        self.rebase(x, ptr::null())
+    }
+
+    /// After the change: bumps the version counter and lets the history go on from a new node, as
+    /// [`record`] makes it.
+    pub(crate) fn record<F>(self, x: &mut Tensor, pullback: F) -> Result<()>
+    where
+        F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+    {
+        self.rebase(x, &boxed(self.call, pullback))
+    }
+
+    fn rebase(self, x: &mut Tensor, pullback: *const shim::mpi4tch_pullback) -> Result<()> {
+        let name = CString::new(self.call).unwrap_or_default();
+        // SAFETY: `x` is a valid at::Tensor; the pullback is null or valid, and owned by the shim
+        // from here on.
+        let error =
+            unsafe { shim::mpi4tch_record_in_place(name.as_ptr(), pullback, x.as_ptr().cast()) };
+        check(self.call, error)
+    }
+}
+
+/// The closure for the shim, which drops it.
+fn boxed<F>(call: &'static str, pullback: F) -> shim::mpi4tch_pullback
+where
+    F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+{
+    let node = Box::new(Pullback { call, pullback, live: Live::new() });
+    shim::mpi4tch_pullback {
+        state: Box::into_raw(node).cast(),
+        call: Some(call_pullback::<F>),
+        drop: Some(drop_pullback::<F>),
+    }
 }
 
 /// The gradients of `inputs` for given cotangents of `outputs`; `None` for an input that the

@@ -1,25 +1,29 @@
 //! What MPI reads and writes: a tensor, checked, as (pointer, count, datatype).
 //!
-//! All result memory comes from [`Output::new`], so that its source can change in one place.
+//! All result and staging memory comes from [`Output::new`], so that its source can change in one
+//! place.
 
 use std::ffi::c_void;
 
 use tch::{TchError, Tensor};
 
 use crate::autograd::{self, View};
+use crate::blocks::Blocks;
 use crate::datatype::Datatype;
 use crate::error::{Error, Result};
 
-/// A tensor to send: checked, contiguous, in host memory.
+/// A tensor to send: checked, in host memory; for MPI to read after
+/// [`contiguous`](Self::contiguous), [`packed`](Self::packed) or [`replaced`](Self::replaced).
 pub(crate) struct Input<'x> {
+    call: &'static str,
     view: View<'x>,
-    /// What is sent instead of a tensor that is not contiguous.
-    copy: Option<(Tensor, *const c_void)>,
+    /// What is sent instead of the user's tensor.
+    copy: Option<Tensor>,
+    data: *const c_void,
     datatype: Datatype,
 }
 
 impl<'x> Input<'x> {
-    /// Any layout is fine: what MPI could not read as it lies is copied.
     #[inline]
     pub(crate) fn new(call: &'static str, x: &'x Tensor) -> Result<Self> {
         let view = View::of(x);
@@ -36,17 +40,38 @@ impl<'x> Input<'x> {
         if !view.is_on_cpu() {
             return Err(Error::Device { call, device: view.device() });
         }
-        let copy = if view.is_contiguous() { None } else { Some(contiguous(x)?) };
-        Ok(Self { view, copy, datatype })
+        Ok(Self { call, view, copy: None, data: view.data(), datatype })
     }
 
-    /// Sends what `f` makes of the tensor instead, of the same shape and kind.
+    /// As MPI sends it: a copy, unless the elements already lie so.
+    #[inline]
+    pub(crate) fn contiguous(self) -> Result<Self> {
+        if self.view.is_contiguous() { Ok(self) } else { self.replaced(|x| Ok(x.shallow_clone())) }
+    }
+
+    /// With the blocks one after another.
+    pub(crate) fn packed(self, blocks: &Blocks) -> Result<Self> {
+        if blocks.are_consecutive(self.shape()) {
+            return self.contiguous();
+        }
+        let packed = blocks.pack(self.call, self.view.tensor(), self.datatype)?;
+        Ok(self.sending(packed))
+    }
+
+    /// Sends what `f` makes of the tensor instead, of the same number of elements and kind.
     pub(crate) fn replaced(
         self,
         f: impl FnOnce(&Tensor) -> std::result::Result<Tensor, TchError>,
     ) -> Result<Self> {
-        let other = tch::no_grad(|| f(self.view.tensor()))?;
-        Ok(Self { copy: Some(contiguous(&other)?), ..self })
+        let other = tch::no_grad(|| {
+            f(self.view.tensor())?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()
+        })?;
+        Ok(self.sending(other))
+    }
+
+    fn sending(self, copy: Tensor) -> Self {
+        let data = View::of(&copy).data();
+        Self { data, copy: Some(copy), ..self }
     }
 
     pub(crate) fn shape(&self) -> &'x [i64] {
@@ -61,9 +86,15 @@ impl<'x> Input<'x> {
         self.view.requires_grad()
     }
 
+    /// The tensor that [`data`](Self::data) points into.
+    pub(crate) fn sent(&self) -> &Tensor {
+        self.copy.as_ref().unwrap_or_else(|| self.view.tensor())
+    }
+
     /// The first of [`count`](Self::count) elements, valid as long as `self`.
+    #[inline]
     pub(crate) fn data(&self) -> *const c_void {
-        self.copy.as_ref().map_or_else(|| self.view.data(), |&(_, data)| data)
+        self.data
     }
 
     pub(crate) fn count(&self) -> i64 {
@@ -71,20 +102,14 @@ impl<'x> Input<'x> {
     }
 }
 
-/// A dense copy without lazy conjugation or negation, and where its first element is.
-fn contiguous(x: &Tensor) -> Result<(Tensor, *const c_void)> {
-    let copy = tch::no_grad(|| x.f_resolve_conj()?.f_resolve_neg()?.f_contiguous())?;
-    let data = View::of(&copy).data();
-    Ok((copy, data))
-}
-
-/// A new tensor that MPI writes: contiguous, in host memory, nobody else's storage.
+/// A tensor that MPI writes: contiguous, in host memory.
 pub(crate) struct Output {
     tensor: Tensor,
     data: *mut c_void,
 }
 
 impl Output {
+    /// A new one, of undefined content.
     #[inline]
     pub(crate) fn new(call: &'static str, shape: &[i64], datatype: Datatype) -> Result<Self> {
         let (tensor, data) = autograd::empty(call, shape, datatype.scalar_type())?;
@@ -97,7 +122,14 @@ impl Output {
         Ok(Self { tensor, data })
     }
 
+    /// Copies what `input` sends, which has as many elements.
+    pub(crate) fn copy_from(&self, input: &Input) -> Result<()> {
+        let mut target = self.tensor.shallow_clone();
+        Ok(tch::no_grad(|| target.f_copy_(input.sent()))?)
+    }
+
     /// The first element, valid as long as the tensor.
+    #[inline]
     pub(crate) fn data(&self) -> *mut c_void {
         self.data
     }

@@ -1,7 +1,7 @@
 //! [`Communicator`]: a group of ranks, with contexts of its own.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mpi_sys::MPI_Comm;
 
@@ -10,6 +10,12 @@ use crate::error::{Error, Result, check};
 
 /// The number of a process in a communicator, from 0.
 pub type Rank = i32;
+
+/// Where the rank's entry is in a list of one per rank.
+#[inline]
+pub(crate) fn index(rank: Rank) -> usize {
+    rank.unsigned_abs() as usize
+}
 
 /// A group of ranks that communicate with each other and with nobody else.
 ///
@@ -30,6 +36,7 @@ struct Inner {
     forward: MPI_Comm,
     backward: MPI_Comm,
     control: MPI_Comm,
+    reversed: Mutex<Option<MPI_Comm>>,
     rank: Rank,
     size: Rank,
     environment: Arc<Environment>,
@@ -53,7 +60,9 @@ impl Communicator {
         check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(forward, &mut rank) })?;
         // SAFETY: as above.
         check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(forward, &mut size) })?;
-        let inner = Arc::new(Inner { forward, backward, control, rank, size, environment });
+        let reversed = Mutex::new(None);
+        let inner =
+            Arc::new(Inner { forward, backward, control, reversed, rank, size, environment });
         Ok(Self { inner, pass: Pass::Forward })
     }
 
@@ -95,6 +104,19 @@ impl Communicator {
         Self::adopt(self.inner.forward, Arc::clone(&self.inner.environment))
     }
 
+    pub(crate) fn has_rank(&self, rank: Rank) -> bool {
+        (0..self.size()).contains(&rank)
+    }
+
+    /// Checks that there is a rank `root`.
+    #[inline]
+    pub(crate) fn check_root(&self, call: &'static str, root: Rank) -> Result<()> {
+        if self.has_rank(root) {
+            return Ok(());
+        }
+        Err(Error::Rank { call, role: "root", rank: root, size: self.size() })
+    }
+
     /// The same communicator for calls of the backward pass.
     pub(crate) fn backward(&self) -> Self {
         Self { inner: Arc::clone(&self.inner), pass: Pass::Backward }
@@ -114,13 +136,55 @@ impl Communicator {
         &self.inner.environment
     }
 
+    /// The context in which the ranks count from the other end, for the adjoint of a scan. Made
+    /// when first needed, by a collective call.
+    pub(crate) fn reversed(&self) -> Result<MPI_Comm> {
+        let mut reversed = self.inner.reversed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(context) = *reversed {
+            return Ok(context);
+        }
+        let _guard = self.environment().enter("scan")?;
+        let mut context = mpi_sys::MPI_COMM_NULL;
+        // SAFETY: the context is a valid communicator, as `enter` gave leave.
+        check("MPI_Comm_split", unsafe {
+            mpi_sys::MPI_Comm_split(self.inner.backward, 0, -self.rank(), &mut context)
+        })?;
+        own(context, self.environment())?;
+        *reversed = Some(context);
+        Ok(context)
+    }
+
+    /// Every rank's words, by the control context. Collective.
+    pub(crate) fn all_gather_control<const N: usize>(
+        &self,
+        call: &'static str,
+        words: &[i64; N],
+    ) -> Result<Vec<[i64; N]>> {
+        let _guard = self.environment().enter(call)?;
+        let mut all = vec![[0; N]; index(self.size())];
+        let count = i32::try_from(N).unwrap_or(i32::MAX);
+        // SAFETY: `N` integers are sent, and `all` has room for as many per rank.
+        check("MPI_Allgather", unsafe {
+            mpi_sys::MPI_Allgather(
+                words.as_ptr().cast(),
+                count,
+                mpi_sys::MPI_INT64_T,
+                all.as_mut_ptr().cast(),
+                count,
+                mpi_sys::MPI_INT64_T,
+                self.inner.control,
+            )
+        })?;
+        Ok(all)
+    }
+
     /// Every rank's `bytes`, in order of the ranks, by the control context. They may differ in
     /// length. Collective.
     pub(crate) fn exchange(&self, call: &'static str, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         let _guard = self.environment().enter(call)?;
         // A negative count tells every rank that this one has too much.
         let count = i32::try_from(bytes.len()).unwrap_or(-1);
-        let mut counts = vec![0_i32; self.size().unsigned_abs() as usize];
+        let mut counts = vec![0_i32; index(self.size())];
         // SAFETY: one int is sent, and `counts` has room for one per rank.
         check("MPI_Allgather", unsafe {
             mpi_sys::MPI_Allgather(
@@ -185,10 +249,15 @@ fn context(parent: MPI_Comm, environment: &Environment) -> Result<MPI_Comm> {
     let mut duplicate = mpi_sys::MPI_COMM_NULL;
     // SAFETY: `parent` is a communicator; `duplicate` outlives the call.
     check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut duplicate) })?;
-    environment.keep(duplicate);
+    own(duplicate, environment)?;
+    Ok(duplicate)
+}
+
+/// Takes over a communicator that was just made.
+fn own(context: MPI_Comm, environment: &Environment) -> Result<()> {
+    environment.keep(context);
     // SAFETY: a communicator that was just made, and one of MPI's own error handlers.
     check("MPI_Comm_set_errhandler", unsafe {
-        mpi_sys::MPI_Comm_set_errhandler(duplicate, mpi_sys::MPI_ERRORS_RETURN)
-    })?;
-    Ok(duplicate)
+        mpi_sys::MPI_Comm_set_errhandler(context, mpi_sys::MPI_ERRORS_RETURN)
+    })
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use mpi_sys::{MPI_Comm, MPI_Datatype};
 
+use crate::agreement::Check;
 use crate::communicator::Communicator;
 use crate::error::{Error, Result, check};
 use crate::reduction::OwnOps;
@@ -157,6 +158,7 @@ impl Drop for Shared {
 pub(crate) struct Environment {
     handles: Handles,
     level: ThreadLevel,
+    check: Check,
     /// Locked during each call below [`ThreadLevel::Multiple`].
     calls: Mutex<()>,
     finalized: AtomicBool,
@@ -189,6 +191,7 @@ impl Environment {
         Ok(Self {
             handles: Handles { two_bytes, ops: OwnOps::create()? },
             level: ThreadLevel::from_mpi(level),
+            check: Check::from_environment()?,
             calls: Mutex::new(()),
             finalized: AtomicBool::new(false),
             contexts: Mutex::new(Vec::new()),
@@ -197,6 +200,12 @@ impl Environment {
 
     pub(crate) fn handles(&self) -> &Handles {
         &self.handles
+    }
+
+    /// Which calls the ranks compare before they make them.
+    #[inline]
+    pub(crate) fn check(&self) -> Check {
+        self.check
     }
 
     /// Leave to call MPI, for as long as the guard lives.

@@ -4,6 +4,7 @@ use std::ffi::c_int;
 
 use tch::Kind;
 
+use crate::communicator::Rank;
 use crate::reduction::Op;
 
 /// What every fallible call of this crate returns.
@@ -53,6 +54,68 @@ pub enum Error {
         call: &'static str,
         /// The op asked for.
         op: Op,
+    },
+
+    /// The op is not defined for this operation.
+    #[error("{call}: Op::{op:?} is not defined; {reason}")]
+    Op {
+        /// The operation.
+        call: &'static str,
+        /// The op asked for.
+        op: Op,
+        /// Why.
+        reason: &'static str,
+    },
+
+    /// The tensor has no such axis.
+    #[error("{call}: axis {axis} is out of range for a tensor of shape {shape:?}")]
+    Axis {
+        /// The operation.
+        call: &'static str,
+        /// The axis asked for.
+        axis: i64,
+        /// The tensor's shape.
+        shape: Vec<i64>,
+    },
+
+    /// The communicator has no such rank.
+    #[error("{call}: {role} {rank} is out of range for {size} ranks")]
+    Rank {
+        /// The operation.
+        call: &'static str,
+        /// What the rank was to be: `root`.
+        role: &'static str,
+        /// The rank asked for.
+        rank: Rank,
+        /// The size of the communicator.
+        size: Rank,
+    },
+
+    /// The counts do not fit the tensor or the ranks.
+    #[error("{call}: {message}")]
+    Counts {
+        /// The operation.
+        call: &'static str,
+        /// What came and what was needed.
+        message: String,
+    },
+
+    /// The ranks disagree on a call. All of them get this error, and none has made the call.
+    #[error("the ranks disagree on a call:{differences}")]
+    Mismatch {
+        /// A line for each argument that differs, with the ranks that have each value.
+        differences: String,
+    },
+
+    /// An environment variable has a value that means nothing.
+    #[error("initialize: {name} is {value:?}; it may be {needed}")]
+    Setting {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        needed: &'static str,
     },
 
     /// The tensor is sparse, quantized or nested.

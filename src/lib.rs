@@ -53,7 +53,9 @@
 //! What can be returned is returned: see [`Error`]. An error or a panic in a pullback comes out of
 //! `f_backward` as an `Err`.
 
+mod agreement;
 mod autograd;
+mod blocks;
 mod buffer;
 mod call;
 mod collective;

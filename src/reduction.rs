@@ -9,10 +9,11 @@ use std::ffi::{c_int, c_void};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use mpi_sys::{MPI_Datatype, MPI_Op};
-use tch::Kind;
+use tch::{Kind, Scalar, Tensor};
 
+use crate::autograd::View;
 use crate::buffer::Input;
-use crate::communicator::Rank;
+use crate::communicator::{Communicator, Rank};
 use crate::datatype::{Class, Datatype};
 use crate::error::{Error, Result, check};
 
@@ -96,34 +97,101 @@ impl Op {
         matches!(self, Self::Sum | Self::Prod | Self::Max | Self::Min | Self::Mean)
     }
 
-    /// What MPI's op leaves to do, before the call and after it, over `size` ranks.
-    ///
-    /// A mean is a sum that is divided afterwards, or, for the 16-bit kinds, whose sum could
-    /// overflow where the mean does not, before. A logical op gives 0 or 1, but the result of a
-    /// single rank is what it sent.
+    /// Whether the reduction is a linear map.
+    pub(crate) fn is_linear(self) -> bool {
+        matches!(self, Self::Sum | Self::Mean)
+    }
+
+    /// MPI's handle for the op on `input`, after checking that the op may be used on it.
     #[inline]
-    pub(crate) fn adapt(self, input: Input<'_>, size: Rank) -> Result<(Input<'_>, Option<i64>)> {
+    pub(crate) fn check(
+        self,
+        call: &'static str,
+        comm: &Communicator,
+        input: &Input,
+    ) -> Result<MPI_Op> {
+        if input.requires_grad() && !self.is_differentiable() {
+            return Err(Error::NoAdjoint { call, op: self });
+        }
+        self.mpi(call, input.datatype(), &comm.environment().handles().ops)
+    }
+
+    /// What MPI is to be sent. A logical op gives 0 or 1, but where MPI has nothing to combine, its
+    /// result is what a rank sent.
+    #[inline]
+    pub(crate) fn operand(self, input: Input<'_>) -> Result<Input<'_>> {
         match (self, input.datatype().class) {
-            (Self::Mean, Class::Half) => {
-                Ok((input.replaced(|x| x.f_div_scalar(i64::from(size)))?, None))
-            }
-            (Self::Mean, _) => Ok((input, Some(size.into()))),
             (Self::LogicalAnd | Self::LogicalOr | Self::LogicalXor, Class::Integer) => {
                 let kind = input.datatype().kind;
-                Ok((input.replaced(|x| x.f_not_equal(0)?.f_to_kind(kind))?, None))
+                input.replaced(|x| x.f_not_equal(0)?.f_to_kind(kind))
             }
-            _ => Ok((input, None)),
+            _ => Ok(input),
         }
+    }
+
+    /// The value that changes nothing when combined with it.
+    pub(crate) fn identity(self, kind: Kind) -> Scalar {
+        let least = match kind {
+            Kind::Uint8 | Kind::Bool => Scalar::int(0),
+            Kind::Int8 => i64::from(i8::MIN).into(),
+            Kind::Int16 => i64::from(i16::MIN).into(),
+            Kind::Int => i64::from(i32::MIN).into(),
+            Kind::Int64 => i64::MIN.into(),
+            _ => f64::NEG_INFINITY.into(),
+        };
+        let most = match kind {
+            Kind::Uint8 => i64::from(u8::MAX).into(),
+            Kind::Bool => Scalar::int(1),
+            Kind::Int8 => i64::from(i8::MAX).into(),
+            Kind::Int16 => i64::from(i16::MAX).into(),
+            Kind::Int => i64::from(i32::MAX).into(),
+            Kind::Int64 => i64::MAX.into(),
+            _ => f64::INFINITY.into(),
+        };
+        let all_ones = match kind {
+            Kind::Uint8 => i64::from(u8::MAX),
+            Kind::Bool => 1,
+            _ => -1,
+        };
+        match self {
+            Self::Max => least,
+            Self::Min => most,
+            Self::Prod | Self::LogicalAnd => Scalar::int(1),
+            Self::BitwiseAnd => all_ones.into(),
+            Self::Sum
+            | Self::Mean
+            | Self::LogicalOr
+            | Self::LogicalXor
+            | Self::BitwiseOr
+            | Self::BitwiseXor => Scalar::int(0),
+        }
+    }
+
+    /// Carries out `combine` with this op, where MPI's op for `Mean` is the sum: divides by the
+    /// number of ranks, the sum afterwards, or, of a 16-bit kind, whose sum could overflow where
+    /// the mean does not, each summand before.
+    #[inline]
+    pub(crate) fn averaging(
+        self,
+        ranks: Rank,
+        x: &Tensor,
+        combine: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if self != Self::Mean {
+            return combine(x);
+        }
+        let ranks = i64::from(ranks);
+        let class = Datatype::of(View::of(x).scalar_type()).map(|datatype| datatype.class);
+        if class == Some(Class::Half) {
+            return combine(&x.f_div_scalar(ranks)?);
+        }
+        let mut y = combine(x)?;
+        Ok(y.f_div_scalar_(ranks)?)
     }
 
     /// MPI's handle for the op on `datatype`; for `Mean` that of the sum.
     #[inline]
-    pub(crate) fn mpi(
-        self,
-        call: &'static str,
-        datatype: Datatype,
-        own: &OwnOps,
-    ) -> Result<MPI_Op> {
+    fn mpi(self, call: &'static str, datatype: Datatype, own: &OwnOps) -> Result<MPI_Op> {
         use Class::{Bool, Complex, Half, Integer, Real};
         Ok(match (self, datatype.class) {
             (Self::Sum, Integer | Real | Complex) | (Self::Mean, Real | Complex) => {

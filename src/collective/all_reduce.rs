@@ -5,11 +5,12 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use super::nonlinear;
-use crate::buffer::{Input, Output};
-use crate::call::{Call, Plan, Reduction};
+use crate::agreement::{Agreed, Terms};
+use crate::buffer::Input;
+use crate::call::{Call, Finish, Plan, Reduction};
 use crate::communicator::Communicator;
-use crate::error::{Error, Result};
-use crate::operator::{Operator, apply, apply_nonlinear};
+use crate::error::Result;
+use crate::operator::{Operator, apply, apply_in_place, apply_nonlinear, replace};
 use crate::reduction::Op;
 
 impl Communicator {
@@ -29,10 +30,8 @@ impl Communicator {
     /// [`size`](Communicator::size).
     ///
     /// # Errors
-    /// [`Error::OpKind`] if `op` is not defined for the tensor's kind, [`Error::NoAdjoint`] if it
-    /// has no derivative and `x` requires grad; [`Error::Kind`], [`Error::Layout`],
-    /// [`Error::Device`] if MPI cannot take the tensor; [`Error::Mpi`] if MPI fails;
-    /// [`Error::Finalized`] after the universe's end.
+    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has no
+    /// derivative and `x` requires grad; and what is [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -52,17 +51,52 @@ impl Communicator {
     pub fn all_reduce(&self, x: &Tensor, op: Op) -> Result<Tensor> {
         let operator = AllReduce { op };
         match op {
-            Op::Max | Op::Min => apply_nonlinear(&operator, nonlinear::extremum, self, x),
-            Op::Prod => apply_nonlinear(&operator, nonlinear::product, self, x),
+            Op::Max | Op::Min => apply_nonlinear(&operator, self, x, nonlinear::extremum),
+            Op::Prod => apply_nonlinear(&operator, self, x, nonlinear::product),
             // The others are linear, or refuse a tensor that requires grad.
-            _ => apply(&operator, self, x),
+            _ => op.averaging(self.size(), x, |x| apply(&operator, self, x)),
         }
+    }
+
+    /// [`all_reduce`](Self::all_reduce) in place: `x` becomes the result.
+    ///
+    /// Wraps `MPI_Allreduce` with `MPI_IN_PLACE`. Collective: every rank must call it.
+    ///
+    /// - Shape, kinds, adjoint: as `all_reduce`. A tensor that is not contiguous, and one that
+    ///   requires grad with an op that is not linear, go by a copy.
+    ///
+    /// It follows torch's rules for changes in place: the version counter is bumped, the history
+    /// goes on from here, for views too, and a leaf that requires grad is refused.
+    ///
+    /// # Errors
+    /// As for `all_reduce`; `Error::Autograd` if torch's rules forbid the change.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let mut x = Tensor::from_slice(&[1.0, 2.0]);
+    /// world.all_reduce_(&mut x, Op::Mean)?;
+    /// assert_eq!(x, Tensor::from_slice(&[1.0, 2.0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Allreduce")]
+    #[doc(alias = "MPI_IN_PLACE")]
+    pub fn all_reduce_(&self, x: &mut Tensor, op: Op) -> Result<()> {
+        if op == Op::Sum {
+            return apply_in_place(&AllReduce { op }, self, x);
+        }
+        replace(x, |x| self.all_reduce(x, op))
     }
 }
 
+/// For `Sum`, its own adjoint.
 #[derive(Debug)]
-struct AllReduce {
-    op: Op,
+pub(super) struct AllReduce {
+    pub(super) op: Op,
 }
 
 const ALL_REDUCE: Reduction = Reduction { name: "MPI_Allreduce", run: mpi_sys::MPI_Allreduce };
@@ -72,18 +106,20 @@ impl Operator for AllReduce {
         "all_reduce"
     }
 
-    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>) -> Result<Plan<'x>> {
-        let call = self.name();
-        if input.requires_grad() && !self.op.is_differentiable() {
-            return Err(Error::NoAdjoint { call, op: self.op });
-        }
-        let op = self.op.mpi(call, input.datatype(), &comm.environment().handles().ops)?;
-        let (input, divisor) = self.op.adapt(input, comm.size())?;
-        let output = Output::new(call, input.shape(), input.datatype())?;
-        Ok(Plan { input, output, call: Call::Reduction { function: ALL_REDUCE, op }, divisor })
+    fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {
+        self.op.check(self.name(), comm, input)?;
+        Ok(Terms { op: Some(self.op), shape: Some((input.shape(), None)), ..Terms::default() })
     }
 
-    fn adjoint(&self, _plan: &Plan) -> Arc<dyn Operator> {
-        Arc::new(Self { op: self.op })
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
+        let op = self.op.check(self.name(), comm, &input)?;
+        let input = self.op.operand(input)?.contiguous()?;
+        let shape = input.shape().into();
+        let call = Call::Reduction { function: ALL_REDUCE, op };
+        Ok(Plan { input, shape, call, context: comm.context(), finish: Finish::Nothing })
+    }
+
+    fn adjoint(&self, _shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
+        Arc::new(Self { op: Op::Sum })
     }
 }

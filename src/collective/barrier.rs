@@ -1,5 +1,6 @@
 //! `MPI_Barrier`.
 
+use crate::agreement::{Terms, agree};
 use crate::communicator::Communicator;
 use crate::error::{Result, check};
 
@@ -10,8 +11,7 @@ impl Communicator {
     /// pass.
     ///
     /// # Errors
-    /// [`Error::Mpi`](crate::Error::Mpi) if MPI fails;
-    /// [`Error::Finalized`](crate::Error::Finalized) after the universe's end.
+    /// What is [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -21,6 +21,7 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Barrier")]
     pub fn barrier(&self) -> Result<()> {
+        agree("barrier", self, None, Ok(Terms::default()), false)?;
         let _guard = self.environment().enter("barrier")?;
         // SAFETY: the context is a valid communicator, as `enter` gave leave.
         check("MPI_Barrier", unsafe { mpi_sys::MPI_Barrier(self.context()) })

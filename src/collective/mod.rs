@@ -7,6 +7,17 @@
 //! The convention: the objective is the sum of all ranks' losses, and every rank's copy of a
 //! tensor is a variable of its own.
 
+mod all_gather;
 mod all_reduce;
+mod all_to_all;
 mod barrier;
+mod broadcast;
+mod extremum_location;
+mod gather;
+mod reduce;
+mod reduce_scatter;
+mod scan;
+mod scatter;
+
+mod counts;
 mod nonlinear;

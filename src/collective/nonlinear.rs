@@ -16,12 +16,40 @@ pub(super) fn extremum(
     y: &Tensor,
     cotangent: &Tensor,
 ) -> Result<Tensor> {
-    // A NaN equals nothing, and yet it is the extremum where there is one.
-    let both_nan = x.f_isnan()?.f_logical_and(&y.f_isnan()?)?;
-    let mask = x.f_eq_tensor(y)?.f_logical_or(&both_nan)?.f_to_kind(x.f_kind()?)?;
+    let mask = equal(x, y)?.f_to_kind(x.f_kind()?)?;
     let sums = comm.all_reduce(&Tensor::f_stack(&[cotangent, &mask], 0)?, Op::Sum)?;
     let (total, ties) = (sums.f_select(0, 0)?, sums.f_select(0, 1)?);
     Ok(mask.f_div(&ties)?.f_mul(&total)?)
+}
+
+/// Where x is the extremum: a NaN equals nothing, and yet it is the extremum where there is one.
+fn equal(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let both_nan = x.f_isnan()?.f_logical_and(&y.f_isnan()?)?;
+    Ok(x.f_eq_tensor(y)?.f_logical_or(&both_nan)?)
+}
+
+/// The lowest rank whose x is the extremum y.
+pub(super) fn owners(comm: &Communicator, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let rank = x.f_full_like(i64::from(comm.rank()))?.f_to_kind(Kind::Int64)?;
+    let nobody = rank.f_full_like(i64::MAX)?;
+    comm.all_reduce(&rank.f_where_self(&equal(x, y)?, &nobody)?, Op::Min)
+}
+
+/// The reduction of the first `ranks` ranks' x, for derivatives of scans: every rank gets all x.
+pub(super) fn prefix(comm: &Communicator, x: &Tensor, op: Op, ranks: i64) -> Result<Tensor> {
+    let all = comm.all_gather(&x.f_unsqueeze(0)?, 0)?;
+    let before = all.f_narrow(0, 0, ranks)?;
+    if ranks == 0 {
+        // A constant, though still a node that takes part in the backward pass.
+        let mask = x.f_ones_like()?.f_to_kind(Kind::Bool)?;
+        let anything = all.f_select(0, 0)?;
+        return Ok(anything.f_masked_fill(&mask, op.identity(x.f_kind()?))?);
+    }
+    Ok(match op {
+        Op::Max => before.f_amax(0, false)?,
+        Op::Min => before.f_amin(0, false)?,
+        _ => before.f_prod_dim_int(0, false, None::<Kind>)?,
+    })
 }
 
 /// Of `y = all_reduce(x, Prod)`: `x̄_s = conj(E_s) · Σ_r ȳ_r`, where `E_s` is the product of the

@@ -1,0 +1,305 @@
+//! Agreement between the ranks on a call, before it is made.
+//!
+//! What the ranks must have in common about a call are its [`Terms`]. With [`Check::Collective`]
+//! they compare them before each call, and where they differ all get the same error, while nobody
+//! has entered a call that could not end. Where a rank needs to know the others' sizes, these
+//! travel in the same small message, and the terms are compared in any case.
+
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::communicator::{Communicator, Rank, index};
+use crate::datatype::Datatype;
+use crate::error::{Error, Result};
+use crate::reduction::Op;
+
+/// Which calls the ranks compare before they make them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Check {
+    /// Those in which sizes travel anyway.
+    Local,
+    /// All.
+    Collective,
+}
+
+impl Check {
+    /// What `MPI4TCH_CHECK` says; by default all calls in debug builds.
+    pub(crate) fn from_environment() -> Result<Self> {
+        match std::env::var("MPI4TCH_CHECK").as_deref() {
+            Ok("local") => Ok(Self::Local),
+            Ok("collective") => Ok(Self::Collective),
+            Err(_) if cfg!(debug_assertions) => Ok(Self::Collective),
+            Err(_) => Ok(Self::Local),
+            Ok(other) => Err(Error::Setting {
+                name: "MPI4TCH_CHECK",
+                value: other.to_owned(),
+                needed: "local or collective",
+            }),
+        }
+    }
+}
+
+/// What all ranks must agree on about a call, and what each tells the others.
+#[derive(Debug, Default)]
+pub(crate) struct Terms<'a> {
+    pub(crate) op: Option<Op>,
+    pub(crate) root: Option<Rank>,
+    /// The axes that the call names.
+    pub(crate) axes: [Option<i64>; 2],
+    /// Counts that every rank was given.
+    pub(crate) counts: [Option<&'a [i64]>; 2],
+    /// The shape, where it must agree, but for the axis that may differ.
+    pub(crate) shape: Option<(&'a [i64], Option<usize>)>,
+    /// What every rank needs to know of this one.
+    pub(crate) told: Option<Told<'a>>,
+}
+
+/// What a rank tells the others: its counts, and a shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told<'a> {
+    pub(crate) counts: [i64; 2],
+    pub(crate) shape: &'a [i64],
+}
+
+/// What every rank told, in order of the ranks; nothing where nobody needed to know.
+#[derive(Debug, Default)]
+pub(crate) struct Agreed {
+    counts: Vec<[i64; 2]>,
+    shapes: Vec<Vec<i64>>,
+}
+
+impl Agreed {
+    /// Each rank's `i`th count.
+    pub(crate) fn counts(&self, i: usize) -> Vec<i64> {
+        self.counts.iter().map(|counts| counts[i]).collect()
+    }
+
+    pub(crate) fn shape_of(&self, rank: Rank) -> &[i64] {
+        &self.shapes[index(rank)]
+    }
+}
+
+/// A rank's message. The extents of a tensor of more axes follow in a message of their own.
+type Record = [i64; WORDS];
+const WORDS: usize = 12;
+const EXTENTS: usize = 4;
+const MOST_EXTENTS: usize = WORDS - EXTENTS;
+
+/// Compares the terms of `call` over the ranks, and exchanges what they tell.
+///
+/// A rank whose own arguments are wrong brings its error instead of terms: it gets that error
+/// itself, and the others one that names it.
+#[inline]
+pub(crate) fn agree(
+    call: &'static str,
+    comm: &Communicator,
+    tensor: Option<(Datatype, bool)>,
+    terms: Result<Terms>,
+    exchanges: bool,
+) -> Result<Agreed> {
+    if comm.environment().check() == Check::Local && !exchanges {
+        return terms.map(|_| Agreed::default());
+    }
+    compare(call, comm, tensor, terms)
+}
+
+/// Tells the others that this rank refuses the call, if they listen. Returns why.
+pub(crate) fn refuse(
+    call: &'static str,
+    comm: &Communicator,
+    error: Error,
+    exchanges: bool,
+) -> Error {
+    match agree(call, comm, None, Err(error), exchanges) {
+        Err(error) => error,
+        Ok(_) => unreachable!("terms that are an error are never agreed on"),
+    }
+}
+
+fn compare(
+    call: &'static str,
+    comm: &Communicator,
+    tensor: Option<(Datatype, bool)>,
+    terms: Result<Terms>,
+) -> Result<Agreed> {
+    // Only a graph that all ranks record, or none, can be gone back through.
+    let tensor = tensor.map(|(datatype, requires_grad)| {
+        (datatype, requires_grad && comm.environment().check() == Check::Collective)
+    });
+    let description = match &terms {
+        Ok(terms) => terms.describe(call, tensor),
+        Err(error) => vec![("refused", error.to_string())],
+    };
+    let mut hasher = DefaultHasher::new();
+    description.hash(&mut hasher);
+    let mut record: Record = [0; WORDS];
+    record[0] = hasher.finish().cast_signed();
+    let told = terms.as_ref().ok().and_then(|terms| terms.told);
+    let shape = told.map_or(&[][..], |told| told.shape);
+    record[1..3].copy_from_slice(&told.map_or([0; 2], |told| told.counts));
+    record[3] = i64::try_from(shape.len()).unwrap_or(i64::MAX);
+    for (word, extent) in record[EXTENTS..].iter_mut().zip(shape) {
+        *word = *extent;
+    }
+
+    let records: Vec<Record> = comm.all_gather_control(call, &record)?;
+    if records.iter().any(|other| other[0] != record[0]) {
+        let mine = encode(&description);
+        let all: Vec<_> = comm.exchange(call, &mine)?.iter().map(|text| decode(text)).collect();
+        return Err(terms
+            .err()
+            .unwrap_or_else(|| Error::Mismatch { differences: differences(&all) }));
+    }
+    terms?;
+    let mut shapes: Vec<Vec<i64>> = records
+        .iter()
+        .map(|record| {
+            let dim = usize::try_from(record[3]).unwrap_or(0).min(MOST_EXTENTS);
+            record[EXTENTS..EXTENTS + dim].to_vec()
+        })
+        .collect();
+    if records.iter().any(|record| record[3] > MOST_EXTENTS as i64) {
+        let bytes: Vec<u8> = shape.iter().flat_map(|extent| extent.to_le_bytes()).collect();
+        for (shape, bytes) in shapes.iter_mut().zip(comm.exchange(call, &bytes)?) {
+            let extents = bytes.chunks_exact(8);
+            *shape = extents.map(|e| e.try_into().map_or(0, i64::from_le_bytes)).collect();
+        }
+    }
+    Ok(Agreed { counts: records.iter().map(|record| [record[1], record[2]]).collect(), shapes })
+}
+
+impl Terms<'_> {
+    /// One axis, counted from the start.
+    pub(crate) fn axis(axis: usize) -> [Option<i64>; 2] {
+        [i64::try_from(axis).ok(), None]
+    }
+
+    /// By name, for the fingerprint and for the error.
+    fn describe(
+        &self,
+        call: &'static str,
+        tensor: Option<(Datatype, bool)>,
+    ) -> Vec<(&'static str, String)> {
+        let mut lines = vec![("operation", call.to_owned())];
+        if let Some(op) = self.op {
+            lines.push(("op", format!("Op::{op:?}")));
+        }
+        if let Some((datatype, requires_grad)) = tensor {
+            lines.push(("kind", format!("{:?}", datatype.kind)));
+            lines.push(("requires_grad", requires_grad.to_string()));
+        }
+        if let Some(root) = self.root {
+            lines.push(("root", root.to_string()));
+        }
+        let [first, second] = self.axes;
+        if let Some(axis) = first {
+            let second = second.map_or(String::new(), |axis| format!(" and {axis}"));
+            lines.push(("axis", format!("{axis}{second}")));
+        }
+        for counts in self.counts.into_iter().flatten() {
+            lines.push(("counts", format!("{counts:?}")));
+        }
+        if let Some((shape, free)) = self.shape {
+            let extents: Vec<String> = shape
+                .iter()
+                .enumerate()
+                .map(
+                    |(i, extent)| if free == Some(i) { "_".to_owned() } else { extent.to_string() },
+                )
+                .collect();
+            lines.push(("shape", format!("[{}]", extents.join(", "))));
+        }
+        lines
+    }
+}
+
+fn encode(description: &[(&'static str, String)]) -> Vec<u8> {
+    let lines: Vec<String> =
+        description.iter().map(|(name, value)| format!("{name}\t{value}")).collect();
+    lines.join("\n").into_bytes()
+}
+
+fn decode(text: &[u8]) -> Vec<(String, String)> {
+    let text = String::from_utf8_lossy(text);
+    let lines = text.split('\n').filter_map(|line| line.split_once('\t'));
+    lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values.
+fn differences(all: &[Vec<(String, String)>]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in all.iter().flatten() {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let mut text = String::new();
+    for name in names {
+        let mut values: Vec<(&str, Vec<usize>)> = Vec::new();
+        for (rank, lines) in all.iter().enumerate() {
+            let value = lines.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+            // A rank that was refused has no terms, and one with terms was not refused.
+            let Some(value) = value else { continue };
+            match values.iter_mut().find(|(v, _)| *v == value) {
+                Some((_, ranks)) => ranks.push(rank),
+                None => values.push((value, vec![rank])),
+            }
+        }
+        if values.len() < 2 && name != "refused" {
+            continue;
+        }
+        let values: Vec<String> = values
+            .iter()
+            .map(|(value, ranks)| {
+                let list: Vec<String> = ranks.iter().map(ToString::to_string).collect();
+                let noun = if list.len() == 1 { "rank" } else { "ranks" };
+                format!("{value} on {noun} {}", list.join(", "))
+            })
+            .collect();
+        let _ = write!(text, "\n  {name}: {}", values.join("; "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_name_the_ranks() {
+        let terms = |op: &str, kind: &str| {
+            vec![("op".to_owned(), op.to_owned()), ("kind".to_owned(), kind.to_owned())]
+        };
+        let all = [terms("Sum", "Float"), terms("Sum", "Double"), terms("Sum", "Float")];
+        assert_eq!(differences(&all), "\n  kind: Float on ranks 0, 2; Double on rank 1");
+        let refused = vec![("refused".to_owned(), "reduce: no".to_owned())];
+        let all = [terms("Sum", "Float"), refused];
+        assert_eq!(differences(&all), "\n  refused: reduce: no on rank 1");
+    }
+
+    #[test]
+    fn descriptions_survive_the_journey() {
+        let terms = Terms {
+            op: Some(Op::Max),
+            root: Some(2),
+            axes: [Some(1), None],
+            shape: Some((&[2, 3], Some(1))),
+            ..Terms::default()
+        };
+        let description = terms.describe("reduce", Datatype::of(6).map(|d| (d, true)));
+        let back = decode(&encode(&description));
+        let expected = [
+            ("operation", "reduce"),
+            ("op", "Op::Max"),
+            ("kind", "Float"),
+            ("requires_grad", "true"),
+            ("root", "2"),
+            ("axis", "1"),
+            ("shape", "[2, _]"),
+        ];
+        assert_eq!(back.len(), expected.len());
+        for ((name, value), expected) in back.iter().zip(expected) {
+            assert_eq!((name.as_str(), value.as_str()), expected);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! A tensor cut along an axis into one block per rank.
+//!
+//! MPI sends a block from consecutive memory. Along the first axis the blocks lie one after another
+//! as they are; along another they are packed so before the call, or unpacked after it, by one
+//! local copy.
+
+use std::sync::Arc;
+
+use tch::{TchError, Tensor};
+
+use crate::buffer::Output;
+use crate::datatype::Datatype;
+use crate::error::{Error, Result};
+
+/// An axis, and each rank's extent along it.
+#[derive(Clone, Debug)]
+pub(crate) struct Blocks {
+    pub(crate) axis: usize,
+    pub(crate) counts: Arc<[i64]>,
+}
+
+/// Where each rank's block is in a packed buffer, in elements.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) counts: Vec<i64>,
+    pub(crate) displacements: Vec<i64>,
+}
+
+impl Parts {
+    pub(crate) fn new(counts: Vec<i64>) -> Self {
+        let mut end = 0;
+        let displacements = counts
+            .iter()
+            .map(|count| {
+                end += count;
+                end - count
+            })
+            .collect();
+        Self { counts, displacements }
+    }
+
+    /// One past the last element.
+    pub(crate) fn end(&self) -> i64 {
+        self.counts.iter().sum()
+    }
+
+    /// The count of all parts, if they have the same.
+    pub(crate) fn common_count(&self) -> Option<i64> {
+        let (first, rest) = self.counts.split_first()?;
+        rest.iter().all(|count| count == first).then_some(*first)
+    }
+}
+
+impl Blocks {
+    pub(crate) fn new(axis: usize, counts: impl Into<Arc<[i64]>>) -> Self {
+        Self { axis, counts: counts.into() }
+    }
+
+    /// The extent of the whole.
+    pub(crate) fn total(&self) -> i64 {
+        self.counts.iter().sum()
+    }
+
+    /// `shape` with `extent` along the axis.
+    pub(crate) fn shape_with(&self, shape: &[i64], extent: i64) -> Vec<i64> {
+        let mut shape = shape.to_vec();
+        shape[self.axis] = extent;
+        shape
+    }
+
+    /// The packed blocks of a tensor of this shape, whatever its own extent along the axis.
+    pub(crate) fn parts(&self, shape: &[i64]) -> Parts {
+        let row = elements_of_row(shape, self.axis);
+        Parts::new(self.counts.iter().map(|count| count * row).collect())
+    }
+
+    /// Whether a contiguous tensor of this shape is its own packing.
+    pub(crate) fn are_consecutive(&self, shape: &[i64]) -> bool {
+        shape[..self.axis].iter().all(|&extent| extent == 1)
+            || self.counts.iter().filter(|&&count| count != 0).count() <= 1
+    }
+
+    /// The blocks of `x` one after another.
+    pub(crate) fn pack(
+        &self,
+        call: &'static str,
+        x: &Tensor,
+        datatype: Datatype,
+    ) -> Result<Tensor> {
+        let shape = x.size();
+        let whole: i64 = shape.iter().product();
+        let packed = Output::new(call, &[whole], datatype)?.into_tensor();
+        self.for_each(x, &packed, &shape, |block, part| part.f_copy_(block))?;
+        Ok(packed)
+    }
+
+    /// The inverse of [`pack`](Self::pack), for a tensor of `shape`.
+    pub(crate) fn unpack(
+        &self,
+        call: &'static str,
+        packed: &Tensor,
+        shape: &[i64],
+        datatype: Datatype,
+    ) -> Result<Tensor> {
+        let x = Output::new(call, shape, datatype)?.into_tensor();
+        self.for_each(&x, packed, shape, |block, part| block.f_copy_(part))?;
+        Ok(x)
+    }
+
+    /// Calls `f` with each block of `x` that is not empty and its part of `packed`.
+    fn for_each(
+        &self,
+        x: &Tensor,
+        packed: &Tensor,
+        shape: &[i64],
+        f: impl Fn(&mut Tensor, &mut Tensor) -> std::result::Result<(), TchError>,
+    ) -> Result<()> {
+        let axis = i64::try_from(self.axis).unwrap_or(i64::MAX);
+        let parts = self.parts(shape);
+        let mut start = 0;
+        let _guard = tch::no_grad_guard();
+        for ((&count, &length), &offset) in
+            self.counts.iter().zip(&parts.counts).zip(&parts.displacements)
+        {
+            if length != 0 {
+                let mut block = x.f_narrow(axis, start, count)?;
+                let part = packed.f_narrow(0, offset, length)?;
+                let mut part = part.f_view(&self.shape_with(shape, count)[..])?;
+                f(&mut block, &mut part)?;
+            }
+            start += count;
+        }
+        Ok(())
+    }
+}
+
+/// How many elements one step along the axis has.
+pub(crate) fn elements_of_row(shape: &[i64], axis: usize) -> i64 {
+    shape.iter().enumerate().filter(|&(i, _)| i != axis).map(|(_, extent)| extent).product()
+}
+
+/// The axis that torch means by `axis`: a negative one counts from the end.
+pub(crate) fn axis_of(call: &'static str, axis: i64, shape: &[i64]) -> Result<usize> {
+    let dim = i64::try_from(shape.len()).unwrap_or(i64::MAX);
+    let from_start = if axis < 0 { axis + dim } else { axis };
+    usize::try_from(from_start).ok().filter(|&a| a < shape.len()).ok_or_else(|| Error::Axis {
+        call,
+        axis,
+        shape: shape.to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packing_is_undone_by_unpacking() {
+        let x = Tensor::arange(60, (tch::Kind::Double, tch::Device::Cpu)).view([3, 5, 4]);
+        let datatype = Datatype::of(7).unwrap();
+        for (axis, counts) in
+            [(0, vec![1, 0, 2]), (1, vec![2, 3]), (1, vec![0, 5]), (2, vec![1, 1, 2])]
+        {
+            let blocks = Blocks::new(axis, counts);
+            let packed = blocks.pack("test", &x, datatype).unwrap();
+            assert_eq!(blocks.unpack("test", &packed, &[3, 5, 4], datatype).unwrap(), x);
+            if blocks.are_consecutive(&[3, 5, 4]) {
+                assert_eq!(packed, x.flatten(0, -1));
+            }
+        }
+        let blocks = Blocks::new(1, [2, 3]);
+        let packed = blocks.pack("test", &x, datatype).unwrap();
+        assert_eq!(packed.narrow(0, 0, 24), x.narrow(1, 0, 2).flatten(0, -1));
+    }
+
+    #[test]
+    fn axes_count_from_either_end() {
+        assert_eq!(axis_of("test", -1, &[2, 5]).unwrap(), 1);
+        assert_eq!(axis_of("test", 0, &[2, 5]).unwrap(), 0);
+        let error = axis_of("all_gather", 3, &[2, 5]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "all_gather: axis 3 is out of range for a tensor of shape [2, 5]"
+        );
+        assert!(axis_of("test", 0, &[]).is_err());
+    }
+}

@@ -1,0 +1,195 @@
+//! `MPI_Alltoall(v)`.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use super::counts::Counts;
+use crate::agreement::{Agreed, Terms};
+use crate::blocks::{Blocks, axis_of, elements_of_row};
+use crate::buffer::Input;
+use crate::call::{Call, Finish, Plan};
+use crate::communicator::{Communicator, index};
+use crate::error::Result;
+use crate::operator::{Operator, apply};
+
+impl Communicator {
+    /// Joins all ranks' `x` along `gather_axis`, cuts the whole along `scatter_axis`, and gives each
+    /// rank the `count` that it asks for: scatter after gather, without the whole ever being in one
+    /// place.
+    ///
+    /// With two axes it transposes what is distributed: a tensor that was cut along `gather_axis`
+    /// is cut along `scatter_axis` afterwards. With one and the same axis it cuts the tensor anew,
+    /// into blocks of other sizes.
+    ///
+    /// Wraps `MPI_Alltoall`, or `MPI_Alltoallv` where blocks differ. Collective: every rank must
+    /// call it. The sizes travel first, in one small message; where they are known,
+    /// [`all_to_all_with_counts`](Self::all_to_all_with_counts) saves it.
+    ///
+    /// - Shape: at least one axis; extents along `gather_axis` may differ from rank to rank, zero
+    ///   included, the others agree; the counts sum to the whole's extent along `scatter_axis`. The
+    ///   result has the sum along `gather_axis`, and `count` along `scatter_axis`.
+    /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
+    /// - Adjoint: `all_to_all` with axes and counts exchanged, one call, with the counts known.
+    ///
+    /// # Errors
+    /// `Error::Axis` if there is no such axis; `Error::Counts` on all ranks if the counts do not
+    /// sum to the extent; `Error::Mismatch` on all ranks if they disagree; and what is
+    /// [common to all](crate#errors).
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let size = i64::from(world.size());
+    /// // Row r of a matrix on rank r; afterwards column r.
+    /// let row = Tensor::ones([1, size], (tch::Kind::Float, tch::Device::Cpu));
+    /// let column = world.all_to_all(&row, 0, 1, 1)?;
+    /// assert_eq!(column.size(), [size, 1]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Alltoall")]
+    #[doc(alias = "MPI_Alltoallv")]
+    pub fn all_to_all(
+        &self,
+        x: &Tensor,
+        gather_axis: i64,
+        scatter_axis: i64,
+        count: i64,
+    ) -> Result<Tensor> {
+        let (gathered, scattered) = (Counts::Own, Counts::Wanted(count));
+        apply(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
+    }
+
+    /// [`all_to_all`](Self::all_to_all) where every rank knows all extents along `gather_axis` and
+    /// all counts along `scatter_axis`.
+    ///
+    /// # Errors
+    /// As for `all_to_all`; `Error::Counts` if there is not one count per rank, or the rank's own
+    /// count along `gather_axis` is not the tensor's extent.
+    #[doc(alias = "MPI_Alltoallv")]
+    pub fn all_to_all_with_counts(
+        &self,
+        x: &Tensor,
+        gather_axis: i64,
+        gather_counts: &[i64],
+        scatter_axis: i64,
+        scatter_counts: &[i64],
+    ) -> Result<Tensor> {
+        let (gathered, scattered) = (Counts::known(gather_counts), Counts::known(scatter_counts));
+        apply(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
+    }
+}
+
+/// Its own adjoint, with axes and counts exchanged.
+#[derive(Debug)]
+struct AllToAll {
+    gather_axis: i64,
+    gathered: Counts,
+    scatter_axis: i64,
+    scattered: Counts,
+}
+
+impl AllToAll {
+    /// The blocks before and after: where the whole is cut along the one and the other axis.
+    fn blocks(&self, shape: &[i64], agreed: &Agreed) -> Result<(Blocks, Blocks)> {
+        let gather_axis = axis_of(self.name(), self.gather_axis, shape)?;
+        let scatter_axis = axis_of(self.name(), self.scatter_axis, shape)?;
+        let before = Blocks::new(gather_axis, self.gathered.resolve(agreed, 0));
+        let after = Blocks::new(scatter_axis, self.scattered.resolve(agreed, 1));
+        let whole = if gather_axis == scatter_axis { before.total() } else { shape[scatter_axis] };
+        Counts::check_sum(self.name(), &after.counts, whole)?;
+        Ok((before, after))
+    }
+}
+
+impl Operator for AllToAll {
+    fn name(&self) -> &'static str {
+        "all_to_all"
+    }
+
+    fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {
+        let gather_axis = axis_of(self.name(), self.gather_axis, input.shape())?;
+        let scatter_axis = axis_of(self.name(), self.scatter_axis, input.shape())?;
+        let extent = input.shape()[gather_axis];
+        self.gathered.check_own(self.name(), comm, extent)?;
+        self.scattered.check(self.name(), comm)?;
+        let told = self.gathered.told(extent).map(|mut told| {
+            told.counts[1] = self.scattered.own(comm, 0);
+            told
+        });
+        Ok(Terms {
+            axes: [Terms::axis(gather_axis)[0], Terms::axis(scatter_axis)[0]],
+            shape: Some((input.shape(), Some(gather_axis))),
+            counts: [self.gathered.given(), self.scattered.given()],
+            told,
+            ..Terms::default()
+        })
+    }
+
+    fn exchanges_sizes(&self) -> bool {
+        self.gathered.are_exchanged()
+    }
+
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {
+        let (before, after) = self.blocks(input.shape(), agreed)?;
+        let rank = index(comm.rank());
+        let own = after.counts[rank];
+        let shape = after.shape_with(&before.shape_with(input.shape(), before.total()), own);
+        let (sent, received, largest, common) = if before.axis == after.axis {
+            let (old, new) = (ranges(&before.counts), ranges(&after.counts));
+            let row = elements_of_row(&shape, before.axis);
+            let sent = new.iter().map(|range| overlap(&old[rank], range)).collect::<Vec<_>>();
+            let received = old.iter().map(|range| overlap(&new[rank], range)).collect::<Vec<_>>();
+            let largest = before.counts.iter().chain(&*after.counts).max().map_or(0, |n| n * row);
+            (Blocks::new(before.axis, sent), Blocks::new(after.axis, received), largest, false)
+        } else {
+            let most = |blocks: &Blocks| blocks.counts.iter().copied().max().unwrap_or(0);
+            let cell = elements_of_row(&shape, after.axis) / before.total().max(1);
+            let largest = cell * (most(&before) * after.total()).max(before.total() * most(&after));
+            let common = all_equal(&before.counts) && all_equal(&after.counts);
+            (after, before, largest, common)
+        };
+        let call = Call::AllToAll {
+            send: sent.parts(input.shape()),
+            receive: received.parts(&shape),
+            largest,
+            common,
+        };
+        let input = input.packed(&sent)?;
+        let finish = Finish::unpacked(received, &shape);
+        Ok(Plan { input, shape: shape.into(), call, context: comm.context(), finish })
+    }
+
+    fn adjoint(&self, _shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator> {
+        Arc::new(Self {
+            gather_axis: self.scatter_axis,
+            gathered: Counts::Known(self.scattered.resolve(agreed, 1)),
+            scatter_axis: self.gather_axis,
+            scattered: Counts::Known(self.gathered.resolve(agreed, 0)),
+        })
+    }
+}
+
+fn all_equal(counts: &[i64]) -> bool {
+    counts.windows(2).all(|pair| pair[0] == pair[1])
+}
+
+/// Each rank's part of the axis.
+fn ranges(counts: &[i64]) -> Vec<Range<i64>> {
+    let mut end = 0;
+    counts
+        .iter()
+        .map(|count| {
+            end += count;
+            end - count..end
+        })
+        .collect()
+}
+
+fn overlap(a: &Range<i64>, b: &Range<i64>) -> i64 {
+    (a.end.min(b.end) - a.start.max(b.start)).max(0)
+}

@@ -1,0 +1,158 @@
+//! `MPI_Scatter(v)`.
+
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use super::counts::Counts;
+use super::gather::Gather;
+use crate::agreement::{Agreed, Terms, Told};
+use crate::blocks::{Blocks, axis_of};
+use crate::buffer::Input;
+use crate::call::{Call, Finish, Plan};
+use crate::communicator::{Communicator, Rank, index};
+use crate::error::Result;
+use crate::operator::{Operator, apply};
+
+impl Communicator {
+    /// Cuts `root`'s `x` along `axis` and gives each rank the `count` that it asks for, in order of
+    /// the ranks.
+    ///
+    /// Wraps `MPI_Scatter`, or `MPI_Scatterv` where the blocks differ. Collective: every rank must
+    /// call it. The counts and the shape travel first, in one small message; where the counts are
+    /// known, [`scatter_with_counts`](Self::scatter_with_counts) takes them.
+    ///
+    /// - Shape: on `root`, at least one axis, with the sum of all counts along `axis`; elsewhere
+    ///   any: it is not looked at. The result has `count` along `axis`.
+    /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
+    /// - Adjoint: `x̄ = gather(ȳ, axis, root)` on `root`, and zeros of `x`'s own shape elsewhere.
+    ///
+    /// # Errors
+    /// `Error::Axis` if there is no such axis; `Error::Rank` if there is no rank `root`;
+    /// `Error::Counts` on all ranks if the counts do not sum to the extent; `Error::Mismatch` on
+    /// all ranks if they disagree; and what is [common to all](crate#errors).
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let x = Tensor::arange(2 * i64::from(world.size()), (Kind::Int64, tch::Device::Cpu));
+    /// let y = world.scatter(&x, 0, 2, 0)?;
+    /// let first = 2 * i64::from(world.rank());
+    /// assert_eq!(y, Tensor::from_slice(&[first, first + 1]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Scatter")]
+    #[doc(alias = "MPI_Scatterv")]
+    pub fn scatter(&self, x: &Tensor, axis: i64, count: i64, root: Rank) -> Result<Tensor> {
+        apply(&Scatter { axis, counts: Counts::Wanted(count), root, block: None }, self, x)
+    }
+
+    /// [`scatter`](Self::scatter) where every rank knows all counts, and where `x` has the same
+    /// shape on all ranks, or on ranks other than `root` at least the same extents off the axis.
+    /// No message but the data itself is sent.
+    ///
+    /// # Errors
+    /// As for `scatter`; `Error::Counts` if `counts` has not one entry per rank.
+    #[doc(alias = "MPI_Scatterv")]
+    pub fn scatter_with_counts(
+        &self,
+        x: &Tensor,
+        axis: i64,
+        counts: &[i64],
+        root: Rank,
+    ) -> Result<Tensor> {
+        apply(&Scatter { axis, counts: Counts::known(counts), root, block: None }, self, x)
+    }
+}
+
+/// The adjoint of [`Gather`].
+#[derive(Debug)]
+pub(super) struct Scatter {
+    pub(super) axis: i64,
+    pub(super) counts: Counts,
+    pub(super) root: Rank,
+    /// The shape of the rank's result, where it is known.
+    pub(super) block: Option<Vec<i64>>,
+}
+
+impl Scatter {
+    /// The whole's shape but for the extent along the axis, and the blocks.
+    fn blocks(&self, own: &[i64], agreed: &Agreed) -> Result<(Vec<i64>, Blocks)> {
+        let shape = match (&self.block, self.counts.are_exchanged()) {
+            (Some(block), _) => block.clone(),
+            (None, true) => agreed.shape_of(self.root).to_vec(),
+            (None, false) => own.to_vec(),
+        };
+        let axis = axis_of(self.name(), self.axis, &shape)?;
+        Ok((shape, Blocks::new(axis, self.counts.resolve(agreed, 0))))
+    }
+}
+
+impl Operator for Scatter {
+    fn name(&self) -> &'static str {
+        "scatter"
+    }
+
+    fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {
+        comm.check_root(self.name(), self.root)?;
+        self.counts.check(self.name(), comm)?;
+        let is_root = comm.rank() == self.root;
+        let mut shape = None;
+        if is_root || (self.block.is_none() && !self.counts.are_exchanged()) {
+            let axis = axis_of(self.name(), self.axis, input.shape())?;
+            if is_root && let Some(counts) = self.counts.given() {
+                Counts::check_sum(self.name(), counts, input.shape()[axis])?;
+            }
+            if self.block.is_none() && !self.counts.are_exchanged() {
+                shape = Some((input.shape(), Some(axis)));
+            }
+        }
+        let told = self
+            .counts
+            .told(0)
+            .map(|told| Told { shape: if is_root { input.shape() } else { &[] }, ..told });
+        // Off root the axis cannot be normalized: it is that of the root's tensor.
+        Ok(Terms {
+            root: Some(self.root),
+            axes: [Some(self.axis), None],
+            shape,
+            counts: [self.counts.given(), None],
+            told,
+            ..Terms::default()
+        })
+    }
+
+    fn exchanges_sizes(&self) -> bool {
+        self.counts.are_exchanged()
+    }
+
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {
+        let (shape, blocks) = self.blocks(input.shape(), agreed)?;
+        if self.counts.are_exchanged() {
+            Counts::check_sum(self.name(), &blocks.counts, shape[blocks.axis])?;
+        }
+        let own = blocks.counts[index(comm.rank())];
+        let block = blocks.shape_with(&shape, own);
+        let input = if comm.rank() == self.root { input.packed(&blocks)? } else { input };
+        let call = Call::Scatter { parts: blocks.parts(&shape), root: self.root };
+        Ok(Plan {
+            input,
+            shape: block.into(),
+            call,
+            context: comm.context(),
+            finish: Finish::Nothing,
+        })
+    }
+
+    fn adjoint(&self, shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator> {
+        Arc::new(Gather {
+            axis: self.axis,
+            counts: Counts::Known(self.counts.resolve(agreed, 0)),
+            root: self.root,
+            off_root: Some(shape.to_vec()),
+        })
+    }
+}
