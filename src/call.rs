@@ -130,15 +130,17 @@ impl Plan<'_> {
             let result = self.run(name, comm)?;
             return Ok(tch::no_grad(|| x.f_copy_(&result))?);
         }
-        let sends_itself = match self.call {
-            Call::Reduce { root, .. } => root != comm.rank(),
-            _ => false,
+        let in_place = (mpi_sys::MPI_IN_PLACE.cast_const(), data);
+        let (send, receive) = match self.call {
+            // Who receives nothing names what it sends.
+            Call::Reduce { root, .. } if root != comm.rank() => {
+                (self.input.data(), std::ptr::null_mut())
+            }
+            _ => in_place,
         };
-        let send =
-            if sends_itself { self.input.data() } else { mpi_sys::MPI_IN_PLACE.cast_const() };
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank that writes one.
-        unsafe { self.call(name, comm, send, data) }?;
+        unsafe { self.call(name, comm, send, receive) }?;
         if let Finish::Fill(value) = self.finish {
             let _ = tch::no_grad(|| x.f_fill_(value))?;
         }

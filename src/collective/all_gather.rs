@@ -50,9 +50,25 @@ impl Communicator {
 
     /// [`all_gather`](Self::all_gather) where every rank knows all extents along `axis`.
     ///
+    /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
+    ///
     /// # Errors
     /// As for `all_gather`; `Error::Counts` if `counts` has not one entry per rank, or its own
     /// entry is not the tensor's extent.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// // Rank r has r + 1 elements.
+    /// let counts: Vec<i64> = (1..=i64::from(world.size())).collect();
+    /// let x = Tensor::zeros([counts[world.rank() as usize]], (tch::Kind::Float, tch::Device::Cpu));
+    /// let y = world.all_gather_with_counts(&x, 0, &counts)?;
+    /// assert_eq!(y.size(), [counts.iter().sum::<i64>()]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Allgatherv")]
     pub fn all_gather_with_counts(&self, x: &Tensor, axis: i64, counts: &[i64]) -> Result<Tensor> {
         apply(&AllGather { axis, counts: Counts::known(counts) }, self, x)

@@ -67,9 +67,27 @@ impl Communicator {
     /// [`all_to_all`](Self::all_to_all) where every rank knows all extents along `gather_axis` and
     /// all counts along `scatter_axis`.
     ///
+    /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
+    ///
     /// # Errors
     /// As for `all_to_all`; `Error::Counts` if there is not one count per rank, or the rank's own
     /// count along `gather_axis` is not the tensor's extent.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// // Rank r has r + 1 elements.
+    /// let counts: Vec<i64> = (1..=i64::from(world.size())).collect();
+    /// let total = counts.iter().sum::<i64>();
+    /// let mine = counts[world.rank() as usize];
+    /// let rows = Tensor::zeros([mine, total], (tch::Kind::Float, tch::Device::Cpu));
+    /// let columns = world.all_to_all_with_counts(&rows, 0, &counts, 1, &counts)?;
+    /// assert_eq!(columns.size(), [total, mine]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Alltoallv")]
     pub fn all_to_all_with_counts(
         &self,

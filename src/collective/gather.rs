@@ -51,9 +51,26 @@ impl Communicator {
 
     /// [`gather`](Self::gather) where every rank knows all extents along `axis`.
     ///
+    /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
+    ///
     /// # Errors
     /// As for `gather`; `Error::Counts` if `counts` has not one entry per rank, or its own entry is
     /// not the tensor's extent.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// // Rank r has r + 1 elements.
+    /// let counts: Vec<i64> = (1..=i64::from(world.size())).collect();
+    /// let x = Tensor::zeros([counts[world.rank() as usize]], (tch::Kind::Float, tch::Device::Cpu));
+    /// let y = world.gather_with_counts(&x, 0, &counts, 0)?;
+    /// let expected = if world.rank() == 0 { counts.iter().sum() } else { 0 };
+    /// assert_eq!(y.size(), [expected]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Gatherv")]
     pub fn gather_with_counts(
         &self,

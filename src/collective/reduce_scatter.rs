@@ -56,8 +56,26 @@ impl Communicator {
 
     /// [`reduce_scatter`](Self::reduce_scatter) where every rank knows all counts.
     ///
+    /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
+    ///
     /// # Errors
     /// As for `reduce_scatter`; `Error::Counts` if `counts` has not one entry per rank.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// // Rank r has r + 1 elements.
+    /// let counts: Vec<i64> = (1..=i64::from(world.size())).collect();
+    /// let x = Tensor::ones([counts.iter().sum()], (tch::Kind::Float, tch::Device::Cpu));
+    /// let y = world.reduce_scatter_with_counts(&x, 0, &counts, Op::Mean)?;
+    /// assert_eq!(y, Tensor::ones_like(&y));
+    /// assert_eq!(y.size(), [counts[world.rank() as usize]]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Reduce_scatter")]
     pub fn reduce_scatter_with_counts(
         &self,

@@ -54,8 +54,24 @@ impl Communicator {
     /// shape on all ranks, or on ranks other than `root` at least the same extents off the axis.
     /// No message but the data itself is sent.
     ///
+    /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
+    ///
     /// # Errors
     /// As for `scatter`; `Error::Counts` if `counts` has not one entry per rank.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// // Rank r has r + 1 elements.
+    /// let counts: Vec<i64> = (1..=i64::from(world.size())).collect();
+    /// let whole = Tensor::zeros([counts.iter().sum()], (tch::Kind::Float, tch::Device::Cpu));
+    /// let y = world.scatter_with_counts(&whole, 0, &counts, 0)?;
+    /// assert_eq!(y.size(), [counts[world.rank() as usize]]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Scatterv")]
     pub fn scatter_with_counts(
         &self,
