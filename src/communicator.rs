@@ -1,12 +1,17 @@
 //! [`Communicator`]: a group of ranks, with contexts of its own.
 
+mod creation;
+mod lineage;
+
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use mpi_sys::MPI_Comm;
 
 use crate::environment::Environment;
 use crate::error::{Error, Result, check};
+
+pub(crate) use lineage::Node;
 
 /// The number of a process in a communicator, from 0.
 pub type Rank = i32;
@@ -25,6 +30,10 @@ pub(crate) fn index(rank: Rank) -> usize {
 /// A communicator has three contexts, duplicates of what it was made from: one for calls of the
 /// forward pass, one for those of the backward pass, and one for the crate's own messages. So a
 /// message of the one can never meet a message of the other.
+///
+/// Dropping one is local and makes no call: its contexts are freed by the next call that makes a
+/// communicator from the same parent, once no rank holds it or anything made from it, and at MPI's
+/// end at the latest. An autograd graph that communicates on it holds it.
 #[derive(Clone)]
 #[doc(alias = "MPI_Comm")]
 pub struct Communicator {
@@ -32,11 +41,11 @@ pub struct Communicator {
     pass: Pass,
 }
 
+/// What all clones of a communicator share; its end is the communicator's.
 struct Inner {
-    forward: MPI_Comm,
-    backward: MPI_Comm,
-    control: MPI_Comm,
-    reversed: Mutex<Option<MPI_Comm>>,
+    node: Arc<Node>,
+    /// Kept alive for as long as this is: see [`lineage`].
+    _parent: Option<Arc<Inner>>,
     rank: Rank,
     size: Rank,
     environment: Arc<Environment>,
@@ -50,19 +59,24 @@ enum Pass {
 }
 
 impl Communicator {
-    /// Makes contexts from `parent`, which stays its owner's. Collective over `parent`.
-    pub(crate) fn adopt(parent: MPI_Comm, environment: Arc<Environment>) -> Result<Self> {
-        let forward = context(parent, &environment)?;
-        let backward = context(forward, &environment)?;
-        let control = context(forward, &environment)?;
+    /// Adds to a communicator that was just made what makes it one of this crate. Collective over
+    /// it, with leave to call MPI.
+    fn build(
+        forward: MPI_Comm,
+        parent: Option<&Arc<Inner>>,
+        environment: &Arc<Environment>,
+    ) -> Result<Self> {
+        return_errors(forward)?;
+        let backward = context(forward)?;
+        let control = context(forward)?;
         let (mut rank, mut size) = (0, 0);
         // SAFETY: `forward` is a communicator; `rank` outlives the call.
         check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(forward, &mut rank) })?;
         // SAFETY: as above.
         check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(forward, &mut size) })?;
-        let reversed = Mutex::new(None);
-        let inner =
-            Arc::new(Inner { forward, backward, control, reversed, rank, size, environment });
+        let node = Arc::new(Node::new(forward, backward, control));
+        let (_parent, environment) = (parent.cloned(), Arc::clone(environment));
+        let inner = Arc::new(Inner { node, _parent, rank, size, environment });
         Ok(Self { inner, pass: Pass::Forward })
     }
 
@@ -80,28 +94,6 @@ impl Communicator {
     #[doc(alias = "MPI_Comm_size")]
     pub fn size(&self) -> Rank {
         self.inner.size
-    }
-
-    /// A communicator of the same ranks with contexts of its own: messages on the one never meet
-    /// messages on the other.
-    ///
-    /// Wraps `MPI_Comm_dup`. Collective: every rank must call it.
-    ///
-    /// # Errors
-    /// [`Error::Mpi`] if MPI fails; [`Error::Finalized`] after the universe's end.
-    ///
-    /// # Examples
-    /// ```
-    /// # let universe = mpi4tch::initialize()?;
-    /// let world = universe.world();
-    /// let other = world.duplicate()?;
-    /// assert_eq!((other.rank(), other.size()), (world.rank(), world.size()));
-    /// # Ok::<(), mpi4tch::Error>(())
-    /// ```
-    #[doc(alias = "MPI_Comm_dup")]
-    pub fn duplicate(&self) -> Result<Self> {
-        let _guard = self.environment().enter("duplicate")?;
-        Self::adopt(self.inner.forward, Arc::clone(&self.inner.environment))
     }
 
     pub(crate) fn has_rank(&self, rank: Rank) -> bool {
@@ -126,8 +118,8 @@ impl Communicator {
     #[inline]
     pub(crate) fn context(&self) -> MPI_Comm {
         match self.pass {
-            Pass::Forward => self.inner.forward,
-            Pass::Backward => self.inner.backward,
+            Pass::Forward => self.inner.node.forward,
+            Pass::Backward => self.inner.node.backward,
         }
     }
 
@@ -139,7 +131,7 @@ impl Communicator {
     /// The context in which the ranks count from the other end, for the adjoint of a scan. Made
     /// when first needed, by a collective call.
     pub(crate) fn reversed(&self) -> Result<MPI_Comm> {
-        let mut reversed = self.inner.reversed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reversed = self.inner.node.reversed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(context) = *reversed {
             return Ok(context);
         }
@@ -147,9 +139,9 @@ impl Communicator {
         let mut context = mpi_sys::MPI_COMM_NULL;
         // SAFETY: the context is a valid communicator, as `enter` gave leave.
         check("MPI_Comm_split", unsafe {
-            mpi_sys::MPI_Comm_split(self.inner.backward, 0, -self.rank(), &mut context)
+            mpi_sys::MPI_Comm_split(self.inner.node.backward, 0, -self.rank(), &mut context)
         })?;
-        own(context, self.environment())?;
+        return_errors(context)?;
         *reversed = Some(context);
         Ok(context)
     }
@@ -172,10 +164,27 @@ impl Communicator {
                 all.as_mut_ptr().cast(),
                 count,
                 mpi_sys::MPI_INT64_T,
-                self.inner.control,
+                self.inner.node.control,
             )
         })?;
         Ok(all)
+    }
+
+    /// The bits that are set on every rank, by the control context. Collective.
+    fn intersect_control(&self, call: &'static str, bits: &mut [u64]) -> Result<()> {
+        let _guard = self.environment().enter(call)?;
+        let count = i32::try_from(bits.len()).map_err(|_| Error::Exchange { call })?;
+        // SAFETY: `bits` has `count` words on every rank; each is combined in its place.
+        check("MPI_Allreduce", unsafe {
+            mpi_sys::MPI_Allreduce(
+                mpi_sys::MPI_IN_PLACE,
+                bits.as_mut_ptr().cast(),
+                count,
+                mpi_sys::MPI_UINT64_T,
+                mpi_sys::MPI_BAND,
+                self.inner.node.control,
+            )
+        })
     }
 
     /// Every rank's `bytes`, in order of the ranks, by the control context. They may differ in
@@ -194,7 +203,7 @@ impl Communicator {
                 counts.as_mut_ptr().cast(),
                 1,
                 mpi_sys::MPI_INT,
-                self.inner.control,
+                self.inner.node.control,
             )
         })?;
         let mut displacements = Vec::with_capacity(counts.len());
@@ -220,7 +229,7 @@ impl Communicator {
                 counts.as_ptr(),
                 displacements.as_ptr(),
                 mpi_sys::MPI_BYTE,
-                self.inner.control,
+                self.inner.node.control,
             )
         })?;
         let mut rest = all.as_slice();
@@ -245,17 +254,15 @@ impl fmt::Debug for Communicator {
 }
 
 /// A duplicate of `parent` that returns errors instead of aborting. Collective.
-fn context(parent: MPI_Comm, environment: &Environment) -> Result<MPI_Comm> {
+fn context(parent: MPI_Comm) -> Result<MPI_Comm> {
     let mut duplicate = mpi_sys::MPI_COMM_NULL;
     // SAFETY: `parent` is a communicator; `duplicate` outlives the call.
     check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut duplicate) })?;
-    own(duplicate, environment)?;
+    return_errors(duplicate)?;
     Ok(duplicate)
 }
 
-/// Takes over a communicator that was just made.
-fn own(context: MPI_Comm, environment: &Environment) -> Result<()> {
-    environment.keep(context);
+fn return_errors(context: MPI_Comm) -> Result<()> {
     // SAFETY: a communicator that was just made, and one of MPI's own error handlers.
     check("MPI_Comm_set_errhandler", unsafe {
         mpi_sys::MPI_Comm_set_errhandler(context, mpi_sys::MPI_ERRORS_RETURN)

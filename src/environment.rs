@@ -3,12 +3,12 @@
 use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use mpi_sys::{MPI_Comm, MPI_Datatype};
+use mpi_sys::MPI_Datatype;
 
 use crate::agreement::Check;
-use crate::communicator::Communicator;
+use crate::communicator::{Communicator, Node};
 use crate::error::{Error, Result, check};
 use crate::reduction::OwnOps;
 
@@ -21,7 +21,9 @@ use crate::reduction::OwnOps;
 ///
 /// # Errors
 /// [`Error::Library`] if the MPI library that was loaded is another than the one that was compiled
-/// against; [`Error::Finalized`] after MPI has been finalized; [`Error::Mpi`] if MPI fails.
+/// against; [`Error::Setting`] if a variable of the environment means nothing, and
+/// [`Error::Mismatch`] if another rank's does; [`Error::Finalized`] after MPI has been finalized;
+/// [`Error::Mpi`] if MPI fails.
 ///
 /// # Examples
 /// ```
@@ -59,11 +61,27 @@ pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
     }
     let shared = Arc::new(Shared::start(level)?);
     *current = Arc::downgrade(&shared);
+    *ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner) =
+        Arc::downgrade(&shared.environment);
     Ok(Universe { shared, not_send: PhantomData })
 }
 
 /// The universe that is alive, if any.
 static CURRENT: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+
+/// Its environment, which communicators keep alive beyond its end. Whoever takes this does not
+/// become the one that finalizes MPI.
+static ENVIRONMENT: Mutex<Weak<Environment>> = Mutex::new(Weak::new());
+
+/// The environment of the universe, for calls that start from none.
+pub(crate) fn current(call: &'static str) -> Result<Arc<Environment>> {
+    let environment = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+    if let Some(environment) = environment {
+        return Ok(environment);
+    }
+    let finalized = flag("MPI_Finalized", mpi_sys::MPI_Finalized)?;
+    Err(if finalized { Error::Finalized { call } } else { Error::Uninitialized { call } })
+}
 
 /// MPI, from [`initialize`] to the drop of the last `Universe`, which finalizes what it
 /// initialized.
@@ -89,6 +107,32 @@ impl Universe {
         self.shared.world.clone()
     }
 
+    /// The communicator of this rank alone: a duplicate of `MPI_COMM_SELF`, with contexts of its
+    /// own.
+    ///
+    /// Local.
+    ///
+    /// # Errors
+    /// [`Error::Mpi`] if MPI fails.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let this = universe.self_comm()?;
+    /// assert_eq!((this.rank(), this.size()), (0, 1));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_COMM_SELF")]
+    pub fn self_comm(&self) -> Result<Communicator> {
+        let _guard = self.shared.environment.enter("self_comm")?;
+        if let Some(comm) = self.shared.this.get() {
+            return Ok(comm.clone());
+        }
+        let comm = Communicator::adopt(mpi_sys::MPI_COMM_SELF, &self.shared.environment)?;
+        // A universe stays on its thread, so nobody else has come first.
+        Ok(self.shared.this.get_or_init(|| comm).clone())
+    }
+
     /// The MPI library in use.
     #[must_use]
     pub fn library(&self) -> &Library {
@@ -100,6 +144,9 @@ impl Universe {
 #[derive(Debug)]
 struct Shared {
     world: Communicator,
+    /// Made when first asked for.
+    this: OnceLock<Communicator>,
+    environment: Arc<Environment>,
     library: Library,
     /// Whether it was this crate that initialized MPI.
     owner: bool,
@@ -129,11 +176,57 @@ impl Shared {
             };
             check("MPI_Init_thread", code)?;
         }
-        let environment = Arc::new(Environment::create()?);
+        let check = match agreed_check() {
+            Ok(check) => check,
+            Err(error) => {
+                if owner {
+                    // All ranks are here, so the program can end in order.
+                    // SAFETY: MPI was initialized above, by this thread.
+                    unsafe { mpi_sys::MPI_Finalize() };
+                }
+                return Err(error);
+            }
+        };
+        let environment = Arc::new(Environment::create(check)?);
         let library = Library::query(version, environment.level)?;
-        let world = Communicator::adopt(mpi_sys::MPI_COMM_WORLD, environment)?;
+        let world = {
+            let _guard = environment.enter("initialize")?;
+            Communicator::adopt(mpi_sys::MPI_COMM_WORLD, &environment)?
+        };
         warn_of_wrong_launcher(world.size());
-        Ok(Self { world, library, owner })
+        Ok(Self { world, this: OnceLock::new(), environment, library, owner })
+    }
+}
+
+/// What `MPI4TCH_CHECK` says on any rank: the ranks must all compare a call, or none. Collective.
+fn agreed_check() -> Result<Check> {
+    let mut rank = 0;
+    // SAFETY: MPI is initialized; `rank` outlives the call.
+    check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(mpi_sys::MPI_COMM_WORLD, &mut rank) })?;
+    let own = Check::from_environment();
+    // The level, and the last of the ranks whose value means nothing.
+    let mut most = match &own {
+        Ok(level) => [c_int::from(*level == Check::Collective), -1],
+        Err(_) => [0, rank],
+    };
+    // SAFETY: two integers on every rank, combined in their place.
+    check("MPI_Allreduce", unsafe {
+        mpi_sys::MPI_Allreduce(
+            mpi_sys::MPI_IN_PLACE,
+            most.as_mut_ptr().cast(),
+            2,
+            mpi_sys::MPI_INT,
+            mpi_sys::MPI_MAX,
+            mpi_sys::MPI_COMM_WORLD,
+        )
+    })?;
+    own?;
+    match most {
+        [_, malformed] if malformed >= 0 => Err(Error::Mismatch {
+            differences: format!("\n  refused: initialize: MPI4TCH_CHECK on rank {malformed}"),
+        }),
+        [1, _] => Ok(Check::Collective),
+        _ => Ok(Check::Local),
     }
 }
 
@@ -143,7 +236,7 @@ impl Drop for Shared {
             // SAFETY: MPI is initialized; the call does not return.
             unsafe { mpi_sys::MPI_Abort(mpi_sys::MPI_COMM_WORLD, 101) };
         }
-        self.world.environment().close();
+        self.environment.close();
         if self.owner {
             // SAFETY: MPI is initialized, and this is the thread that did it: a universe is not
             // Send. After `close`, no call of this crate reaches MPI.
@@ -162,10 +255,8 @@ pub(crate) struct Environment {
     /// Locked during each call below [`ThreadLevel::Multiple`].
     calls: Mutex<()>,
     finalized: AtomicBool,
-    /// The contexts of all communicators in order of creation, which is the same on all ranks.
-    /// `MPI_Comm_free` is collective, while communicators are dropped when the last graph that
-    /// holds them is: so all are freed at the end.
-    contexts: Mutex<Vec<MPI_Comm>>,
+    /// The communicators that were made from none of this crate's, in order of creation.
+    roots: Mutex<Vec<Arc<Node>>>,
 }
 
 /// Handles that MPI has not, but makes.
@@ -177,7 +268,7 @@ pub(crate) struct Handles {
 }
 
 impl Environment {
-    fn create() -> Result<Self> {
+    fn create(check_level: Check) -> Result<Self> {
         let mut level = 0;
         // SAFETY: MPI is initialized; `level` outlives the call.
         check("MPI_Query_thread", unsafe { mpi_sys::MPI_Query_thread(&mut level) })?;
@@ -191,10 +282,10 @@ impl Environment {
         Ok(Self {
             handles: Handles { two_bytes, ops: OwnOps::create()? },
             level: ThreadLevel::from_mpi(level),
-            check: Check::from_environment()?,
+            check: check_level,
             calls: Mutex::new(()),
             finalized: AtomicBool::new(false),
-            contexts: Mutex::new(Vec::new()),
+            roots: Mutex::new(Vec::new()),
         })
     }
 
@@ -239,9 +330,9 @@ impl Environment {
         Ok(())
     }
 
-    /// Takes a context over, to free it at the end.
-    pub(crate) fn keep(&self, context: MPI_Comm) {
-        self.contexts.lock().unwrap_or_else(PoisonError::into_inner).push(context);
+    /// Takes a communicator over, to free it at the end.
+    pub(crate) fn keep(&self, root: &Arc<Node>) {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(root));
     }
 
     /// Frees what was made; from then on [`enter`](Self::enter) refuses.
@@ -253,12 +344,11 @@ impl Environment {
             // Whoever initialized MPI has finalized it under us; nothing may be freed any more.
             return;
         }
-        let contexts =
-            std::mem::take(&mut *self.contexts.lock().unwrap_or_else(PoisonError::into_inner));
-        // Errors cannot be returned from here, and MPI is about to end.
-        for mut context in contexts {
-            // SAFETY: a communicator that this crate made, freed once, on all ranks in one order.
-            let _ = unsafe { mpi_sys::MPI_Comm_free(&mut context) };
+        let roots = std::mem::take(&mut *self.roots.lock().unwrap_or_else(PoisonError::into_inner));
+        for root in roots {
+            // SAFETY: MPI is there, and no call of this crate reaches it any more; all ranks free
+            // what is left.
+            unsafe { root.free() };
         }
         for mut op in self.handles.ops.handles() {
             // SAFETY: an op that this crate made, freed once; no call uses it any more.

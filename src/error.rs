@@ -100,6 +100,15 @@ pub enum Error {
         message: String,
     },
 
+    /// An argument has a value that the call cannot take.
+    #[error("{call}: {message}")]
+    Argument {
+        /// The operation.
+        call: &'static str,
+        /// What came and what was needed.
+        message: String,
+    },
+
     /// The ranks disagree on a call. All of them get this error, and none has made the call.
     #[error("the ranks disagree on a call:{differences}")]
     Mismatch {
@@ -137,6 +146,13 @@ pub enum Error {
     /// The ranks' data is too much for one exchange of the crate's own.
     #[error("{call}: the data of all ranks exceeds 2 GiB")]
     Exchange {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// MPI is not there yet.
+    #[error("{call}: MPI has not been initialized; call mpi4tch::initialize first")]
+    Uninitialized {
         /// The operation.
         call: &'static str,
     },

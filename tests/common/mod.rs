@@ -16,3 +16,17 @@ pub fn start() -> (Context, i32, i32) {
     let (rank, size) = (world.rank(), world.size());
     (Context { world, _universe: universe }, rank, size)
 }
+
+/// The kinds of communicators, by name: what holds on one must hold on each.
+#[allow(dead_code)]
+pub fn communicators(world: &Communicator) -> Vec<(&'static str, Communicator)> {
+    let universe = mpi4tch::initialize().expect("MPI is there");
+    // Odd and even ranks, from the last to the first.
+    let split = world.split(Some(world.rank() % 2), -world.rank()).expect("split works");
+    vec![
+        ("world", world.clone()),
+        ("duplicate", world.duplicate().expect("duplicate works")),
+        ("split", split.expect("each rank has a color")),
+        ("self", universe.self_comm().expect("self is there")),
+    ]
+}

@@ -1,0 +1,312 @@
+//! Making communicators, and what other libraries know them by.
+
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use mpi_sys::MPI_Comm;
+
+use super::Communicator;
+use crate::agreement::{Terms, agree};
+use crate::environment::{self, Environment};
+use crate::error::{Error, Result, check};
+
+impl Communicator {
+    /// A communicator of the same ranks with contexts of its own: messages on the one never meet
+    /// messages on the other.
+    ///
+    /// Wraps `MPI_Comm_dup`. Collective: every rank must call it.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if other ranks make another call; [`Error::Mpi`] if MPI fails;
+    /// [`Error::Finalized`] after the universe's end.
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let other = world.duplicate()?;
+    /// assert_eq!((other.rank(), other.size()), (world.rank(), world.size()));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Comm_dup")]
+    pub fn duplicate(&self) -> Result<Self> {
+        let made = self.make("duplicate", Ok(()), "MPI_Comm_dup", |parent, made| {
+            // SAFETY: `make` vouches for both.
+            unsafe { mpi_sys::MPI_Comm_dup(parent, made) }
+        });
+        made?.ok_or_else(|| null("duplicate"))
+    }
+
+    /// A communicator of those ranks that gave the same `color`, ordered by `key` and, where keys
+    /// are equal, as here. `None` for a color joins no one, and gets `None`.
+    ///
+    /// Wraps `MPI_Comm_split`. Collective: every rank must call it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the color is negative, on this rank, and [`Error::Mismatch`] on the
+    /// others, as where other ranks make another call; [`Error::Mpi`] if MPI fails;
+    /// [`Error::Finalized`] after the universe's end.
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// // The even ranks and the odd ones, each from the last to the first.
+    /// let half = world.split(Some(world.rank() % 2), -world.rank())?;
+    /// assert_eq!(half.map(|half| half.size()), Some((world.size() + 1 - world.rank() % 2) / 2));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Comm_split")]
+    #[doc(alias = "MPI_UNDEFINED")]
+    pub fn split(&self, color: Option<i32>, key: i32) -> Result<Option<Self>> {
+        let checked = match color {
+            Some(color) if color < 0 => Err(Error::Argument {
+                call: "split",
+                message: format!("color {color} is negative; None is the color of no communicator"),
+            }),
+            _ => Ok(()),
+        };
+        let color = color.unwrap_or(mpi_sys::MPI_UNDEFINED);
+        self.make("split", checked, "MPI_Comm_split", |parent, made| {
+            // SAFETY: `make` vouches for both handles, and lets only a valid color through.
+            unsafe { mpi_sys::MPI_Comm_split(parent, color, key, made) }
+        })
+    }
+
+    /// A communicator of those ranks that share memory with this one: the ranks of its node, in
+    /// the same order as here.
+    ///
+    /// Wraps `MPI_Comm_split_type` with `MPI_COMM_TYPE_SHARED`. Collective: every rank must call
+    /// it.
+    ///
+    /// # Errors
+    /// As for [`duplicate`](Self::duplicate).
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let node = world.split_shared()?;
+    /// assert!((1..=world.size()).contains(&node.size()));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Comm_split_type")]
+    #[doc(alias = "MPI_COMM_TYPE_SHARED")]
+    pub fn split_shared(&self) -> Result<Self> {
+        let made = self.make("split_shared", Ok(()), "MPI_Comm_split_type", |parent, made| {
+            // SAFETY: `make` vouches for both handles; an info may be null.
+            unsafe {
+                mpi_sys::MPI_Comm_split_type(
+                    parent,
+                    mpi_sys::MPI_COMM_TYPE_SHARED,
+                    0,
+                    mpi_sys::MPI_INFO_NULL,
+                    made,
+                )
+            }
+        });
+        made?.ok_or_else(|| null("split_shared"))
+    }
+
+    /// A duplicate of a communicator that MPI or another library made, which stays its owner's.
+    ///
+    /// Wraps `MPI_Comm_dup`. Collective over `comm`. The duplicate's contexts are freed at MPI's
+    /// end, since no communicator of this crate is its parent: make one, and keep it or what is
+    /// made from it.
+    ///
+    /// # Safety
+    /// `comm` is `MPI_COMM_NULL` or a communicator that has not been freed.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if it is `MPI_COMM_NULL` or an intercommunicator;
+    /// [`Error::Uninitialized`] before [`initialize`](crate::initialize); [`Error::Mpi`] if MPI
+    /// fails; [`Error::Finalized`] after the universe's end.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::{Communicator, mpi_sys};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// // SAFETY: MPI's own communicator lives as long as MPI.
+    /// let comm = unsafe { Communicator::from_raw(mpi_sys::MPI_COMM_WORLD) }?;
+    /// assert_eq!(comm.size(), universe.world().size());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Comm_dup")]
+    pub unsafe fn from_raw(comm: MPI_Comm) -> Result<Self> {
+        Self::take_in("from_raw", comm)
+    }
+
+    /// As [`from_raw`](Self::from_raw), for a communicator by its number in Fortran: how Python's
+    /// mpi4py (`py2f`), Fortran and other languages hand one over.
+    ///
+    /// Wraps `MPI_Comm_f2c` and `MPI_Comm_dup`. Collective over the communicator.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] or [`Error::Mpi`] if the number is no communicator's; and as for
+    /// [`from_raw`](Self::from_raw).
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Communicator;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let same = Communicator::from_fortran(world.to_fortran())?;
+    /// assert_eq!(same.size(), world.size());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Comm_f2c")]
+    pub fn from_fortran(handle: i32) -> Result<Self> {
+        let environment = environment::current("from_fortran")?;
+        let comm = {
+            let _guard = environment.enter("from_fortran")?;
+            // SAFETY: MPI is initialized; the call takes any integer.
+            unsafe { mpi_sys::MPI_Comm_f2c(handle) }
+        };
+        Self::take_in("from_fortran", comm)
+    }
+
+    /// The number by which Fortran, and through it other languages, know this communicator. It is
+    /// not a duplicate: see [`as_raw`](Self::as_raw).
+    ///
+    /// Wraps `MPI_Comm_c2f`. Local.
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// assert_ne!(world.to_fortran(), world.duplicate()?.to_fortran());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[must_use]
+    #[doc(alias = "MPI_Comm_c2f")]
+    pub fn to_fortran(&self) -> i32 {
+        let Ok(_guard) = self.environment().enter("to_fortran") else {
+            // SAFETY: the null handle has a number at any time.
+            return unsafe { mpi_sys::MPI_Comm_c2f(mpi_sys::MPI_COMM_NULL) };
+        };
+        // SAFETY: a communicator that is alive, as `enter` gave leave.
+        unsafe { mpi_sys::MPI_Comm_c2f(self.context()) }
+    }
+
+    /// The handle in which this communicator's calls are made, for calls of one's own.
+    ///
+    /// It is alive until this communicator and its clones are dropped, and no longer than the
+    /// universe. It is not to be freed.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::mpi_sys;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let mut size = 0;
+    /// // SAFETY: the communicator is alive, and `size` outlives the call.
+    /// unsafe { mpi_sys::MPI_Comm_size(world.as_raw(), &mut size) };
+    /// assert_eq!(size, world.size());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[must_use]
+    #[doc(alias = "MPI_Comm")]
+    pub fn as_raw(&self) -> MPI_Comm {
+        self.context()
+    }
+
+    /// Makes a communicator from this one by one collective call of MPI, and frees those that were
+    /// made before and are dead on all ranks.
+    ///
+    /// `create` takes a live communicator and where to put the new one.
+    fn make(
+        &self,
+        call: &'static str,
+        checked: Result<()>,
+        function: &'static str,
+        create: impl FnOnce(MPI_Comm, *mut MPI_Comm) -> i32,
+    ) -> Result<Option<Self>> {
+        // The entries are the same on all ranks only if all ranks make the call.
+        agree(call, self, None, checked.map(|()| Terms::default()), true)?;
+        let node = &self.inner.node;
+        let mut dead = node.dead();
+        if !dead.is_empty() {
+            self.intersect_control(call, &mut dead)?;
+        }
+        let _guard = self.environment().enter(call)?;
+        // SAFETY: `enter` gave leave to call MPI, and all ranks have the same bits.
+        unsafe { node.free_children(&dead) };
+        node.add_entry();
+        let mut made = mpi_sys::MPI_COMM_NULL;
+        check(function, create(node.forward, &mut made))?;
+        if made == mpi_sys::MPI_COMM_NULL {
+            return Ok(None);
+        }
+        let child = Self::build(made, Some(&self.inner), &self.inner.environment)?;
+        node.fill_entry(&child.inner);
+        Ok(Some(child))
+    }
+
+    /// A duplicate of someone else's communicator.
+    fn take_in(call: &'static str, comm: MPI_Comm) -> Result<Self> {
+        let environment = environment::current(call)?;
+        let _guard = environment.enter(call)?;
+        check_intra(call, comm)?;
+        Self::adopt(comm, &environment)
+    }
+
+    /// Makes a communicator from `parent`, which stays its owner's. Collective over `parent`, with
+    /// leave to call MPI.
+    pub(crate) fn adopt(parent: MPI_Comm, environment: &Arc<Environment>) -> Result<Self> {
+        let mut forward = mpi_sys::MPI_COMM_NULL;
+        // SAFETY: `parent` is a communicator; `forward` outlives the call.
+        check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut forward) })?;
+        let made = Self::build(forward, None, environment)?;
+        environment.keep(&made.inner.node);
+        Ok(made)
+    }
+}
+
+fn null(call: &'static str) -> Error {
+    Error::Argument { call, message: "MPI made no communicator".to_owned() }
+}
+
+/// Checks that `comm` is a communicator of one group.
+///
+/// It may come from any integer that was meant for Fortran's handle, and what MPI says of a handle
+/// that is none, it says to the handlers of its own communicators, which abort unless told
+/// otherwise.
+fn check_intra(call: &'static str, comm: MPI_Comm) -> Result<()> {
+    let refuse = |message: &str| Err(Error::Argument { call, message: message.to_owned() });
+    // Open MPI has a null pointer for what is no handle.
+    // SAFETY: a handle is a pointer or an integer, for which zeros are a value.
+    let zeros: MPI_Comm = unsafe { MaybeUninit::zeroed().assume_init() };
+    if comm == mpi_sys::MPI_COMM_NULL || comm == zeros {
+        return refuse("the communicator is MPI_COMM_NULL");
+    }
+    let own = [mpi_sys::MPI_COMM_WORLD, mpi_sys::MPI_COMM_SELF];
+    let mut before = [mpi_sys::MPI_ERRHANDLER_NULL; 2];
+    for (comm, before) in own.into_iter().zip(&mut before) {
+        // SAFETY: MPI's own communicators; `before` outlives the call.
+        check("MPI_Comm_get_errhandler", unsafe {
+            mpi_sys::MPI_Comm_get_errhandler(comm, before)
+        })?;
+        // SAFETY: as above, and one of MPI's own handlers.
+        check("MPI_Comm_set_errhandler", unsafe {
+            mpi_sys::MPI_Comm_set_errhandler(comm, mpi_sys::MPI_ERRORS_RETURN)
+        })?;
+    }
+    let mut inter = 0;
+    // SAFETY: `inter` outlives the call, which looks whether the handle is one.
+    let tested =
+        check("MPI_Comm_test_inter", unsafe { mpi_sys::MPI_Comm_test_inter(comm, &mut inter) });
+    for (comm, mut before) in own.into_iter().zip(before) {
+        // SAFETY: MPI's own communicators, and the handlers that they had.
+        unsafe { mpi_sys::MPI_Comm_set_errhandler(comm, before) };
+        // SAFETY: the reference that getting it made is not used any more.
+        unsafe { mpi_sys::MPI_Errhandler_free(&mut before) };
+    }
+    tested?;
+    if inter != 0 {
+        return refuse("an intercommunicator has two groups; a communicator of one is needed");
+    }
+    Ok(())
+}
