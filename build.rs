@@ -28,19 +28,20 @@ impl Libtorch {
             env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys did not say where libtorch is"),
         );
         println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
-        let root = match env::var_os("LIBTORCH_INCLUDE") {
-            Some(folder) => PathBuf::from(folder),
-            None => lib.join(".."),
+        println!("cargo::rerun-if-env-changed=LIBTORCH");
+        let named = ["LIBTORCH_INCLUDE", "LIBTORCH"].into_iter().filter_map(env::var_os);
+        let folders = named.map(PathBuf::from).chain([lib.join("..")]).map(|f| f.join("include"));
+        let folders: Vec<PathBuf> = folders.collect();
+        let header = Path::new("torch/csrc/autograd/function.h");
+        let Some(include) = folders.iter().find(|folder| folder.join(header).exists()) else {
+            panic!(
+                "libtorch's headers are in none of {folders:?}: set LIBTORCH, or LIBTORCH_INCLUDE, \
+                 to an installation that has them"
+            );
         };
-        let include = root.join("include");
-        let header = include.join("torch/csrc/autograd/function.h");
-        assert!(
-            header.exists(),
-            "libtorch's headers are not in {}: set LIBTORCH, or LIBTORCH_INCLUDE, to an installation \
-             that has them",
-            include.display()
-        );
-        Self { lib, include }
+        // Another libtorch in the same place has other classes.
+        println!("cargo::rerun-if-changed={}", include.join("torch/headeronly/version.h").display());
+        Self { lib, include: include.clone() }
     }
 
     fn compile_shim(&self) {

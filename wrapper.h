@@ -24,6 +24,7 @@ typedef struct {
   const int64_t *sizes; /* lives as long as the tensor and its shape */
   size_t dim;
   int64_t numel;
+  bool defined;    /* whether there is a tensor; if not, all else is zero */
   int32_t kind;    /* c10::ScalarType */
   bool strided;    /* not sparse, quantized or otherwise without plain storage */
   bool cpu;        /* in host memory */
@@ -40,14 +41,16 @@ char *mpi4tch_device(const void *tensor);
 char *mpi4tch_empty(const int64_t *sizes, size_t dim, int32_t kind, mpi4tch_tensor *result,
                     void **data);
 
-/* What a pullback may read, valid during its call. `cotangents` has one tensor per output, zeros
- * where no cotangent came; the callee owns these tensors and the saved ones.
- * It writes one tensor per input to `gradients`, NULL for none; the caller owns these. */
+/* What a pullback may read, valid during its call. `cotangents` has one tensor per output, dense,
+ * and zeros where no cotangent came; the callee owns these tensors and the saved ones. Where a
+ * saved tensor could not be had, `error` says why, and there are none. It writes one tensor per
+ * input to `gradients`, NULL for none; the caller owns these. */
 typedef struct {
   mpi4tch_tensor *cotangents;
   size_t outputs;
   mpi4tch_tensor *saved;
   size_t saved_count;
+  const char *error;
   mpi4tch_tensor *gradients;
   size_t inputs;
 } mpi4tch_backward;
@@ -66,8 +69,8 @@ char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_
                      size_t input_count, const mpi4tch_tensor *outputs, size_t output_count,
                      const mpi4tch_tensor *saved, size_t saved_count);
 
-/* Whether torch's rules allow a change of the tensor in place: an error text if not. `data` is where
- * to write, or NULL. */
+/* Whether torch's rules allow a change of the tensor in place: an error text if not. `data` is
+ * where to write, or NULL. */
 char *mpi4tch_check_in_place(const void *tensor, void **data);
 
 /* After a change of the tensor's content in place: bumps its version counter and, with a pullback,

@@ -15,6 +15,8 @@ for mpi in "${mpis[@]}"; do
     read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
     # What does not compile, or ends without a result, counts as one failure.
     [[ $status == 0 || $f != 0 ]] || f=1
+    # So does a selection of no test.
+    [[ $p != 0 || $f != 0 ]] || f=1
     passed=$((passed + p)) failed=$((failed + f))
 done
 

@@ -87,12 +87,14 @@ class Pullback {
   Pullback &operator=(const Pullback &) = delete;
   ~Pullback() { rust_.drop(rust_.state); }
 
-  variable_list operator()(variable_list cotangents, variable_list saved, size_t inputs) const {
+  // `why_not` tells why there are no saved tensors, if there are none.
+  variable_list operator()(variable_list cotangents, variable_list saved, const char *why_not,
+                           size_t inputs) const {
     std::vector<mpi4tch_tensor> given, kept, gradients(inputs, nullptr);
     for (auto &cotangent : cotangents) given.push_back(give(std::move(cotangent)));
     for (auto &value : saved) kept.push_back(give(std::move(value)));
-    const mpi4tch_backward backward{given.data(), given.size(),     kept.data(),
-                                    kept.size(),  gradients.data(), gradients.size()};
+    const mpi4tch_backward backward{given.data(), given.size(),     kept.data(),     kept.size(),
+                                    why_not,      gradients.data(), gradients.size()};
     char *error = rust_.call(rust_.state, &backward);
     variable_list result;
     for (mpi4tch_tensor gradient : gradients) result.push_back(take(gradient));
@@ -121,18 +123,26 @@ class Communication final : public torch::autograd::Node {
     for (auto &value : saved_) value.reset_data();
   }
 
-  // A communication must never be left out because this rank's cotangent happens to be undefined:
-  // other ranks wait for it. So undefined cotangents become zeros.
+  // A communication must never be left out because this rank's cotangent happens to be undefined,
+  // or because a saved tensor is not to be had: other ranks wait for it. So undefined cotangents
+  // become zeros, and what is wrong with a saved tensor is left to the pullback to tell the others.
   variable_list apply(variable_list &&cotangents) override {
     variable_list saved;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      for (auto &value : saved_) saved.push_back(value.unpack(getptr()));
-    }
+    const std::unique_ptr<char, decltype(&mpi4tch_free)> error(
+        guarded([&] {
+          const std::lock_guard<std::mutex> lock(mutex_);
+          for (auto &value : saved_) saved.push_back(value.unpack(getptr()));
+        }),
+        mpi4tch_free);
+    if (error != nullptr) saved.clear();
     for (size_t i = 0; i < cotangents.size(); ++i) {
-      if (!cotangents[i].defined()) cotangents[i] = input_metadata(i).zeros_like();
+      if (!cotangents[i].defined()) {
+        cotangents[i] = input_metadata(i).zeros_like();
+      } else if (cotangents[i].layout() != at::kStrided) {
+        cotangents[i] = cotangents[i].to_dense();
+      }
     }
-    return (*pullback_)(std::move(cotangents), std::move(saved), num_outputs());
+    return (*pullback_)(std::move(cotangents), std::move(saved), error.get(), num_outputs());
   }
 
  private:
@@ -143,9 +153,12 @@ class Communication final : public torch::autograd::Node {
 
 }  // namespace
 
+// Nothing here throws for a tensor that is defined and strided.
 mpi4tch_view mpi4tch_look(const void *pointer) {
   const at::Tensor &t = tensor(pointer);
   mpi4tch_view view{};
+  view.defined = t.defined();
+  if (!view.defined) return view;
   view.kind = static_cast<int32_t>(t.scalar_type());
   view.strided = t.layout() == at::kStrided && !t.is_quantized() && !t.is_nested();
   if (!view.strided) return view;
@@ -153,9 +166,9 @@ mpi4tch_view mpi4tch_look(const void *pointer) {
   view.dim = t.sizes().size();
   view.numel = t.numel();
   view.cpu = t.device().is_cpu();
-  view.contiguous = t.is_contiguous() && !t.is_conj() && !t.is_neg();
+  view.contiguous = t.is_contiguous() && !t.is_conj() && !t.is_neg() && !t._is_zerotensor();
   view.requires_grad = c10::GradMode::is_enabled() && t.requires_grad();
-  view.data = view.cpu && t.has_storage() ? t.const_data_ptr() : nullptr;
+  view.data = view.cpu && t.has_storage() && !t._is_zerotensor() ? t.const_data_ptr() : nullptr;
   return view;
 }
 
@@ -195,8 +208,10 @@ char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_
 char *mpi4tch_check_in_place(const void *pointer, void **data) {
   return guarded([&] {
     const at::Tensor &t = tensor(pointer);
+    TORCH_CHECK(t.defined(), "the tensor is undefined");
     torch::autograd::check_inplace(t, torch::autograd::compute_requires_grad(t));
-    const bool plain = t.layout() == at::kStrided && t.device().is_cpu() && t.has_storage();
+    const bool plain =
+        t.layout() == at::kStrided && t.device().is_cpu() && t.has_storage() && !t._is_zerotensor();
     *data = plain ? t.mutable_data_ptr() : nullptr;
   });
 }

@@ -54,6 +54,11 @@ impl<'x> View<'x> {
         unsafe { std::slice::from_raw_parts(self.raw.sizes, self.raw.dim) }
     }
 
+    /// Whether there is a tensor: a gradient that was never computed is none.
+    pub(crate) fn is_defined(&self) -> bool {
+        self.raw.defined
+    }
+
     /// The first element; null where there is none.
     pub(crate) fn data(&self) -> *const c_void {
         self.raw.data
@@ -122,8 +127,9 @@ pub(crate) struct Backward {
     /// One cotangent per output, zeros where none came. They may be shared with other branches of
     /// the graph: never change them in place.
     pub(crate) cotangents: Vec<Tensor>,
-    /// The tensors saved with the node.
-    pub(crate) saved: Vec<Tensor>,
+    /// The tensors saved with the node; an error if one was changed in place or is gone. The
+    /// pullback then still has to tell those ranks that wait for it.
+    pub(crate) saved: Result<Vec<Tensor>>,
 }
 
 /// Makes `outputs`, fresh tensors without history, the outputs of a new node over `inputs`.
@@ -305,6 +311,14 @@ where
                 own_all(backward.cotangents, backward.outputs),
                 own_all(backward.saved, backward.saved_count),
             )
+        };
+        let saved = if backward.error.is_null() {
+            Ok(saved)
+        } else {
+            // SAFETY: the shim's error is a C string that outlives the call.
+            let message = unsafe { CStr::from_ptr(backward.error) };
+            let message = message.to_string_lossy().into_owned();
+            Err(Error::Autograd { call: node.call, message })
         };
         let gradients = (node.pullback)(Backward { cotangents, saved })?;
         assert_eq!(gradients.len(), backward.inputs, "one gradient per input");

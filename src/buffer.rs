@@ -27,6 +27,9 @@ impl<'x> Input<'x> {
     #[inline]
     pub(crate) fn new(call: &'static str, x: &'x Tensor) -> Result<Self> {
         let view = View::of(x);
+        if !view.is_defined() {
+            return Err(Error::Undefined { call });
+        }
         let Some(datatype) = Datatype::of(view.scalar_type()) else {
             let kind = x.f_kind().map_or_else(
                 |_| format!("of scalar type {}", view.scalar_type()),
@@ -66,6 +69,13 @@ impl<'x> Input<'x> {
         let other = tch::no_grad(|| {
             f(self.view.tensor())?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()
         })?;
+        let view = View::of(&other);
+        if view.count() != 0 && view.data().is_null() {
+            // Zeros that torch keeps without storage. Writing them makes storage.
+            let mut zeros = Output::new(self.call, self.shape(), self.datatype)?.into_tensor();
+            let _ = zeros.f_zero_()?;
+            return Ok(self.sending(zeros));
+        }
         Ok(self.sending(other))
     }
 

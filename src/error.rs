@@ -27,6 +27,13 @@ pub enum Error {
         detail: String,
     },
 
+    /// The tensor is undefined.
+    #[error("{call}: the tensor is undefined, like a gradient that was never computed")]
+    Undefined {
+        /// The operation.
+        call: &'static str,
+    },
+
     /// The tensor's kind has no MPI datatype.
     #[error("{call}: kind {kind} has no MPI datatype")]
     Kind {

@@ -80,8 +80,9 @@ where
     let requires_grad = ready.requires_grad;
     let y = ready.plan.run(operator.name(), comm)?;
     if requires_grad {
-        let comm = comm.backward();
+        let (call, comm) = (operator.name(), comm.backward());
         let pullback = move |Backward { cotangents, saved }: Backward| {
+            let saved = saved.map_err(|error| refuse(call, &comm, error, false))?;
             let [x, y] = &saved[..] else { unreachable!("x and y are saved") };
             cotangents
                 .iter()

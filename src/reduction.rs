@@ -167,9 +167,9 @@ impl Op {
         }
     }
 
-    /// Carries out `combine` with this op, where MPI's op for `Mean` is the sum: divides by the
-    /// number of ranks, the sum afterwards, or, of a 16-bit kind, whose sum could overflow where
-    /// the mean does not, each summand before.
+    /// Carries out `combine` with this op, where MPI's op for `Mean` is the sum, and divides that by
+    /// the number of ranks: for the 16-bit kinds in `Float`, as their sum can overflow where the
+    /// mean does not.
     #[inline]
     pub(crate) fn averaging(
         self,
@@ -181,12 +181,13 @@ impl Op {
             return combine(x);
         }
         let ranks = i64::from(ranks);
-        let class = Datatype::of(View::of(x).scalar_type()).map(|datatype| datatype.class);
-        if class == Some(Class::Half) {
-            return combine(&x.f_div_scalar(ranks)?);
+        match Datatype::of(View::of(x).scalar_type()) {
+            Some(Datatype { kind, class: Class::Half, .. }) => {
+                let mut y = combine(&x.f_to_kind(Kind::Float)?)?;
+                Ok(y.f_div_scalar_(ranks)?.f_to_kind(kind)?)
+            }
+            _ => Ok(combine(x)?.f_div_scalar_(ranks)?),
         }
-        let mut y = combine(x)?;
-        Ok(y.f_div_scalar_(ranks)?)
     }
 
     /// MPI's handle for the op on `datatype`; for `Mean` that of the sum.

@@ -20,7 +20,10 @@ fn main() -> ExitCode {
             ties_share_the_cotangent,
             products_with_zeros,
             nan_propagates,
-            mean_of_half_does_not_overflow,
+            products_overflow_no_earlier_than_their_derivatives,
+            means_of_half,
+            zeros_without_storage,
+            sparse_cotangents,
             large_messages,
             the_result_shares_no_storage,
             a_loss_on_every_rank_counts_once_per_rank,
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
             graphs_are_freed,
             nothing_is_recorded_without_need,
             saved_tensors_are_guarded,
+            a_saved_tensor_changed_on_one_rank_fails_on_all,
             refused_tensors,
             duplicates,
         ],
@@ -236,10 +240,53 @@ fn nan_propagates(context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn mean_of_half_does_not_overflow(context: &Context) -> Result<()> {
-    let x = Tensor::from_slice(&[60_000.0]).to_kind(Kind::Half);
-    let mean = context.world.all_reduce(&x, Op::Mean)?.double_value(&[0]);
-    assert!((mean - 60_000.0).abs() <= 64.0, "{mean}");
+fn products_overflow_no_earlier_than_their_derivatives(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let first = world.rank() == 0;
+    for value in [1e200, 1e-200, f64::INFINITY, f64::NAN] {
+        // The first two ranks share the value, the others have ones.
+        let own = if world.rank() < 2 { value } else { 1.0 };
+        let x = Tensor::from_slice(&[own]).set_requires_grad(true);
+        let y = world.all_reduce(&x, Op::Prod)?;
+        let gradient = testing::vjp(&[&y], &[&y.ones_like()], &[&x], false)?.remove(0);
+        if first {
+            let others = if world.size() > 1 { value } else { 1.0 };
+            let expected = Tensor::from_slice(&[others * f64::from(world.size())]);
+            assert!(gradient.allclose(&expected, 1e-12, 0.0, true), "{value}: {gradient}");
+        }
+    }
+    Ok(())
+}
+
+fn means_of_half(context: &Context) -> Result<()> {
+    // The sum of the first overflows, a sixth of the second is none.
+    for value in [60_000.0, 6e-8] {
+        let x = Tensor::from_slice(&[value]).to_kind(Kind::Half);
+        assert_eq!(context.world.all_reduce(&x, Op::Mean)?, x);
+    }
+    Ok(())
+}
+
+fn zeros_without_storage(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let double = (Kind::Double, Device::Cpu);
+    let zeros = Tensor::internal_efficientzerotensor([3], double);
+    assert_eq!(world.all_reduce(&zeros, Op::Sum)?, Tensor::zeros([3], double));
+    let x = Tensor::ones([3], double).set_requires_grad(true);
+    let y = world.all_reduce(&x, Op::Sum)?;
+    let gradient = testing::vjp(&[&y], &[&zeros], &[&x], false)?.remove(0);
+    assert_eq!(gradient, Tensor::zeros([3], double));
+    Ok(())
+}
+
+fn sparse_cotangents(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let weight = Tensor::ones([4, 2], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+    let table = world.all_reduce(&weight, Op::Mean)?;
+    let rows = Tensor::from_slice(&[1_i64, 3]);
+    Tensor::embedding(&table, &rows, -1, false, true).sum(Kind::Double).f_backward()?;
+    let expected = Tensor::from_slice(&[0.0, 1.0, 0.0, 1.0]).view([4, 1]).expand([4, 2], false);
+    assert!(weight.grad().allclose(&expected, 1e-12, 1e-12, false));
     Ok(())
 }
 
@@ -336,11 +383,31 @@ fn saved_tensors_are_guarded(context: &Context) -> Result<()> {
     world.barrier()
 }
 
+fn a_saved_tensor_changed_on_one_rank_fails_on_all(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+    let last = world.size() - 1;
+    let mut y = world.all_reduce(&x, Op::Max)?;
+    let loss = y.sum(Kind::Double);
+    if world.rank() == last {
+        let _ = tch::no_grad(|| y.fill_(0.0));
+    }
+    let error = loss.f_backward().unwrap_err().to_string();
+    assert!(error.contains("modified by an inplace operation"), "{error}");
+    if world.rank() != last {
+        assert!(error.contains(&format!("on rank {last}")), "{error}");
+    }
+    world.barrier()
+}
+
 fn refused_tensors(context: &Context) -> Result<()> {
     let world = &context.world;
     let text = |x: &Tensor, op| world.all_reduce(x, op).unwrap_err().to_string();
     let dense = Tensor::eye(2, (Kind::Float, Device::Cpu));
 
+    let undefined = "all_reduce: the tensor is undefined, like a gradient that was never computed";
+    assert_eq!(text(&Tensor::new(), Op::Sum), undefined);
+    assert_eq!(text(&dense.grad(), Op::Mean), undefined);
     assert_eq!(
         text(&dense.to_sparse_sparse_dim(2), Op::Sum),
         "all_reduce: the tensor has no strided storage; a dense tensor is needed"

@@ -138,7 +138,7 @@ fn a_refused_record_drops_the_pullback() {
 fn saved_tensors_come_back_and_are_guarded() {
     let of_both = |x: &Tensor, y: &Tensor| vec![x.shallow_clone(), y.shallow_clone()];
     let product = |backward: Backward| {
-        let [x, y] = &backward.saved[..] else { panic!("two saved") };
+        let [x, y] = &backward.saved?[..] else { panic!("two saved") };
         Ok(vec![Some(x * y * &backward.cotangents[0])])
     };
     let x = variable(&[3.0]);
@@ -156,7 +156,7 @@ fn saved_tensors_come_back_and_are_guarded() {
 fn what_a_pullback_does_is_recorded_with_create_graph() {
     let cubed = |backward: Backward| {
         assert!(is_recording());
-        let x = &backward.saved[0];
+        let x = &backward.saved?[0];
         Ok(vec![Some(x * x * &backward.cotangents[0])])
     };
     let x = variable(&[3.0]);

@@ -3,6 +3,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::scan::{self, End};
 use crate::autograd;
 use crate::communicator::Communicator;
 use crate::error::Result;
@@ -16,10 +17,14 @@ pub(super) fn extremum(
     y: &Tensor,
     cotangent: &Tensor,
 ) -> Result<Tensor> {
-    let mask = equal(x, y)?.f_to_kind(x.f_kind()?)?;
-    let sums = comm.all_reduce(&Tensor::f_stack(&[cotangent, &mask], 0)?, Op::Sum)?;
+    let kind = x.f_kind()?;
+    // A 16-bit number cannot count many ranks.
+    let wide = if matches!(kind, Kind::Half | Kind::BFloat16) { Kind::Float } else { kind };
+    let mask = equal(x, y)?.f_to_kind(wide)?;
+    let both = Tensor::f_stack(&[&cotangent.f_to_kind(wide)?, &mask], 0)?;
+    let sums = comm.all_reduce(&both, Op::Sum)?;
     let (total, ties) = (sums.f_select(0, 0)?, sums.f_select(0, 1)?);
-    Ok(mask.f_div(&ties)?.f_mul(&total)?)
+    Ok(mask.f_div(&ties)?.f_mul(&total)?.f_to_kind(kind)?)
 }
 
 /// Where x is the extremum: a NaN equals nothing, and yet it is the extremum where there is one.
@@ -63,30 +68,13 @@ pub(super) fn product(
     let (others, total) = if autograd::is_recording() {
         product_of_gathered(comm, x, cotangent)?
     } else {
-        product_by_division(comm, x, cotangent)?
+        // The factors before this rank's, and those after it: unlike a division by x_s, this is
+        // exact with zeros, and overflows no earlier than the derivative itself.
+        let before = scan::exscan_from(comm, x, Op::Prod, End::First)?;
+        let after = scan::exscan_from(comm, x, Op::Prod, End::Last)?;
+        (before.f_mul(&after)?, comm.all_reduce(cotangent, Op::Sum)?)
     };
     Ok(others.f_conj()?.f_mul(&total)?)
-}
-
-/// `E_s` and Σȳ, with memory for two tensors: from P, the product of all factors that are not
-/// zero, and z, the number of zeros. `E_s` is P/x_s without zeros, P where x_s is the only zero,
-/// and otherwise 0.
-fn product_by_division(
-    comm: &Communicator,
-    x: &Tensor,
-    cotangent: &Tensor,
-) -> Result<(Tensor, Tensor)> {
-    let is_zero = x.f_eq(0)?;
-    let factors = x.f_where_self(&is_zero.f_logical_not()?, &x.f_ones_like()?)?;
-    let product = comm.all_reduce(&factors, Op::Prod)?;
-    let zeros = is_zero.f_to_kind(x.f_kind()?)?;
-    let sums = comm.all_reduce(&Tensor::f_stack(&[cotangent, &zeros], 0)?, Op::Sum)?;
-    let (total, zeros) = (sums.f_select(0, 0)?, sums.f_select(0, 1)?);
-    // Without its own factor: where x_s is zero, P has none of it.
-    let others = product.f_div(&factors)?;
-    let zeros_of_others = zeros.f_sub(&is_zero.f_to_kind(x.f_kind()?)?)?;
-    let others = others.f_where_self(&zeros_of_others.f_eq(0)?, &x.f_zeros_like()?)?;
-    Ok((others, total))
 }
 
 /// `E_s` and Σȳ as functions of all ranks' x, for derivatives of the derivative: every rank gets

@@ -42,7 +42,7 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Scan")]
     pub fn scan(&self, x: &Tensor, op: Op) -> Result<Tensor> {
-        let operator = Scan { op, inclusive: true, reversed: false };
+        let operator = Scan { op, inclusive: true, from: End::First };
         if !op.is_linear() && op.is_differentiable() && records(x) {
             return nonlinear::prefix(self, x, op, i64::from(self.rank()) + 1);
         }
@@ -76,7 +76,7 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Exscan")]
     pub fn exscan(&self, x: &Tensor, op: Op) -> Result<Tensor> {
-        let operator = Scan { op, inclusive: false, reversed: false };
+        let operator = Scan { op, inclusive: false, from: End::First };
         if !op.is_linear() && op.is_differentiable() && records(x) {
             return nonlinear::prefix(self, x, op, i64::from(self.rank()));
         }
@@ -84,12 +84,24 @@ impl Communicator {
     }
 }
 
-/// For `Sum`, its own adjoint with the ranks reversed.
+/// The end of the ranks at which a scan starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    First,
+    Last,
+}
+
+/// The exclusive scan from either end, for derivatives.
+pub(super) fn exscan_from(comm: &Communicator, x: &Tensor, op: Op, from: End) -> Result<Tensor> {
+    apply(&Scan { op, inclusive: false, from }, comm, x)
+}
+
+/// For `Sum`, its own adjoint from the other end.
 #[derive(Debug)]
 struct Scan {
     op: Op,
     inclusive: bool,
-    reversed: bool,
+    from: End,
 }
 
 const SCAN: Reduction = Reduction { name: "MPI_Scan", run: mpi_sys::MPI_Scan };
@@ -113,8 +125,10 @@ impl Operator for Scan {
         let op = self.op.check(self.name(), comm, &input)?;
         let input = self.op.operand(input)?.contiguous()?;
         let shape = input.shape().into();
-        let context = if self.reversed { comm.reversed()? } else { comm.context() };
-        let first = if self.reversed { comm.size() - 1 } else { 0 };
+        let (context, first) = match self.from {
+            End::First => (comm.context(), 0),
+            End::Last => (comm.reversed()?, comm.size() - 1),
+        };
         let finish = if !self.inclusive && comm.rank() == first {
             Finish::Fill(self.op.identity(input.datatype().kind))
         } else {
@@ -125,6 +139,7 @@ impl Operator for Scan {
     }
 
     fn adjoint(&self, _shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
-        Arc::new(Self { op: Op::Sum, inclusive: self.inclusive, reversed: !self.reversed })
+        let from = if self.from == End::First { End::Last } else { End::First };
+        Arc::new(Self { op: Op::Sum, inclusive: self.inclusive, from })
     }
 }
