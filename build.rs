@@ -29,9 +29,10 @@ impl Libtorch {
         );
         println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
         println!("cargo::rerun-if-env-changed=LIBTORCH");
-        let named = ["LIBTORCH_INCLUDE", "LIBTORCH"].into_iter().filter_map(env::var_os);
-        let folders = named.map(PathBuf::from).chain([lib.join("..")]).map(|f| f.join("include"));
-        let folders: Vec<PathBuf> = folders.collect();
+        let named = |name| env::var_os(name).map(PathBuf::from);
+        let roots = [named("LIBTORCH_INCLUDE"), Some(lib.join("..")), named("LIBTORCH")];
+        let folders: Vec<PathBuf> =
+            roots.into_iter().flatten().map(|root| root.join("include")).collect();
         let header = Path::new("torch/csrc/autograd/function.h");
         let Some(include) = folders.iter().find(|folder| folder.join(header).exists()) else {
             panic!(
@@ -40,7 +41,10 @@ impl Libtorch {
             );
         };
         // Another libtorch in the same place has other classes.
-        println!("cargo::rerun-if-changed={}", include.join("torch/headeronly/version.h").display());
+        println!(
+            "cargo::rerun-if-changed={}",
+            include.join("torch/headeronly/version.h").display()
+        );
         Self { lib, include: include.clone() }
     }
 
