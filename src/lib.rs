@@ -106,6 +106,8 @@ mod environment;
 mod error;
 mod operator;
 mod reduction;
+#[cfg(feature = "rsmpi")]
+pub mod rsmpi;
 pub mod testing;
 
 pub use mpi_sys;
