@@ -3,12 +3,18 @@
 use std::process::Command;
 
 use mpi4tch::mpi_sys::{self, Vendor};
-use mpi4tch::{Error, Op};
+use mpi4tch::{Communicator, Error, Op};
 use tch::{Kind, Tensor};
 
 /// All in one test: MPI starts and ends once in a process, and on one thread.
 #[test]
 fn from_start_to_end() {
+    // SAFETY: MPI's own communicator, as soon as there is MPI.
+    let taken_in = || unsafe { Communicator::from_raw(mpi_sys::MPI_COMM_WORLD) };
+    let error = taken_in().unwrap_err();
+    let early = "from_raw: MPI has not been initialized; call mpi4tch::initialize first";
+    assert_eq!(error.to_string(), early);
+
     let universe = mpi4tch::initialize().unwrap();
     let library = universe.library().clone();
     assert_eq!(library.vendor(), mpi_sys::VENDOR);
@@ -26,6 +32,9 @@ fn from_start_to_end() {
     loss.f_backward().unwrap();
     second.world().barrier().unwrap();
 
+    let duplicate = world.duplicate().unwrap();
+    let part = duplicate.split(Some(0), 0).unwrap().unwrap();
+    let theirs = taken_in().unwrap();
     let late = second.world().all_reduce(&x, Op::Max).unwrap();
     drop(second);
     let error = world.all_reduce(&x, Op::Sum).unwrap_err();
@@ -33,6 +42,12 @@ fn from_start_to_end() {
     assert_eq!(error.to_string(), "all_reduce: MPI has been finalized");
     assert!(matches!(world.duplicate(), Err(Error::Finalized { .. })));
     assert!(matches!(world.barrier(), Err(Error::Finalized { .. })));
+    assert!(matches!(part.split(None, 0), Err(Error::Finalized { .. })));
+    assert!(matches!(theirs.split_shared(), Err(Error::Finalized { .. })));
+    assert!(matches!(taken_in(), Err(Error::Finalized { .. })));
+    // Their contexts went with MPI: dropping them is harmless, in any order.
+    drop(duplicate);
+    drop((part, theirs));
     // In a backward pass too, where it comes out of libtorch.
     let error = late.sum(Kind::Double).f_backward().unwrap_err().to_string();
     assert!(error.contains("all_reduce: MPI has been finalized"), "{error}");
