@@ -1,0 +1,464 @@
+//! Which MPI calls an operation makes, forward and backward, taken through MPI's profiling
+//! interface: this program defines the functions itself, notes each call, and calls the library's
+//! by their other name.
+
+mod common;
+
+use std::ffi::{c_int, c_void};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use common::Context;
+use mpi4tch::mpi_sys::{self, MPI_Comm, MPI_Datatype, MPI_Op};
+use mpi4tch::{Op, Result, testing};
+use tch::{Device, Kind, Tensor};
+
+fn main() -> ExitCode {
+    harness::run(
+        start,
+        harness::tests![
+            all_reduce,
+            reduce_and_broadcast,
+            all_gather_and_reduce_scatter,
+            gather_and_scatter,
+            all_to_all,
+            scan,
+            nonlinear_reductions,
+            in_place,
+            beyond_an_int,
+        ],
+    )
+}
+
+/// Starts MPI with the checks of a release build, which make no calls of their own.
+fn start() -> (Context, i32, i32) {
+    // SAFETY: the harness calls this before it makes any thread.
+    unsafe { std::env::set_var("MPI4TCH_CHECK", "local") };
+    common::start()
+}
+
+/// A call that was made.
+#[derive(Clone, Debug)]
+struct Call {
+    name: &'static str,
+    context: MPI_Comm,
+    /// The larger of the buffers that this rank sends and receives, in bytes.
+    volume: i64,
+}
+
+static CALLS: Mutex<Vec<Call>> = Mutex::new(Vec::new());
+
+fn note(name: &'static str, context: MPI_Comm, datatype: MPI_Datatype, elements: &[i64]) {
+    let mut size = 0;
+    // SAFETY: the caller of the function that is noted gives a valid datatype.
+    unsafe { mpi_sys::PMPI_Type_size(datatype, &mut size) };
+    let volume = elements.iter().max().unwrap_or(&0) * i64::from(size);
+    let mut calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
+    calls.push(Call { name, context, volume });
+}
+
+/// The sum of a list with an entry per rank; 0 if only the root has the list, and this is not it.
+///
+/// # Safety
+/// Where the list is read, it has an entry per rank of `comm`.
+unsafe fn sum<T: Copy + Into<i64>>(counts: *const T, comm: MPI_Comm, root: Option<c_int>) -> i64 {
+    if !root.is_none_or(|root| root == rank(comm)) {
+        return 0;
+    }
+    // SAFETY: passed on to the caller.
+    (0..size(comm)).map(|i| unsafe { *counts.add(i) }.into()).sum()
+}
+
+fn rank(comm: MPI_Comm) -> c_int {
+    let mut rank = 0;
+    // SAFETY: the caller of the function that is noted gives a valid communicator.
+    unsafe { mpi_sys::PMPI_Comm_rank(comm, &mut rank) };
+    rank
+}
+
+fn size(comm: MPI_Comm) -> usize {
+    let mut size = 0;
+    // SAFETY: as above.
+    unsafe { mpi_sys::PMPI_Comm_size(comm, &mut size) };
+    usize::try_from(size).expect("a size is positive")
+}
+
+/// `count` per rank; 0 if only the root has them, and this is not it.
+fn each(count: c_int, comm: MPI_Comm, root: Option<c_int>) -> i64 {
+    let is_here = root.is_none_or(|root| root == rank(comm));
+    if is_here { i64::from(count) * size(comm) as i64 } else { 0 }
+}
+
+/// Defines MPI's functions in front of the library's: `name = the library's(arguments), communicator,
+/// datatype, elements of each buffer`.
+macro_rules! noted {
+    ($($name:ident = $library:ident($($argument:ident: $type:ty),* $(,)?), $comm:ident, $datatype:expr,
+       [$($elements:expr),*];)*) => {$(
+        /// MPI's function of this name, noted.
+        ///
+        /// # Safety
+        /// As for MPI's.
+        #[allow(non_snake_case, clippy::too_many_arguments)]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
+            // SAFETY: the lists are as MPI needs them.
+            note(stringify!($name), $comm, $datatype, &[$(unsafe { $elements }),*]);
+            // SAFETY: passed on to the caller.
+            unsafe { mpi_sys::$library($($argument),*) }
+        }
+    )*};
+}
+
+type In = *const c_void;
+type Out = *mut c_void;
+type Ints = *const c_int;
+
+#[allow(unused_unsafe)]
+mod functions {
+    use super::*;
+
+    noted! {
+        MPI_Allreduce = PMPI_Allreduce(
+            send: In, receive: Out, count: c_int, datatype: MPI_Datatype, op: MPI_Op, comm: MPI_Comm,
+        ), comm, datatype, [count.into()];
+        MPI_Reduce = PMPI_Reduce(
+            send: In, receive: Out, count: c_int, datatype: MPI_Datatype, op: MPI_Op, root: c_int,
+            comm: MPI_Comm,
+        ), comm, datatype, [count.into()];
+        MPI_Bcast = PMPI_Bcast(
+            buffer: Out, count: c_int, datatype: MPI_Datatype, root: c_int, comm: MPI_Comm,
+        ), comm, datatype, [count.into()];
+        MPI_Scan = PMPI_Scan(
+            send: In, receive: Out, count: c_int, datatype: MPI_Datatype, op: MPI_Op, comm: MPI_Comm,
+        ), comm, datatype, [count.into()];
+        MPI_Exscan = PMPI_Exscan(
+            send: In, receive: Out, count: c_int, datatype: MPI_Datatype, op: MPI_Op, comm: MPI_Comm,
+        ), comm, datatype, [count.into()];
+        MPI_Allgather = PMPI_Allgather(
+            send: In, sent: c_int, datatype: MPI_Datatype, receive: Out, received: c_int,
+            receive_type: MPI_Datatype, comm: MPI_Comm,
+        ), comm, datatype, [sent.into(), each(received, comm, None)];
+        MPI_Allgatherv = PMPI_Allgatherv(
+            send: In, sent: c_int, datatype: MPI_Datatype, receive: Out, counts: Ints,
+            displacements: Ints, receive_type: MPI_Datatype, comm: MPI_Comm,
+        ), comm, datatype, [sent.into(), sum(counts, comm, None)];
+        MPI_Gather = PMPI_Gather(
+            send: In, sent: c_int, datatype: MPI_Datatype, receive: Out, received: c_int,
+            receive_type: MPI_Datatype, root: c_int, comm: MPI_Comm,
+        ), comm, datatype, [sent.into(), each(received, comm, Some(root))];
+        MPI_Gatherv = PMPI_Gatherv(
+            send: In, sent: c_int, datatype: MPI_Datatype, receive: Out, counts: Ints,
+            displacements: Ints, receive_type: MPI_Datatype, root: c_int, comm: MPI_Comm,
+        ), comm, datatype, [sent.into(), sum(counts, comm, Some(root))];
+        MPI_Scatter = PMPI_Scatter(
+            send: In, sent: c_int, datatype: MPI_Datatype, receive: Out, received: c_int,
+            receive_type: MPI_Datatype, root: c_int, comm: MPI_Comm,
+        ), comm, datatype, [each(sent, comm, Some(root)), received.into()];
+        MPI_Scatterv = PMPI_Scatterv(
+            send: In, counts: Ints, displacements: Ints, datatype: MPI_Datatype, receive: Out,
+            received: c_int, receive_type: MPI_Datatype, root: c_int, comm: MPI_Comm,
+        ), comm, datatype, [sum(counts, comm, Some(root)), received.into()];
+        MPI_Alltoall = PMPI_Alltoall(
+            send: In, sent: c_int, datatype: MPI_Datatype, receive: Out, received: c_int,
+            receive_type: MPI_Datatype, comm: MPI_Comm,
+        ), comm, datatype, [each(sent, comm, None), each(received, comm, None)];
+        MPI_Alltoallv = PMPI_Alltoallv(
+            send: In, sent: Ints, send_displacements: Ints, datatype: MPI_Datatype, receive: Out,
+            received: Ints, receive_displacements: Ints, receive_type: MPI_Datatype, comm: MPI_Comm,
+        ), comm, datatype, [sum(sent, comm, None), sum(received, comm, None)];
+        MPI_Alltoallw = PMPI_Alltoallw(
+            send: In, sent: Ints, send_displacements: Ints, send_types: *const MPI_Datatype,
+            receive: Out, received: Ints, receive_displacements: Ints,
+            receive_types: *const MPI_Datatype, comm: MPI_Comm,
+        ), comm, mpi_sys::MPI_BYTE, [0];
+        MPI_Reduce_scatter = PMPI_Reduce_scatter(
+            send: In, receive: Out, counts: Ints, datatype: MPI_Datatype, op: MPI_Op, comm: MPI_Comm,
+        ), comm, datatype, [sum(counts, comm, None)];
+        MPI_Reduce_scatter_block = PMPI_Reduce_scatter_block(
+            send: In, receive: Out, count: c_int, datatype: MPI_Datatype, op: MPI_Op, comm: MPI_Comm,
+        ), comm, datatype, [each(count, comm, None)];
+    }
+
+    /// With the wide counts of MPI 4.
+    #[cfg(large_count)]
+    mod wide {
+        use super::*;
+        use mpi_sys::{MPI_Aint, MPI_Count};
+
+        type Counts = *const MPI_Count;
+        type Places = *const MPI_Aint;
+
+        noted! {
+            MPI_Allgatherv_c = PMPI_Allgatherv_c(
+                send: In, sent: MPI_Count, datatype: MPI_Datatype, receive: Out, counts: Counts,
+                displacements: Places, receive_type: MPI_Datatype, comm: MPI_Comm,
+            ), comm, datatype, [sent, sum(counts, comm, None)];
+            MPI_Gatherv_c = PMPI_Gatherv_c(
+                send: In, sent: MPI_Count, datatype: MPI_Datatype, receive: Out, counts: Counts,
+                displacements: Places, receive_type: MPI_Datatype, root: c_int, comm: MPI_Comm,
+            ), comm, datatype, [sent, sum(counts, comm, Some(root))];
+            MPI_Scatterv_c = PMPI_Scatterv_c(
+                send: In, counts: Counts, displacements: Places, datatype: MPI_Datatype,
+                receive: Out, received: MPI_Count, receive_type: MPI_Datatype, root: c_int,
+                comm: MPI_Comm,
+            ), comm, datatype, [sum(counts, comm, Some(root)), received];
+            MPI_Alltoallv_c = PMPI_Alltoallv_c(
+                send: In, sent: Counts, send_displacements: Places, datatype: MPI_Datatype,
+                receive: Out, received: Counts, receive_displacements: Places,
+                receive_type: MPI_Datatype, comm: MPI_Comm,
+            ), comm, datatype, [sum(sent, comm, None), sum(received, comm, None)];
+            MPI_Reduce_scatter_c = PMPI_Reduce_scatter_c(
+                send: In, receive: Out, counts: Counts, datatype: MPI_Datatype, op: MPI_Op,
+                comm: MPI_Comm,
+            ), comm, datatype, [sum(counts, comm, None)];
+        }
+    }
+}
+
+/// The result of `f`, and the calls that it made.
+fn calls<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Vec<Call>)> {
+    let take = || std::mem::take(&mut *CALLS.lock().unwrap_or_else(PoisonError::into_inner));
+    take();
+    let result = f()?;
+    Ok((result, take()))
+}
+
+fn names(calls: &[Call]) -> Vec<&'static str> {
+    calls.iter().map(|call| call.name).collect()
+}
+
+type Operation<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
+
+/// A linear operation makes the call `forward` on data, after one small call on the control context
+/// if it `exchanges` sizes; its backward pass makes `backward` alone, of the same volume and in a
+/// context of its own; and the second derivative `forward` again.
+fn assert_calls(
+    context: &Context,
+    x: &Tensor,
+    f: Operation,
+    exchanges: bool,
+    [forward, backward]: [&str; 2],
+) -> Result<()> {
+    let x = x.detach().set_requires_grad(true);
+    let (y, mut made) = calls(|| f(&x))?;
+    if exchanges {
+        let sizes = made.remove(0);
+        assert_eq!(sizes.name, "MPI_Allgather");
+        assert_ne!(sizes.context, made[0].context, "a context for control");
+        let per_rank = sizes.volume / i64::from(context.world.size());
+        assert!(per_rank <= 128, "a small message, not {per_rank} bytes");
+    }
+    assert_eq!(names(&made), [forward], "forward");
+
+    let cotangent = testing::random(&context.world, &y.size(), Kind::Double)?;
+    let cotangent = cotangent.set_requires_grad(true);
+    let (gradient, made_back) =
+        calls(|| Ok(testing::vjp(&[&y], &[&cotangent], &[&x], true)?.remove(0)))?;
+    assert_eq!(names(&made_back), [backward], "backward of {forward}");
+    assert_eq!(made_back[0].volume, made[0].volume, "bytes of {backward} and {forward}");
+    assert_ne!(made_back[0].context, made[0].context, "a context for the backward pass");
+
+    let direction = gradient.ones_like();
+    let (_, made) = calls(|| testing::vjp(&[&gradient], &[&direction], &[&cotangent], false))?;
+    assert_eq!(names(&made), [forward], "second derivative of {forward}");
+    Ok(())
+}
+
+/// Each rank's extent: equal, or from rank to rank one more.
+fn extents(context: &Context, equal: bool) -> Vec<i64> {
+    (0..i64::from(context.world.size())).map(|rank| if equal { 3 } else { rank + 1 }).collect()
+}
+
+/// This rank's of the extents.
+fn own(context: &Context, extents: &[i64]) -> i64 {
+    extents[usize::try_from(context.world.rank()).expect("ranks count from 0")]
+}
+
+/// The functions for equal blocks, or those for unequal ones. One block is always equal.
+fn choose<const N: usize>(
+    context: &Context,
+    equal: bool,
+    functions: [[&'static str; N]; 2],
+) -> [&'static str; N] {
+    functions[usize::from(!equal && context.world.size() > 1)]
+}
+
+fn matrix(context: &Context, rows: i64, columns: i64) -> Result<Tensor> {
+    testing::random(&context.world, &[rows, columns], Kind::Double)
+}
+
+fn all_reduce(context: &Context) -> Result<()> {
+    let x = matrix(context, 2, 3)?;
+    for op in [Op::Sum, Op::Mean] {
+        let f = |x: &Tensor| context.world.all_reduce(x, op);
+        assert_calls(context, &x, &f, false, ["MPI_Allreduce"; 2])?;
+    }
+    Ok(())
+}
+
+fn reduce_and_broadcast(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = matrix(context, 2, 3)?;
+    for root in 0..world.size() {
+        let f = |x: &Tensor| world.reduce(x, Op::Sum, root);
+        assert_calls(context, &x, &f, false, ["MPI_Reduce", "MPI_Bcast"])?;
+        let f = |x: &Tensor| world.broadcast(x, root);
+        assert_calls(context, &x, &f, false, ["MPI_Bcast", "MPI_Reduce"])?;
+    }
+    Ok(())
+}
+
+fn all_gather_and_reduce_scatter(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for equal in [true, false] {
+        let [gather, reduce] = choose(
+            context,
+            equal,
+            [
+                ["MPI_Allgather", "MPI_Reduce_scatter_block"],
+                ["MPI_Allgatherv", "MPI_Reduce_scatter"],
+            ],
+        );
+        let extents = extents(context, equal);
+        let (own, total) = (own(context, &extents), extents.iter().sum());
+        // Blocks as they lie, and blocks that are packed.
+        for (axis, [part, whole]) in [(0, [[own, 2], [total, 2]]), (1, [[2, own], [2, total]])] {
+            let part = matrix(context, part[0], part[1])?;
+            let f = |x: &Tensor| world.all_gather(x, axis);
+            assert_calls(context, &part, &f, true, [gather, reduce])?;
+            let f = |x: &Tensor| world.all_gather_with_counts(x, axis, &extents);
+            assert_calls(context, &part, &f, false, [gather, reduce])?;
+            let whole = matrix(context, whole[0], whole[1])?;
+            let f = |x: &Tensor| world.reduce_scatter(x, axis, own, Op::Sum);
+            assert_calls(context, &whole, &f, true, [reduce, gather])?;
+            let f = |x: &Tensor| world.reduce_scatter_with_counts(x, axis, &extents, Op::Sum);
+            assert_calls(context, &whole, &f, false, [reduce, gather])?;
+        }
+    }
+    Ok(())
+}
+
+fn gather_and_scatter(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for equal in [true, false] {
+        let [gather, scatter] = choose(
+            context,
+            equal,
+            [["MPI_Gather", "MPI_Scatter"], ["MPI_Gatherv", "MPI_Scatterv"]],
+        );
+        let extents = extents(context, equal);
+        let (own, total) = (own(context, &extents), extents.iter().sum());
+        for root in 0..world.size() {
+            for (axis, [part, whole]) in [(0, [[own, 2], [total, 2]]), (1, [[2, own], [2, total]])]
+            {
+                let part = matrix(context, part[0], part[1])?;
+                let f = |x: &Tensor| world.gather(x, axis, root);
+                assert_calls(context, &part, &f, true, [gather, scatter])?;
+                let f = |x: &Tensor| world.gather_with_counts(x, axis, &extents, root);
+                assert_calls(context, &part, &f, false, [gather, scatter])?;
+                let whole = matrix(context, whole[0], whole[1])?;
+                let f = |x: &Tensor| world.scatter(x, axis, own, root);
+                assert_calls(context, &whole, &f, true, [scatter, gather])?;
+                let f = |x: &Tensor| world.scatter_with_counts(x, axis, &extents, root);
+                assert_calls(context, &whole, &f, false, [scatter, gather])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn all_to_all(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for equal in [true, false] {
+        let [function] = choose(context, equal, [["MPI_Alltoall"], ["MPI_Alltoallv"]]);
+        let extents = extents(context, equal);
+        let (own, total) = (own(context, &extents), extents.iter().sum());
+        for (gather, scatter, shape) in [(0, 1, [own, total]), (1, 0, [total, own])] {
+            let x = matrix(context, shape[0], shape[1])?;
+            let f = |x: &Tensor| world.all_to_all(x, gather, scatter, own);
+            assert_calls(context, &x, &f, true, [function; 2])?;
+            let f =
+                |x: &Tensor| world.all_to_all_with_counts(x, gather, &extents, scatter, &extents);
+            assert_calls(context, &x, &f, false, [function; 2])?;
+        }
+        // Along one axis the blocks are cut anew.
+        let reversed: Vec<i64> = extents.iter().rev().copied().collect();
+        let x = matrix(context, 2, own)?;
+        let f = |x: &Tensor| world.all_to_all_with_counts(x, 1, &extents, 1, &reversed);
+        let (y, made) = calls(|| f(&x.set_requires_grad(true)))?;
+        assert_eq!(names(&made), ["MPI_Alltoallv"]);
+        let (_, made) = calls(|| Ok(y.sum(Kind::Double).f_backward()?))?;
+        assert_eq!(names(&made), ["MPI_Alltoallv"]);
+    }
+    Ok(())
+}
+
+fn scan(context: &Context) -> Result<()> {
+    let x = matrix(context, 2, 3)?;
+    let f = |x: &Tensor| context.world.scan(x, Op::Sum);
+    assert_calls(context, &x, &f, false, ["MPI_Scan"; 2])?;
+    let f = |x: &Tensor| context.world.exscan(x, Op::Sum);
+    assert_calls(context, &x, &f, false, ["MPI_Exscan"; 2])
+}
+
+/// Max, Min and Prod: local work, a linear operator, local work.
+fn nonlinear_reductions(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+    let backward = |y: &Tensor| calls(|| Ok(y.sum(Kind::Double).f_backward()?));
+    for op in [Op::Max, Op::Min, Op::Prod] {
+        // The other ranks' product is that of those before and of those after.
+        let reductions: &[&str] = if op == Op::Prod {
+            &["MPI_Exscan", "MPI_Exscan", "MPI_Allreduce"]
+        } else {
+            &["MPI_Allreduce"]
+        };
+        let (y, made) = calls(|| world.all_reduce(&x, op))?;
+        assert_eq!(names(&made), ["MPI_Allreduce"], "{op:?}");
+        assert_eq!(names(&backward(&y)?.1), reductions, "backward of {op:?}");
+        let (y, made) = calls(|| world.reduce(&x, op, 0))?;
+        assert_eq!(names(&made), ["MPI_Allreduce"], "{op:?}");
+        assert_eq!(names(&backward(&y)?.1), reductions, "backward of {op:?}");
+        let (_, made) = calls(|| world.reduce(&x.detach(), op, 0))?;
+        assert_eq!(names(&made), ["MPI_Reduce"], "{op:?} without a gradient");
+    }
+    let ((y, _), made) = calls(|| world.max_loc(&x))?;
+    assert_eq!(names(&made), ["MPI_Allreduce"; 3], "the value, its owner, the gradient's path");
+    assert_eq!(names(&backward(&y)?.1), ["MPI_Allreduce"]);
+    Ok(())
+}
+
+fn in_place(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let mut x = Tensor::ones([3], (Kind::Double, Device::Cpu));
+    let (_, made) = calls(|| world.all_reduce_(&mut x, Op::Sum))?;
+    assert_eq!(names(&made), ["MPI_Allreduce"]);
+    let (_, made) = calls(|| world.reduce_(&mut x, Op::Sum, 0))?;
+    assert_eq!(names(&made), ["MPI_Reduce"]);
+    let (_, made) = calls(|| world.broadcast_(&mut x, 0))?;
+    assert_eq!(names(&made), ["MPI_Bcast"]);
+    Ok(())
+}
+
+/// Where an `int` is too small, data that only moves still goes in one call.
+fn beyond_an_int(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let moved = |wide| if cfg!(large_count) { wide } else { "MPI_Alltoallw" };
+    let size = i64::from(world.size());
+    let x = matrix(context, 2 * size, 1)?;
+    let parts: Vec<i64> = (0..size).map(|_| 2).collect();
+    let wholes: Vec<i64> = (0..size).map(|_| 2 * size).collect();
+    let operations: [(&str, Operation); 4] = [
+        (moved("MPI_Allgatherv_c"), &|x| world.all_gather_with_counts(x, 0, &wholes)),
+        (moved("MPI_Gatherv_c"), &|x| world.gather_with_counts(x, 0, &wholes, 0)),
+        (moved("MPI_Scatterv_c"), &|x| world.scatter_with_counts(x, 0, &parts, 0)),
+        (moved("MPI_Alltoallv_c"), &|x| world.all_to_all_with_counts(x, 0, &wholes, 0, &wholes)),
+    ];
+    for (name, f) in operations {
+        testing::set_largest_count(1);
+        let made = calls(|| f(&x));
+        testing::set_largest_count(c_int::MAX);
+        assert_eq!(names(&made?.1), [name]);
+    }
+    Ok(())
+}
