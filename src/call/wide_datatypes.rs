@@ -8,7 +8,7 @@ use std::ffi::c_int;
 
 use mpi_sys::{MPI_Aint, MPI_Datatype, MPI_Op};
 
-use super::{Buffers, pieces};
+use super::{Buffers, LARGEST_REDUCED, pieces};
 use crate::blocks::Parts;
 use crate::communicator::{Rank, index};
 use crate::error::{Result, check};
@@ -53,6 +53,8 @@ fn only(rank: Rank, count: i64, size: usize) -> Parts {
 /// # Safety
 /// As for `Buffers::call`.
 pub(super) unsafe fn all_to_all(buffers: &Buffers, send: &Parts, receive: &Parts) -> Result<()> {
+    // SAFETY: passed on to the caller.
+    unsafe { copy_own(buffers, send, receive) };
     let (send, receive) = (Datatypes::of(buffers, send)?, Datatypes::of(buffers, receive)?);
     // The datatypes say where the parts are.
     let displacements = vec![0; send.counts.len()];
@@ -74,6 +76,19 @@ pub(super) unsafe fn all_to_all(buffers: &Buffers, send: &Parts, receive: &Parts
     check("MPI_Alltoallw", code)
 }
 
+/// Copies what the rank sends to itself: with 2³¹ bytes of that, Open MPI 4.1.4 never returns.
+///
+/// # Safety
+/// As for `Buffers::call`.
+unsafe fn copy_own(buffers: &Buffers, send: &Parts, receive: &Parts) {
+    let own = index(buffers.rank);
+    let bytes = |elements: i64| usize::try_from(elements).unwrap_or(0) * buffers.size;
+    let from = buffers.send.cast::<u8>().wrapping_add(bytes(send.displacements[own]));
+    let to = buffers.receive.cast::<u8>().wrapping_add(bytes(receive.displacements[own]));
+    // SAFETY: both parts lie in their buffers, which do not overlap, and have this length.
+    unsafe { std::ptr::copy_nonoverlapping(from, to, bytes(receive.counts[own])) };
+}
+
 /// # Safety
 /// As for `Buffers::call`.
 pub(super) unsafe fn reduce_scatter(buffers: &Buffers, parts: &Parts, op: MPI_Op) -> Result<()> {
@@ -82,7 +97,7 @@ pub(super) unsafe fn reduce_scatter(buffers: &Buffers, parts: &Parts, op: MPI_Op
         let part = buffers
             .send
             .wrapping_byte_add(usize::try_from(displacement).unwrap_or(0) * buffers.size);
-        for (start, length) in pieces(count, buffers.largest) {
+        for (start, length) in pieces(count, buffers.largest.min(LARGEST_REDUCED)) {
             let offset = start * buffers.size;
             // SAFETY: passed on to the caller; the piece lies within the part.
             let code = unsafe {
@@ -102,7 +117,7 @@ pub(super) unsafe fn reduce_scatter(buffers: &Buffers, parts: &Parts, op: MPI_Op
     Ok(())
 }
 
-/// A datatype for each part, freed with the list.
+/// A datatype for each part of another rank's, freed with the list.
 struct Datatypes {
     counts: Vec<c_int>,
     datatypes: Vec<MPI_Datatype>,
@@ -111,8 +126,10 @@ struct Datatypes {
 impl Datatypes {
     fn of(buffers: &Buffers, parts: &Parts) -> Result<Self> {
         let mut list = Self { counts: Vec::new(), datatypes: Vec::new() };
-        for (&count, &displacement) in parts.counts.iter().zip(&parts.displacements) {
-            if count == 0 {
+        for (rank, (&count, &displacement)) in
+            (0..).zip(parts.counts.iter().zip(&parts.displacements))
+        {
+            if count == 0 || rank == buffers.rank {
                 list.counts.push(0);
                 list.datatypes.push(mpi_sys::MPI_BYTE);
             } else {
