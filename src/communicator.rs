@@ -5,6 +5,7 @@ mod lineage;
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use mpi_sys::MPI_Comm;
 
@@ -144,6 +145,41 @@ impl Communicator {
         return_errors(context)?;
         *reversed = Some(context);
         Ok(context)
+    }
+
+    /// Waits until every rank is here, by the control context, and calls `impatient` once if that
+    /// takes longer than `patience`. Collective.
+    pub(crate) fn meet(&self, patience: Duration, impatient: impl FnOnce()) -> Result<()> {
+        let mut request = mpi_sys::MPI_REQUEST_NULL;
+        {
+            let _guard = self.environment().enter("barrier")?;
+            // SAFETY: the context is a valid communicator, as `enter` gave leave.
+            check("MPI_Ibarrier", unsafe {
+                mpi_sys::MPI_Ibarrier(self.inner.node.control, &mut request)
+            })?;
+        }
+        let start = Instant::now();
+        let mut impatient = Some(impatient);
+        loop {
+            let mut done = 0;
+            {
+                let _guard = self.environment().enter("barrier")?;
+                // SAFETY: the request is the barrier's, and `done` outlives the call.
+                check("MPI_Test", unsafe {
+                    mpi_sys::MPI_Test(&mut request, &mut done, mpi_sys::MPI_STATUS_IGNORE)
+                })?;
+            }
+            if done != 0 {
+                return Ok(());
+            }
+            let waited = start.elapsed();
+            if waited > patience
+                && let Some(impatient) = impatient.take()
+            {
+                impatient();
+            }
+            std::thread::sleep(Duration::from_micros(100).min(waited));
+        }
     }
 
     /// Every rank's words, by the control context. Collective.

@@ -318,7 +318,10 @@ fn derivatives_across_kinds(context: &Context) -> Result<()> {
 fn contexts_come_back(context: &Context) -> Result<()> {
     let world = context.world.duplicate()?;
     let mut kept = Vec::new();
-    for i in 0..3000 {
+    // MPICH has some 2000 contexts, and each communicator takes three. Many ranks on few cores
+    // take long to make one.
+    let rounds = if world.size() <= 3 { 500 } else { 50 };
+    for i in 0..rounds {
         let duplicate = world.duplicate()?;
         let part = world.split((i % 5 != 4).then_some(world.rank() % 2), i)?;
         if let Some(part) = &part
@@ -327,7 +330,7 @@ fn contexts_come_back(context: &Context) -> Result<()> {
             // What is made from one that is dropped goes with it.
             part.duplicate()?.duplicate()?.split_shared()?;
         }
-        if i % 500 == 0 {
+        if i % 100 == 0 {
             kept.push(duplicate.clone());
         }
     }
@@ -340,7 +343,7 @@ fn contexts_come_back(context: &Context) -> Result<()> {
 fn ranks_may_drop_at_different_times(context: &Context) -> Result<()> {
     let world = &context.world;
     let mut held = Vec::new();
-    for i in 0..300 {
+    for i in 0..60 {
         held.push((i, world.duplicate()?));
         if let Some(part) = world.split(Some((world.rank() + i) % 2), 0)? {
             held.push((i, part));

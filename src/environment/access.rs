@@ -1,0 +1,232 @@
+//! Who may call MPI, and when: between its start and its end, on the threads that it allows.
+
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::ThreadId;
+
+use mpi_sys::MPI_Datatype;
+
+use crate::agreement::Check;
+use crate::communicator::Node;
+use crate::error::{Error, Result, check};
+use crate::reduction::OwnOps;
+
+/// What every communicator refers to: whether MPI may be called, and by whom, and the handles
+/// that were made at the start.
+#[derive(Debug)]
+pub(crate) struct Environment {
+    handles: Handles,
+    level: ThreadLevel,
+    check: Check,
+    /// The thread that may call MPI below [`ThreadLevel::Serialized`].
+    main: ThreadId,
+    /// Held during each call, so that the end waits for those under way.
+    calls: RwLock<()>,
+    finalized: AtomicBool,
+    /// The communicators that were made from none of this crate's, in order of creation.
+    roots: Mutex<Vec<Arc<Node>>>,
+}
+
+/// Handles that MPI has not, but makes.
+#[derive(Debug)]
+pub(crate) struct Handles {
+    /// The datatype of the 16-bit floating-point kinds.
+    pub(crate) two_bytes: MPI_Datatype,
+    pub(crate) ops: OwnOps,
+}
+
+impl Environment {
+    pub(super) fn create(check_level: Check) -> Result<Self> {
+        let mut level = 0;
+        // SAFETY: MPI is initialized; `level` outlives the call.
+        check("MPI_Query_thread", unsafe { mpi_sys::MPI_Query_thread(&mut level) })?;
+        let level = ThreadLevel::from_mpi(level);
+        if level < ThreadLevel::Serialized
+            && !flag("MPI_Is_thread_main", mpi_sys::MPI_Is_thread_main)?
+        {
+            let needed = "initialize on the main thread";
+            return Err(Error::Thread { call: "initialize", level, needed });
+        }
+        let mut two_bytes = mpi_sys::MPI_DATATYPE_NULL;
+        // SAFETY: MPI is initialized; `two_bytes` outlives the call.
+        check("MPI_Type_contiguous", unsafe {
+            mpi_sys::MPI_Type_contiguous(2, mpi_sys::MPI_BYTE, &mut two_bytes)
+        })?;
+        // SAFETY: a datatype that was just made.
+        check("MPI_Type_commit", unsafe { mpi_sys::MPI_Type_commit(&mut two_bytes) })?;
+        Ok(Self {
+            handles: Handles { two_bytes, ops: OwnOps::create()? },
+            level,
+            check: check_level,
+            main: std::thread::current().id(),
+            calls: RwLock::new(()),
+            finalized: AtomicBool::new(false),
+            roots: Mutex::new(Vec::new()),
+        })
+    }
+
+    pub(super) fn level(&self) -> ThreadLevel {
+        self.level
+    }
+
+    pub(crate) fn handles(&self) -> &Handles {
+        &self.handles
+    }
+
+    /// Which calls the ranks compare before they make them.
+    #[inline]
+    pub(crate) fn check(&self) -> Check {
+        self.check
+    }
+
+    /// Leave to call MPI, for as long as the guard lives.
+    #[inline]
+    pub(crate) fn enter(&self, call: &'static str) -> Result<Leave<'_>> {
+        // A panic between two MPI calls leaves nothing half done: poisoning does not matter.
+        let leave = match self.level {
+            ThreadLevel::Multiple => Leave::Shared(self.shared()),
+            ThreadLevel::Serialized => Leave::Alone(self.alone()),
+            ThreadLevel::Single | ThreadLevel::Funneled => {
+                if std::thread::current().id() != self.main {
+                    let needed =
+                        "call from the main thread, or initialize with ThreadLevel::Serialized";
+                    return Err(Error::Thread { call, level: self.level, needed });
+                }
+                Leave::Shared(self.shared())
+            }
+        };
+        // Set by who is alone.
+        if self.finalized.load(Ordering::Relaxed) {
+            return Err(Error::Finalized { call });
+        }
+        Ok(leave)
+    }
+
+    fn shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.calls.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.calls.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a communicator over, to free it at the end.
+    pub(crate) fn keep(&self, root: &Arc<Node>) {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(root));
+    }
+
+    /// Frees what was made, and then calls `finish`; from then on [`enter`](Self::enter) refuses.
+    pub(super) fn close(&self, finish: impl FnOnce()) {
+        let _guard = self.alone();
+        if self.finalized.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if flag("MPI_Finalized", mpi_sys::MPI_Finalized).unwrap_or(true) {
+            // Whoever initialized MPI has finalized it under us; nothing may be freed any more.
+            return;
+        }
+        let roots = std::mem::take(&mut *self.roots.lock().unwrap_or_else(PoisonError::into_inner));
+        for root in roots {
+            // SAFETY: MPI is there, and no call of this crate reaches it any more; all ranks free
+            // what is left.
+            unsafe { root.free() };
+        }
+        for mut op in self.handles.ops.handles() {
+            // SAFETY: an op that this crate made, freed once; no call uses it any more.
+            let _ = unsafe { mpi_sys::MPI_Op_free(&mut op) };
+        }
+        let mut two_bytes = self.handles.two_bytes;
+        // SAFETY: a datatype that this crate made, freed once; no call uses it any more.
+        let _ = unsafe { mpi_sys::MPI_Type_free(&mut two_bytes) };
+        finish();
+    }
+
+    /// Closes when MPI is finalized by who initialized it, while MPI can still be called: MPI begins
+    /// its end by deleting the attributes of `MPI_COMM_SELF` (MPI 4.0, section 11.2.4).
+    pub(super) fn close_at_finalize(self: &Arc<Self>) -> Result<()> {
+        let mut key = 0;
+        // SAFETY: the callback has the signature that MPI calls it with, and lives as long as the
+        // program; `key` outlives the call.
+        check("MPI_Comm_create_keyval", unsafe {
+            mpi_sys::MPI_Comm_create_keyval(
+                None,
+                Some(close_environment),
+                &mut key,
+                std::ptr::null_mut(),
+            )
+        })?;
+        let environment = Arc::into_raw(Arc::clone(self)).cast_mut().cast();
+        // SAFETY: the attribute is a reference of its own, which the callback takes back.
+        check("MPI_Comm_set_attr", unsafe {
+            mpi_sys::MPI_Comm_set_attr(mpi_sys::MPI_COMM_SELF, key, environment)
+        })
+    }
+}
+
+/// `MPI_Comm_delete_attr_function` of an environment.
+unsafe extern "C" fn close_environment(
+    _comm: mpi_sys::MPI_Comm,
+    _key: c_int,
+    environment: *mut c_void,
+    _extra: *mut c_void,
+) -> c_int {
+    // SAFETY: `close_at_finalize` made the attribute from an Arc; it is deleted once.
+    let environment = unsafe { Arc::from_raw(environment.cast_const().cast::<Environment>()) };
+    environment.close(|| ());
+    mpi_sys::MPI_SUCCESS
+}
+
+/// Leave to call MPI: alone, or beside other threads.
+pub(crate) enum Leave<'a> {
+    Alone(#[expect(dead_code, reason = "held for its Drop")] RwLockWriteGuard<'a, ()>),
+    Shared(#[expect(dead_code, reason = "held for its Drop")] RwLockReadGuard<'a, ()>),
+}
+
+/// Which threads may call MPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ThreadLevel {
+    /// The program has one thread.
+    #[doc(alias = "MPI_THREAD_SINGLE")]
+    Single,
+    /// Only the main thread calls MPI; a call from another is an [`Error::Thread`].
+    #[doc(alias = "MPI_THREAD_FUNNELED")]
+    Funneled,
+    /// Any thread calls MPI, one at a time: calls of this crate wait for each other. So two threads
+    /// that communicate must do so in the same order on all ranks, or use [`Multiple`](Self::Multiple).
+    #[doc(alias = "MPI_THREAD_SERIALIZED")]
+    Serialized,
+    /// Any thread calls MPI at any time.
+    #[doc(alias = "MPI_THREAD_MULTIPLE")]
+    Multiple,
+}
+
+impl ThreadLevel {
+    pub(super) fn to_mpi(self) -> c_int {
+        match self {
+            Self::Single => mpi_sys::MPI_THREAD_SINGLE,
+            Self::Funneled => mpi_sys::MPI_THREAD_FUNNELED,
+            Self::Serialized => mpi_sys::MPI_THREAD_SERIALIZED,
+            Self::Multiple => mpi_sys::MPI_THREAD_MULTIPLE,
+        }
+    }
+
+    fn from_mpi(level: c_int) -> Self {
+        match level {
+            l if l == mpi_sys::MPI_THREAD_MULTIPLE => Self::Multiple,
+            l if l == mpi_sys::MPI_THREAD_SERIALIZED => Self::Serialized,
+            l if l == mpi_sys::MPI_THREAD_FUNNELED => Self::Funneled,
+            _ => Self::Single,
+        }
+    }
+}
+
+pub(super) fn flag(
+    call: &'static str,
+    query: unsafe extern "C" fn(*mut c_int) -> c_int,
+) -> Result<bool> {
+    let mut flag = 0;
+    // SAFETY: the queries passed here write one int.
+    check(call, unsafe { query(&mut flag) })?;
+    Ok(flag != 0)
+}
