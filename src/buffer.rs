@@ -49,7 +49,11 @@ impl<'x> Input<'x> {
     /// As MPI sends it: a copy, unless the elements already lie so.
     #[inline]
     pub(crate) fn contiguous(self) -> Result<Self> {
-        if self.view.is_contiguous() { Ok(self) } else { self.replaced(|x| Ok(x.shallow_clone())) }
+        // What replaces the tensor lies so already.
+        if self.copy.is_some() || self.view.is_contiguous() {
+            return Ok(self);
+        }
+        self.replaced(|x| Ok(x.shallow_clone()))
     }
 
     /// With the blocks one after another.
@@ -57,7 +61,7 @@ impl<'x> Input<'x> {
         if blocks.are_consecutive(self.shape()) {
             return self.contiguous();
         }
-        let packed = blocks.pack(self.call, self.view.tensor(), self.datatype)?;
+        let packed = blocks.pack(self.call, self.sent(), self.datatype)?;
         Ok(self.sending(packed))
     }
 

@@ -1,8 +1,9 @@
 //! [`Op`] and MPI's op for it, with our own ops where MPI has none.
 //!
-//! MPI defines no op for 16-bit floating point, and its `MPI_MAX` and `MPI_MIN` lose a NaN or
-//! keep it depending on the order of the ranks. For these, `MPI_Op_create` takes the functions
-//! below.
+//! MPI defines no op for 16-bit floating point; its `MPI_MAX` and `MPI_MIN` lose a NaN or keep it
+//! depending on the order of the ranks; and sums of 8 and 16 bits wrap in some libraries and
+//! saturate in others, in Open MPI 4.1 depending on the index. For these, `MPI_Op_create` takes the
+//! functions below.
 
 use std::ffi::{c_int, c_void};
 
@@ -195,9 +196,8 @@ impl Op {
     fn mpi(self, call: &'static str, datatype: Datatype, own: &OwnOps) -> Result<MPI_Op> {
         use Class::{Bool, Complex, Half, Integer, Real};
         Ok(match (self, datatype.class) {
-            (Self::Sum, Integer | Real | Complex) | (Self::Mean, Real | Complex) => {
-                mpi_sys::MPI_SUM
-            }
+            (Self::Sum, Integer) => own.wrapping_sum(datatype.kind).unwrap_or(mpi_sys::MPI_SUM),
+            (Self::Sum | Self::Mean, Real | Complex) => mpi_sys::MPI_SUM,
             (Self::Prod, Integer | Real | Complex) => mpi_sys::MPI_PROD,
             (Self::Max, Integer) => mpi_sys::MPI_MAX,
             (Self::Min, Integer) => mpi_sys::MPI_MIN,
@@ -227,6 +227,9 @@ pub(crate) struct OwnOps {
     bfloat16: HalfOps,
     float: Extrema,
     double: Extrema,
+    uint8_sum: MPI_Op,
+    int8_sum: MPI_Op,
+    int16_sum: MPI_Op,
 }
 
 #[derive(Debug)]
@@ -252,6 +255,9 @@ impl OwnOps {
                 max: create(combine::<f64, Max>)?,
                 min: create(combine::<f64, Min>)?,
             },
+            uint8_sum: create(combine::<u8, Sum>)?,
+            int8_sum: create(combine::<i8, Sum>)?,
+            int16_sum: create(combine::<i16, Sum>)?,
         })
     }
 
@@ -270,11 +276,22 @@ impl OwnOps {
         }
     }
 
+    #[inline]
+    fn wrapping_sum(&self, kind: Kind) -> Option<MPI_Op> {
+        match kind {
+            Kind::Uint8 => Some(self.uint8_sum),
+            Kind::Int8 => Some(self.int8_sum),
+            Kind::Int16 => Some(self.int16_sum),
+            _ => None,
+        }
+    }
+
     /// All handles, in order of creation.
     pub(crate) fn handles(&self) -> Vec<MPI_Op> {
         let halves = [&self.half, &self.bfloat16];
         let halves = halves.iter().flat_map(|h| [h.sum, h.prod, h.extrema.max, h.extrema.min]);
-        halves.chain([&self.float, &self.double].iter().flat_map(|e| [e.max, e.min])).collect()
+        let extrema = [&self.float, &self.double].into_iter().flat_map(|e| [e.max, e.min]);
+        halves.chain(extrema).chain([self.uint8_sum, self.int8_sum, self.int16_sum]).collect()
     }
 }
 
@@ -333,6 +350,19 @@ impl Combine<f32> for Prod {
         a * b
     }
 }
+
+macro_rules! wrapping_sums {
+    ($($t:ty)*) => {$(
+        impl Combine<$t> for Sum {
+            #[inline]
+            fn combine(a: $t, b: $t) -> $t {
+                a.wrapping_add(b)
+            }
+        }
+    )*};
+}
+
+wrapping_sums!(u8 i8 i16);
 
 macro_rules! extrema {
     ($($t:ty)*) => {$(

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
             ties_share_the_cotangent,
             products_with_zeros,
             nan_propagates,
+            small_integers_wrap,
             products_overflow_no_earlier_than_their_derivatives,
             means_of_half,
             zeros_without_storage,
@@ -236,6 +237,23 @@ fn nan_propagates(context: &Context) -> Result<()> {
                 assert_eq!(gradient.double_value(&[0]), expected, "{op:?} {kind:?}");
             }
         }
+    }
+    Ok(())
+}
+
+fn small_integers_wrap(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for (kind, value) in [
+        (Kind::Uint8, 200),
+        (Kind::Int8, 100),
+        (Kind::Int16, 30_000),
+        (Kind::Int, 2_000_000_000),
+        (Kind::Int64, i64::MAX),
+    ] {
+        // Long enough for vector instructions, and for what they leave over.
+        let x = Tensor::full([101], value, (Kind::Int64, Device::Cpu)).to_kind(kind);
+        assert_serial(world, &x, Op::Sum)?;
+        assert_serial(world, &x, Op::Prod)?;
     }
     Ok(())
 }

@@ -150,7 +150,7 @@ impl Environment {
         // program; `key` outlives the call.
         check("MPI_Comm_create_keyval", unsafe {
             mpi_sys::MPI_Comm_create_keyval(
-                None,
+                mpi_sys::MPI_COMM_NULL_COPY_FN,
                 Some(close_environment),
                 &mut key,
                 std::ptr::null_mut(),
