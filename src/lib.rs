@@ -36,6 +36,12 @@
 //! | [`max_loc`](Communicator::max_loc), [`min_loc`](Communicator::min_loc) | `MPI_Allreduce` | to the owner | [of `Max`](Op#kinds) |
 //! | [`barrier`](Communicator::barrier) | `MPI_Barrier` | – | – |
 //!
+//! The communicators are [`Universe::world`], [`Universe::self_comm`], and what
+//! [`duplicate`](Communicator::duplicate), [`split`](Communicator::split) and
+//! [`split_shared`](Communicator::split_shared) make of them; or are taken over from elsewhere by
+//! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), or, with the
+//! feature `rsmpi`, from the crate `mpi`.
+//!
 //! The adjoint of each is one MPI call of the same volume. Tensors may have any layout; results are
 //! contiguous and share no storage with what went in. An underscore at the end changes its argument
 //! in place, by torch's rules for that. Where blocks may differ from rank to rank, their sizes travel
@@ -71,8 +77,12 @@
 //!
 //! # Communication in the backward pass
 //!
-//! The backward pass communicates too, and each rank's graph is its own: every rank must run a
-//! backward pass through the same calls. An input that requires grad on one rank must do so on all.
+//! The backward pass communicates too, and each rank's graph is its own. So every rank must run a
+//! backward pass through the same calls, with the same `create_graph`:
+//!
+//! - An input that requires grad on one rank must do so on all.
+//! - A rank without a loss of its own takes one of zero: `(&y * 0.0).sum(kind).backward()`.
+//! - For second derivatives, cotangents must depend on variables on all ranks or on none.
 //!
 //! # Errors
 //!
