@@ -2,10 +2,11 @@
 
 use tch::Tensor;
 
+use super::all_reduce::AllReduce;
 use super::nonlinear;
 use crate::communicator::Communicator;
 use crate::error::Result;
-use crate::operator::records;
+use crate::operator::{negotiate, records};
 use crate::reduction::Op;
 
 impl Communicator {
@@ -62,6 +63,8 @@ impl Communicator {
     }
 
     fn extremum_location(&self, x: &Tensor, op: Op) -> Result<(Tensor, Tensor)> {
+        // The calls without grad do not compare requires_grad.
+        let _ = negotiate(&AllReduce { op }, self, x)?;
         let y = tch::no_grad(|| self.all_reduce(x, op))?;
         let owners = tch::no_grad(|| nonlinear::owners(self, x, &y))?;
         if !records(x) {

@@ -10,7 +10,7 @@ use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::{Communicator, Rank};
 use crate::error::Result;
-use crate::operator::{Operator, apply, apply_in_place, records, replace};
+use crate::operator::{Operator, apply, apply_in_place, negotiate, records, replace};
 use crate::reduction::Op;
 
 impl Communicator {
@@ -44,7 +44,9 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Reduce")]
     pub fn reduce(&self, x: &Tensor, op: Op, root: Rank) -> Result<Tensor> {
-        if !op.is_linear() && op.is_differentiable() && records(x) && self.has_rank(root) {
+        if !op.is_linear() && op.is_differentiable() && records(x) {
+            // The call that follows does not compare the root.
+            let _ = negotiate(&Reduce { op, root }, self, x)?;
             let y = self.all_reduce(x, op)?;
             // Off root a constant, though still a node that takes part in the backward pass.
             return Ok(if self.rank() == root { y } else { y.f_masked_fill(&all(&y)?, 0.0)? });
