@@ -35,21 +35,22 @@ fn equal(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 
 /// The lowest rank whose x is the extremum y.
 pub(super) fn owners(comm: &Communicator, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let rank = x.f_full_like(i64::from(comm.rank()))?.f_to_kind(Kind::Int64)?;
+    let nowhere = x.f_zeros_like()?.f_to_kind(Kind::Int64)?;
+    let rank = nowhere.f_full_like(i64::from(comm.rank()))?;
     let nobody = rank.f_full_like(i64::MAX)?;
     comm.all_reduce(&rank.f_where_self(&equal(x, y)?, &nobody)?, Op::Min)
 }
 
 /// The reduction of the first `ranks` ranks' x, for derivatives of scans: every rank gets all x.
+///
+/// The other ranks' x is hidden by the op's identity instead of being left out: so the graph is the
+/// same on all ranks, and they communicate alike in the backward pass, of second order too.
 pub(super) fn prefix(comm: &Communicator, x: &Tensor, op: Op, ranks: i64) -> Result<Tensor> {
     let all = comm.all_gather(&x.f_unsqueeze(0)?, 0)?;
-    let before = all.f_narrow(0, 0, ranks)?;
-    if ranks == 0 {
-        // A constant, though still a node that takes part in the backward pass.
-        let mask = x.f_ones_like()?.f_to_kind(Kind::Bool)?;
-        let anything = all.f_select(0, 0)?;
-        return Ok(anything.f_masked_fill(&mask, op.identity(x.f_kind()?))?);
-    }
+    let mut shape = vec![1; x.dim() + 1];
+    shape[0] = i64::from(comm.size());
+    let later = Tensor::f_arange(shape[0], (Kind::Int64, x.device()))?.f_ge(ranks)?;
+    let before = all.f_masked_fill(&later.f_view(&shape[..])?, op.identity(x.f_kind()?))?;
     Ok(match op {
         Op::Max => before.f_amax(0, false)?,
         Op::Min => before.f_amin(0, false)?,

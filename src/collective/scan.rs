@@ -10,7 +10,7 @@ use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan, Reduction};
 use crate::communicator::Communicator;
 use crate::error::{Error, Result};
-use crate::operator::{Operator, apply, records};
+use crate::operator::{Operator, apply, negotiate, records};
 use crate::reduction::Op;
 
 impl Communicator {
@@ -44,6 +44,8 @@ impl Communicator {
     pub fn scan(&self, x: &Tensor, op: Op) -> Result<Tensor> {
         let operator = Scan { op, inclusive: true, from: End::First };
         if !op.is_linear() && op.is_differentiable() && records(x) {
+            // The calls that follow do not compare the op.
+            let _ = negotiate(&operator, self, x)?;
             return nonlinear::prefix(self, x, op, i64::from(self.rank()) + 1);
         }
         op.averaging(self.rank() + 1, x, |x| apply(&operator, self, x))
@@ -78,6 +80,8 @@ impl Communicator {
     pub fn exscan(&self, x: &Tensor, op: Op) -> Result<Tensor> {
         let operator = Scan { op, inclusive: false, from: End::First };
         if !op.is_linear() && op.is_differentiable() && records(x) {
+            // The calls that follow do not compare the op.
+            let _ = negotiate(&operator, self, x)?;
             return nonlinear::prefix(self, x, op, i64::from(self.rank()));
         }
         apply(&operator, self, x)
