@@ -1,0 +1,139 @@
+//! Every collective, against the serial computation on all ranks' data, on every kind of
+//! communicator.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod table;
+
+use std::process::ExitCode;
+
+use common::{Context, communicators, start};
+use mpi4tch::{Communicator, Op, Result, testing};
+use table::{Arguments, KINDS, OPERATIONS, Operation, Takes, is_defined, is_floating};
+use tch::{Kind, Tensor};
+
+fn main() -> ExitCode {
+    let mut tests = harness::tests![extrema_and_their_owners];
+    for operation in &OPERATIONS {
+        tests.push(harness::Test::new(operation.name, |context: &Context| {
+            let all = communicators(&context.world);
+            // On the world as many calls as it takes; elsewhere enough to see another group.
+            all.iter().try_for_each(|(name, comm)| sweep(operation, comm, *name == "world"))
+        }));
+    }
+    harness::run(start, tests)
+}
+
+/// Every kind with every op that is defined for it; the roots, axes and layouts take turns.
+fn sweep(operation: &Operation, comm: &Communicator, every_kind: bool) -> Result<()> {
+    let mut turn = 0;
+    for kind in KINDS {
+        for op in Op::ALL {
+            let runs = match operation.ops {
+                Some(ops) => ops(op) && is_defined(op, kind),
+                None => op == Op::Sum,
+            };
+            let wanted = every_kind || matches!(kind, Kind::Double | Kind::Int);
+            // Of the kind that shows most, every root and axis.
+            let turns = if every_kind && kind == Kind::Double { comm.size().max(6) } else { 1 };
+            for _ in 0..if runs && wanted { turns } else { 0 } {
+                turn += 1;
+                check(operation, comm, kind, &arguments(comm, op, turn))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn arguments(comm: &Communicator, op: Op, turn: i32) -> Arguments {
+    let ranks = comm.size().unsigned_abs() as usize;
+    // Unequal blocks, empty ones among them; the same ones from the other end; or equal ones.
+    let mut counts: Vec<i64> = (0..comm.size()).map(|r| i64::from((r + turn) % 3)).collect();
+    let mut scatter_counts: Vec<i64> = counts.iter().rev().copied().collect();
+    if turn % 5 == 0 {
+        counts.fill(2);
+        scatter_counts.fill(2);
+    }
+    let axis = i64::from(turn % 6 - 3);
+    let scatter_axis = i64::from(turn / 6 % 3);
+    Arguments {
+        ranks,
+        shape: vec![2, 3, 2],
+        axis,
+        scatter_axis,
+        counts,
+        scatter_counts,
+        root: turn % comm.size(),
+        op,
+    }
+}
+
+fn check(operation: &Operation, comm: &Communicator, kind: Kind, a: &Arguments) -> Result<()> {
+    let rank = comm.rank().unsigned_abs() as usize;
+    let mut shape = a.input_shape(operation.takes, rank);
+    shape.reverse();
+    // A transposed tensor; now and then one of small integers, with ties and zeros.
+    let mut x = testing::random(comm, &shape, kind)?;
+    if is_floating(kind) && a.axis % 2 == 0 {
+        x = testing::random(comm, &shape, Kind::Int)?.to_kind(kind);
+    }
+    let order: Vec<i64> = (0..i64::try_from(shape.len()).unwrap_or(0)).rev().collect();
+    let x = x.permute(order);
+    let linear = operation.ops.is_none() || matches!(a.op, Op::Sum | Op::Mean);
+    if linear && is_floating(kind) {
+        testing::assert_adjoint(comm, &x, |x| (operation.run)(comm, x, a))?;
+    }
+    // The derivatives of a product cancel: 16 bits are too few to compare two ways to them.
+    let value_only = a.op == Op::Prod && matches!(kind, Kind::Half | Kind::BFloat16);
+    let seen = |x: &Tensor| if value_only { x.detach() } else { x.shallow_clone() };
+    testing::assert_serial(
+        comm,
+        &x,
+        |x| (operation.run)(comm, &seen(x), a),
+        |xs| (operation.serial)(&xs.iter().map(seen).collect::<Vec<_>>(), a),
+    )?;
+    if operation.takes == Takes::Same && kind == Kind::Double {
+        let scalar = Arguments { shape: vec![], ..a.clone() };
+        let x = testing::random(comm, &[], kind)?;
+        testing::assert_serial(
+            comm,
+            &x,
+            |x| (operation.run)(comm, x, &scalar),
+            |xs| (operation.serial)(xs, &scalar),
+        )?;
+    }
+    Ok(())
+}
+
+fn extrema_and_their_owners(context: &Context) -> Result<()> {
+    for (_, comm) in communicators(&context.world) {
+        for kind in KINDS.into_iter().filter(|kind| is_defined(Op::Max, *kind)) {
+            let x = testing::random(&comm, &[5], kind)?;
+            let expected = |xs: &[Tensor], largest: bool| {
+                let all = Tensor::stack(xs, 0).to_kind(Kind::Double);
+                // The lowest rank of those that tie.
+                let owners = if largest { all.argmax(0, false) } else { all.argmin(0, false) };
+                xs.iter().map(|_| owners.to_kind(Kind::Double)).collect::<Vec<_>>()
+            };
+            // Without grad: the owners have none.
+            let owners = |x: &Tensor, largest: bool| {
+                let x = x.detach();
+                let owners = if largest { comm.max_loc(&x)? } else { comm.min_loc(&x)? }.1;
+                assert_eq!(owners.kind(), Kind::Int64);
+                Ok(owners.to_kind(Kind::Double))
+            };
+            for largest in [true, false] {
+                testing::assert_serial(
+                    &comm,
+                    &x,
+                    |x| owners(x, largest),
+                    |xs| expected(xs, largest),
+                )?;
+            }
+        }
+        let x = testing::random(&comm, &[4], Kind::Double)?;
+        testing::gradgradcheck(&comm, &x, |x| Ok(comm.max_loc(x)?.0))?;
+        testing::gradgradcheck(&comm, &x, |x| Ok(comm.min_loc(x)?.0))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! The collectives as a table: how each is called, on what, and what libtorch alone makes of all
+//! ranks' tensors.
+
+use mpi4tch::{Communicator, Op, Rank, Result};
+use tch::{Device, Kind, Tensor};
+
+/// The arguments of a call. All ranks draw the same, and each takes its own count.
+#[derive(Clone, Debug)]
+pub struct Arguments {
+    pub ranks: usize,
+    /// The shape that all ranks share, before counts replace extents.
+    pub shape: Vec<i64>,
+    /// May count from the end.
+    pub axis: i64,
+    /// The axis that `all_to_all` cuts, where `axis` is the one that it joins.
+    pub scatter_axis: i64,
+    /// Each rank's extent along `axis`.
+    pub counts: Vec<i64>,
+    /// Each rank's extent along `scatter_axis`; if that is `axis`, of the same sum as `counts`.
+    pub scatter_counts: Vec<i64>,
+    pub root: Rank,
+    pub op: Op,
+}
+
+/// What an operation takes on a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// The shape that all share, which may have no axis at all.
+    Same,
+    /// The rank's count along the axis.
+    Block,
+    /// The sum of all counts along the axis.
+    Whole,
+    /// The same on the root; elsewhere, a shape that has nothing to do with it.
+    WholeOnRoot,
+    /// The rank's count along one axis, the sum of all counts along the other.
+    BlockOfWhole,
+}
+
+/// A collective.
+pub struct Operation {
+    pub name: &'static str,
+    pub takes: Takes,
+    /// Whether it combines with an op, and is defined for this one.
+    pub ops: Option<fn(Op) -> bool>,
+    pub has_root: bool,
+    pub run: fn(&Communicator, &Tensor, &Arguments) -> Result<Tensor>,
+    /// Each rank's result.
+    pub serial: fn(&[Tensor], &Arguments) -> Vec<Tensor>,
+}
+
+const fn moves(
+    name: &'static str,
+    takes: Takes,
+    has_root: bool,
+    run: fn(&Communicator, &Tensor, &Arguments) -> Result<Tensor>,
+    serial: fn(&[Tensor], &Arguments) -> Vec<Tensor>,
+) -> Operation {
+    Operation { name, takes, ops: None, has_root, run, serial }
+}
+
+const fn combines(
+    name: &'static str,
+    takes: Takes,
+    ops: fn(Op) -> bool,
+    has_root: bool,
+    run: fn(&Communicator, &Tensor, &Arguments) -> Result<Tensor>,
+    serial: fn(&[Tensor], &Arguments) -> Vec<Tensor>,
+) -> Operation {
+    Operation { name, takes, ops: Some(ops), has_root, run, serial }
+}
+
+/// Every collective on a tensor, one line each.
+#[rustfmt::skip]
+pub const OPERATIONS: [Operation; 19] = [
+    combines("all_reduce", Takes::Same, every, false, |c, x, a| c.all_reduce(x, a.op), all_reduce),
+    combines("reduce", Takes::Same, every, true, |c, x, a| c.reduce(x, a.op, a.root), reduce),
+    combines("scan", Takes::Same, every, false, |c, x, a| c.scan(x, a.op), scan),
+    combines("exscan", Takes::Same, all_but_mean, false, |c, x, a| c.exscan(x, a.op), exscan),
+    combines("reduce_scatter", Takes::Whole, every, false, |c, x, a| c.reduce_scatter(x, a.axis, own(c, &a.counts), a.op), reduce_scatter),
+    combines("reduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.reduce_scatter_with_counts(x, a.axis, &a.counts, a.op), reduce_scatter),
+    combines("all_reduce_", Takes::Same, every, false, |c, x, a| in_place(x, |x| c.all_reduce_(x, a.op)), all_reduce),
+    combines("reduce_", Takes::Same, every, true, |c, x, a| in_place(x, |x| c.reduce_(x, a.op, a.root)), reduce),
+    moves("broadcast_", Takes::Same, true, |c, x, a| in_place(x, |x| c.broadcast_(x, a.root)), broadcast),
+    moves("broadcast", Takes::Same, true, |c, x, a| c.broadcast(x, a.root), broadcast),
+    moves("gather", Takes::Block, true, |c, x, a| c.gather(x, a.axis, a.root), gather),
+    moves("gather_with_counts", Takes::Block, true, |c, x, a| c.gather_with_counts(x, a.axis, &a.counts, a.root), gather),
+    moves("all_gather", Takes::Block, false, |c, x, a| c.all_gather(x, a.axis), all_gather),
+    moves("all_gather_with_counts", Takes::Block, false, |c, x, a| c.all_gather_with_counts(x, a.axis, &a.counts), all_gather),
+    moves("scatter", Takes::WholeOnRoot, true, |c, x, a| c.scatter(x, a.axis, own(c, &a.counts), a.root), scatter),
+    moves("scatter_with_counts", Takes::Whole, true, |c, x, a| c.scatter_with_counts(x, a.axis, &a.counts, a.root), scatter),
+    moves("all_to_all", Takes::BlockOfWhole, false, |c, x, a| c.all_to_all(x, a.axis, a.scatter_axis, own(c, &a.scatter_counts)), all_to_all),
+    moves("all_to_all_with_counts", Takes::BlockOfWhole, false, |c, x, a| c.all_to_all_with_counts(x, a.axis, &a.counts, a.scatter_axis, &a.scatter_counts), all_to_all),
+    // A result that is used again, so that cotangents are summed before they travel.
+    moves("broadcast of gather", Takes::Block, true, |c, x, a| { let y = c.all_gather(x, a.axis)?; Ok(c.broadcast(&y, a.root)? + y) }, twice_all_gather),
+];
+
+/// The rank's own entry.
+pub fn own(comm: &Communicator, counts: &[i64]) -> i64 {
+    counts[comm.rank().unsigned_abs() as usize]
+}
+
+/// The result of a change in place, made on a copy that is no leaf.
+fn in_place(x: &Tensor, f: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<Tensor> {
+    let mut y = x.alias_copy();
+    f(&mut y)?;
+    Ok(y)
+}
+
+impl Arguments {
+    /// `axis` counted from the start.
+    pub fn axis_from_start(&self, axis: i64) -> usize {
+        let dim = i64::try_from(self.shape.len()).unwrap();
+        usize::try_from(if axis < 0 { axis + dim } else { axis }).unwrap()
+    }
+
+    /// The shape of a rank's input.
+    pub fn input_shape(&self, takes: Takes, rank: usize) -> Vec<i64> {
+        let mut shape = self.shape.clone();
+        let total = |counts: &[i64]| counts.iter().sum();
+        match takes {
+            Takes::Same => {}
+            Takes::WholeOnRoot if rank != self.root.unsigned_abs() as usize => {
+                return vec![2; rank % 3];
+            }
+            Takes::Block => shape[self.axis_from_start(self.axis)] = self.counts[rank],
+            Takes::Whole | Takes::WholeOnRoot => {
+                shape[self.axis_from_start(self.axis)] = total(&self.counts);
+            }
+            Takes::BlockOfWhole => {
+                shape[self.axis_from_start(self.scatter_axis)] = total(&self.scatter_counts);
+                shape[self.axis_from_start(self.axis)] = self.counts[rank];
+            }
+        }
+        shape
+    }
+}
+
+pub fn every(_: Op) -> bool {
+    true
+}
+
+fn all_but_mean(op: Op) -> bool {
+    op != Op::Mean
+}
+
+/// The table of `Op`'s documentation, written once more.
+pub fn is_defined(op: Op, kind: Kind) -> bool {
+    let differentiable = [Op::Sum, Op::Mean, Op::Prod, Op::Max, Op::Min];
+    match kind {
+        Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double => differentiable.contains(&op),
+        Kind::ComplexFloat | Kind::ComplexDouble => matches!(op, Op::Sum | Op::Mean | Op::Prod),
+        Kind::Bool => !matches!(op, Op::Sum | Op::Mean | Op::Prod),
+        _ => op != Op::Mean,
+    }
+}
+
+/// Every kind of the table of `datatype`.
+pub const KINDS: [Kind; 12] = [
+    Kind::Uint8,
+    Kind::Int8,
+    Kind::Int16,
+    Kind::Int,
+    Kind::Int64,
+    Kind::Half,
+    Kind::BFloat16,
+    Kind::Float,
+    Kind::Double,
+    Kind::ComplexFloat,
+    Kind::ComplexDouble,
+    Kind::Bool,
+];
+
+pub fn is_floating(kind: Kind) -> bool {
+    KINDS[5..11].contains(&kind)
+}
+
+/// All tensors combined; of none, the op's identity, in the shape of `like`.
+fn combined(xs: &[Tensor], op: Op, like: &Tensor) -> Tensor {
+    let kind = like.kind();
+    let Some((first, rest)) = xs.split_first() else {
+        return like.detach().full_like(identity(op, kind));
+    };
+    let fold = |f: fn(&Tensor, &Tensor) -> Tensor, first: Tensor| {
+        rest.iter().fold(first, |a, b| f(&a, b)).to_kind(kind)
+    };
+    let all = || Tensor::stack(xs, 0);
+    match op {
+        Op::Sum => all().sum_dim_intlist(0, false, kind),
+        Op::Mean => all().mean_dim(0, false, kind),
+        Op::Prod => all().prod_dim_int(0, false, kind),
+        Op::Max => all().amax(0, false),
+        Op::Min => all().amin(0, false),
+        Op::LogicalAnd => fold(Tensor::logical_and, first.not_equal(0)),
+        Op::LogicalOr => fold(Tensor::logical_or, first.not_equal(0)),
+        Op::LogicalXor => fold(Tensor::logical_xor, first.not_equal(0)),
+        Op::BitwiseAnd => fold(Tensor::bitwise_and_tensor, first.shallow_clone()),
+        Op::BitwiseOr => fold(Tensor::bitwise_or_tensor, first.shallow_clone()),
+        Op::BitwiseXor => fold(Tensor::bitwise_xor_tensor, first.shallow_clone()),
+        _ => unreachable!("every op is listed"),
+    }
+}
+
+/// What changes nothing when it is combined with a value.
+pub fn identity(op: Op, kind: Kind) -> tch::Scalar {
+    let range = match kind {
+        Kind::Bool => (0, 1),
+        Kind::Uint8 => (0, 255),
+        Kind::Int8 => (-128, 127),
+        Kind::Int16 => (-32_768, 32_767),
+        Kind::Int => (i64::from(i32::MIN), i64::from(i32::MAX)),
+        _ => (i64::MIN, i64::MAX),
+    };
+    let bits = if matches!(kind, Kind::Bool | Kind::Uint8) { range.1 } else { -1 };
+    match op {
+        Op::Max if is_floating(kind) => f64::NEG_INFINITY.into(),
+        Op::Min if is_floating(kind) => f64::INFINITY.into(),
+        Op::Max => range.0.into(),
+        Op::Min => range.1.into(),
+        Op::Prod | Op::LogicalAnd => 1_i64.into(),
+        Op::BitwiseAnd => bits.into(),
+        _ => 0_i64.into(),
+    }
+}
+
+fn on_every_rank(y: &Tensor, a: &Arguments) -> Vec<Tensor> {
+    (0..a.ranks).map(|_| y.shallow_clone()).collect()
+}
+
+fn on_root(y: &Tensor, a: &Arguments, elsewhere: impl Fn() -> Tensor) -> Vec<Tensor> {
+    let root = a.root.unsigned_abs() as usize;
+    (0..a.ranks).map(|r| if r == root { y.shallow_clone() } else { elsewhere() }).collect()
+}
+
+/// `y` cut into blocks of these extents.
+fn cut(y: &Tensor, axis: i64, counts: &[i64]) -> Vec<Tensor> {
+    y.split_with_sizes(counts, axis)
+}
+
+fn all_reduce(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    on_every_rank(&combined(xs, a.op, &xs[0]), a)
+}
+
+fn reduce(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    on_root(&combined(xs, a.op, &xs[0]), a, || xs[0].detach().zeros_like())
+}
+
+fn scan(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    (0..a.ranks).map(|r| combined(&xs[..=r], a.op, &xs[0])).collect()
+}
+
+fn exscan(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    (0..a.ranks).map(|r| combined(&xs[..r], a.op, &xs[0])).collect()
+}
+
+fn reduce_scatter(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    cut(&combined(xs, a.op, &xs[0]), a.axis, &a.counts)
+}
+
+fn broadcast(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    on_every_rank(&xs[a.root.unsigned_abs() as usize], a)
+}
+
+fn gather(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    let whole = Tensor::cat(xs, a.axis);
+    on_root(&whole, a, || whole.detach().narrow(a.axis, 0, 0))
+}
+
+fn all_gather(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    on_every_rank(&Tensor::cat(xs, a.axis), a)
+}
+
+fn twice_all_gather(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    let y = Tensor::cat(xs, a.axis);
+    on_every_rank(&(&y + &y), a)
+}
+
+fn scatter(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    cut(&xs[a.root.unsigned_abs() as usize], a.axis, &a.counts)
+}
+
+fn all_to_all(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    cut(&Tensor::cat(xs, a.axis), a.scatter_axis, &a.scatter_counts)
+}
+
+/// Zeros of a shape, for what only needs one.
+#[allow(dead_code, reason = "used by some of the files that include this one")]
+pub fn zeros(shape: &[i64], kind: Kind) -> Tensor {
+    Tensor::zeros(shape, (kind, Device::Cpu))
+}
