@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 /// integers, or truth values.
 ///
 /// # Errors
-/// [`Error::Torch`](crate::Error::Torch) if libtorch cannot make such a tensor.
+/// [`Error::Torch`] if libtorch cannot make such a tensor.
 ///
 /// # Examples
 /// ```
