@@ -33,9 +33,10 @@ fn sweep(operation: &Operation, comm: &Communicator, every_kind: bool) -> Result
                 Some(ops) => ops(op) && is_defined(op, kind),
                 None => op == Op::Sum,
             };
-            let wanted = every_kind || matches!(kind, Kind::Double | Kind::Int);
-            // Of the kind that shows most, every root and axis.
-            let turns = if every_kind && kind == Kind::Double { comm.size().max(6) } else { 1 };
+            let wanted = every_kind || kind == Kind::Double;
+            // Of the kind that shows most, every root, or every axis.
+            let most = if operation.has_root { comm.size().max(6) } else { 6 };
+            let turns = if every_kind && kind == Kind::Double { most } else { 1 };
             for _ in 0..if runs && wanted { turns } else { 0 } {
                 turn += 1;
                 check(operation, comm, kind, &arguments(comm, op, turn))?;
