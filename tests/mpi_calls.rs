@@ -449,7 +449,7 @@ fn beyond_an_int(context: &Context) -> Result<()> {
     let parts: Vec<i64> = (0..size).map(|_| 2).collect();
     let wholes: Vec<i64> = (0..size).map(|_| 2 * size).collect();
     let operations: [(&str, Operation); 4] = [
-        (moved("MPI_Allgatherv_c"), &|x| world.all_gather_with_counts(x, 0, &wholes)),
+        (moved("MPI_Alltoallv_c"), &|x| world.all_gather_with_counts(x, 0, &wholes)),
         (moved("MPI_Gatherv_c"), &|x| world.gather_with_counts(x, 0, &wholes, 0)),
         (moved("MPI_Scatterv_c"), &|x| world.scatter_with_counts(x, 0, &parts, 0)),
         (moved("MPI_Alltoallv_c"), &|x| world.all_to_all_with_counts(x, 0, &wholes, 0, &wholes)),
