@@ -196,8 +196,10 @@ impl Terms<'_> {
             let second = second.map_or(String::new(), |axis| format!(" and {axis}"));
             lines.push(("axis", format!("{axis}{second}")));
         }
-        for counts in self.counts.into_iter().flatten() {
-            lines.push(("counts", format!("{counts:?}")));
+        for (name, counts) in ["counts", "counts to scatter"].into_iter().zip(self.counts) {
+            if let Some(counts) = counts {
+                lines.push((name, format!("{counts:?}")));
+            }
         }
         if let Some((shape, free)) = self.shape {
             let extents: Vec<String> = shape

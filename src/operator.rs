@@ -117,7 +117,15 @@ pub(crate) fn apply_in_place(
 }
 
 /// Replaces `x` by `f(x)`, with torch's rules for changes in place.
-pub(crate) fn replace(x: &mut Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<()> {
+pub(crate) fn replace(
+    call: &'static str,
+    comm: &Communicator,
+    x: &mut Tensor,
+    f: impl FnOnce(&Tensor) -> Result<Tensor>,
+) -> Result<()> {
+    if let Err(error) = autograd::InPlace::new(call, x) {
+        return Err(refuse(call, comm, error, false));
+    }
     // f may keep its input for the backward pass, while x changes.
     let before = if records(x) { x.f_alias_copy()? } else { x.shallow_clone() };
     let y = f(&before)?;

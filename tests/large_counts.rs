@@ -83,8 +83,8 @@ fn any_limit_gives_the_same(context: &Context) -> Result<()> {
     let world = &context.world;
     let (rank, size) = (i64::from(world.rank()), i64::from(world.size()));
     // Blocks of 0, 1, 2, … and of equal extents, as they lie and packed.
-    for extents in [(0..size).collect::<Vec<_>>(), vec![3; size.unsigned_abs() as usize]] {
-        let own = extents[rank.unsigned_abs() as usize];
+    for extents in [(0..size).collect::<Vec<_>>(), vec![3; world.size().unsigned_abs() as usize]] {
+        let own = extents[world.rank().unsigned_abs() as usize];
         let total = extents.iter().sum();
         let reversed: Vec<i64> = extents.iter().rev().copied().collect();
         for (axis, [part, whole]) in [(0, [[own, 4], [total, 4]]), (1, [[4, own], [4, total]])] {

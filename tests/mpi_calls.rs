@@ -62,7 +62,7 @@ fn note(name: &'static str, context: MPI_Comm, datatype: MPI_Datatype, elements:
 /// # Safety
 /// Where the list is read, it has an entry per rank of `comm`.
 unsafe fn sum<T: Copy + Into<i64>>(counts: *const T, comm: MPI_Comm, root: Option<c_int>) -> i64 {
-    if !root.is_none_or(|root| root == rank(comm)) {
+    if root.is_some_and(|root| root != rank(comm)) {
         return 0;
     }
     // SAFETY: passed on to the caller.

@@ -89,7 +89,7 @@ impl Communicator {
         if op == Op::Sum {
             return apply_in_place(&AllReduce { op }, self, x);
         }
-        replace(x, |x| self.all_reduce(x, op))
+        replace("all_reduce", self, x, |x| self.all_reduce(x, op))
     }
 }
 

@@ -97,8 +97,9 @@ impl Counts {
 
     /// Checks that the counts sum to the extent that they cut.
     pub(super) fn check_sum(call: &'static str, counts: &[i64], extent: i64) -> Result<()> {
-        let sum: i64 = counts.iter().sum();
-        if sum == extent {
+        // Wide enough for any counts.
+        let sum: i128 = counts.iter().map(|&count| i128::from(count)).sum();
+        if sum == i128::from(extent) {
             return Ok(());
         }
         let message = format!("counts {counts:?} sum to {sum}, but the extent to cut is {extent}");

@@ -83,7 +83,7 @@ impl Communicator {
         if op == Op::Sum {
             return apply_in_place(&Reduce { op, root }, self, x);
         }
-        replace(x, |x| self.reduce(x, op, root))
+        replace("reduce", self, x, |x| self.reduce(x, op, root))
     }
 }
 
