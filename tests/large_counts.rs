@@ -81,7 +81,7 @@ fn assert_same_with_any_limit(
 
 fn any_limit_gives_the_same(context: &Context) -> Result<()> {
     let world = &context.world;
-    let (rank, size) = (i64::from(world.rank()), i64::from(world.size()));
+    let size = i64::from(world.size());
     // Blocks of 0, 1, 2, … and of equal extents, as they lie and packed.
     for extents in [(0..size).collect::<Vec<_>>(), vec![3; world.size().unsigned_abs() as usize]] {
         let own = extents[world.rank().unsigned_abs() as usize];
