@@ -1,0 +1,261 @@
+//! What is wrong with a call: by itself, and between the ranks. Every rank learns of it, nobody
+//! hangs, and the communicator works afterwards.
+
+mod common;
+
+use std::process::ExitCode;
+
+use common::{Context, start};
+use mpi4tch::{Communicator, Error, Op, Result};
+use tch::{Device, Kind, Tensor};
+
+fn main() -> ExitCode {
+    harness::run(
+        start,
+        harness::tests![
+            texts_of_wrong_arguments,
+            a_mistake_on_one_rank_is_told_to_the_others,
+            ranks_that_disagree_get_the_same_error,
+            ranks_that_disagree_in_a_composed_call,
+            counts_that_do_not_fit_together,
+        ],
+    )
+}
+
+/// A call, whatever it returns.
+type Call<'a> = &'a dyn Fn(&Communicator) -> Result<()>;
+
+fn zeros(shape: &[i64]) -> Tensor {
+    Tensor::zeros(shape, (Kind::Double, Device::Cpu))
+}
+
+/// The communicator works, and all ranks are here.
+fn works(world: &Communicator) -> Result<()> {
+    let sum = world.all_reduce(&Tensor::from_slice(&[1]), Op::Sum)?;
+    assert_eq!(sum, Tensor::from_slice(&[world.size()]));
+    Ok(())
+}
+
+/// Each mistake with its exact text; `{p}` stands for the number of ranks.
+const MISTAKES: &[(&str, fn(&Communicator) -> Result<Tensor>)] = &[
+    ("all_gather: axis 3 is out of range for a tensor of shape [2, 5]", |c| {
+        c.all_gather(&zeros(&[2, 5]), 3)
+    }),
+    ("all_gather: axis -3 is out of range for a tensor of shape [2, 5]", |c| {
+        c.all_gather(&zeros(&[2, 5]), -3)
+    }),
+    ("gather: axis 0 is out of range for a tensor of shape []", |c| c.gather(&zeros(&[]), 0, 0)),
+    ("reduce_scatter: axis 1 is out of range for a tensor of shape [2]", |c| {
+        c.reduce_scatter(&zeros(&[2]), 1, 1, Op::Sum)
+    }),
+    ("all_to_all: axis 1 is out of range for a tensor of shape [2]", |c| {
+        c.all_to_all(&zeros(&[2]), 0, 1, 1)
+    }),
+    ("gather: root -1 is out of range for {p} ranks", |c| c.gather(&zeros(&[2]), 0, -1)),
+    ("broadcast: root {p} is out of range for {p} ranks", |c| c.broadcast(&zeros(&[2]), c.size())),
+    ("reduce: root {p} is out of range for {p} ranks", |c| {
+        c.reduce(&zeros(&[2]), Op::Sum, c.size())
+    }),
+    ("reduce: root -1 is out of range for {p} ranks", |c| {
+        c.reduce(&zeros(&[2]).set_requires_grad(true), Op::Max, -1)
+    }),
+    ("scatter: root {p} is out of range for {p} ranks", |c| {
+        c.scatter(&zeros(&[2]), 0, 1, c.size())
+    }),
+    ("scatter: count -1 is negative", |c| c.scatter(&zeros(&[2]), 0, -1, 0)),
+    ("reduce_scatter: count -2 is negative", |c| c.reduce_scatter(&zeros(&[2]), 0, -2, Op::Sum)),
+    ("all_to_all: count -1 is negative", |c| c.all_to_all(&zeros(&[2, 2]), 0, 1, -1)),
+    ("all_gather: 0 counts were given for {p} ranks", |c| {
+        c.all_gather_with_counts(&zeros(&[2]), 0, &[])
+    }),
+    ("exscan: Op::Mean is not defined; rank 0 would have the mean of nothing", |c| {
+        c.exscan(&zeros(&[2]), Op::Mean)
+    }),
+    ("scan: Op::LogicalOr is not defined for kind Double", |c| c.scan(&zeros(&[2]), Op::LogicalOr)),
+    ("reduce: Op::Max is not defined for kind ComplexFloat", |c| {
+        c.reduce(&zeros(&[2]).to_kind(Kind::ComplexFloat), Op::Max, 0)
+    }),
+    ("reduce_scatter: Op::BitwiseAnd has no adjoint; detach the input first", |c| {
+        c.reduce_scatter(&zeros(&[2]).set_requires_grad(true), 0, 1, Op::BitwiseAnd)
+    }),
+    ("broadcast: kind Float8e5m2 has no MPI datatype", |c| {
+        c.broadcast(&zeros(&[2]).to_kind(Kind::Float8e5m2), 0)
+    }),
+    ("gather: the tensor has no strided storage; a dense tensor is needed", |c| {
+        c.gather(&zeros(&[2, 2]).to_sparse_sparse_dim(2), 0, 0)
+    }),
+    ("scatter: the tensor is undefined, like a gradient that was never computed", |c| {
+        c.scatter(&Tensor::new(), 0, 1, 0)
+    }),
+];
+
+fn texts_of_wrong_arguments(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for (text, mistake) in MISTAKES {
+        let expected = text.replace("{p}", &world.size().to_string());
+        assert_eq!(mistake(world).unwrap_err().to_string(), expected);
+        works(world)?;
+    }
+    Ok(())
+}
+
+fn a_mistake_on_one_rank_is_told_to_the_others(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (rank, last) = (world.rank(), world.size() - 1);
+    if last == 0 {
+        return Ok(());
+    }
+    for (text, mistake) in MISTAKES {
+        let own = text.replace("{p}", &world.size().to_string());
+        let error = if rank == last {
+            mistake(world).unwrap_err()
+        } else {
+            world.all_reduce(&zeros(&[2]), Op::Sum).unwrap_err()
+        };
+        if rank == last {
+            assert_eq!(error.to_string(), own);
+        } else {
+            assert!(matches!(error, Error::Mismatch { .. }));
+            let told = format!("the ranks disagree on a call:\n  refused: {own} on rank {last}");
+            assert_eq!(error.to_string(), told);
+        }
+        works(world)?;
+    }
+    Ok(())
+}
+
+/// The last rank makes the second call, the others the first; all get an error that ends so.
+fn assert_disagree(world: &Communicator, most: Call, last: Call, text: &str) -> Result<()> {
+    let end = world.size() - 1;
+    if end == 0 {
+        return Ok(());
+    }
+    let error = if world.rank() == end { last(world) } else { most(world) }.unwrap_err();
+    let others: Vec<String> = (0..end).map(|rank| rank.to_string()).collect();
+    let noun = if end == 1 { "rank" } else { "ranks" };
+    let expected = text
+        .replace("{most}", &format!("{noun} {}", others.join(", ")))
+        .replace("{last}", &format!("rank {end}"));
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert_eq!(error.to_string(), format!("the ranks disagree on a call:\n{expected}"));
+    works(world)
+}
+
+fn ranks_that_disagree_get_the_same_error(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = zeros(&[2, 3]);
+    let variable = x.copy().set_requires_grad(true);
+    let cases: [(Call, Call, &str); 9] = [
+        (
+            &|c| c.all_reduce(&x, Op::Sum).map(drop),
+            &|c| c.all_reduce(&x, Op::Max).map(drop),
+            "  op: Op::Sum on {most}; Op::Max on {last}",
+        ),
+        (
+            &|c| c.broadcast(&x, 0).map(drop),
+            &|c| c.broadcast(&x, 1).map(drop),
+            "  root: 0 on {most}; 1 on {last}",
+        ),
+        (
+            &|c| c.scan(&x, Op::Sum).map(drop),
+            &|c| c.scan(&x.to_kind(Kind::Float), Op::Sum).map(drop),
+            "  kind: Double on {most}; Float on {last}",
+        ),
+        (
+            &|c| c.all_gather(&x, 0).map(drop),
+            &|c| c.all_gather(&zeros(&[2, 4]), 0).map(drop),
+            "  shape: [_, 3] on {most}; [_, 4] on {last}",
+        ),
+        (
+            &|c| c.all_gather(&x, -2).map(drop),
+            &|c| c.all_gather(&x, 1).map(drop),
+            "  axis: 0 on {most}; 1 on {last}\n  shape: [_, 3] on {most}; [2, _] on {last}",
+        ),
+        (
+            &|c| c.reduce(&x, Op::Sum, 0).map(drop),
+            &|c| c.reduce(&variable, Op::Sum, 0).map(drop),
+            "  requires_grad: false on {most}; true on {last}",
+        ),
+        (
+            &|c| c.all_reduce(&x, Op::Sum).map(drop),
+            &|c| c.all_reduce(&zeros(&[3, 2]), Op::Sum).map(drop),
+            "  shape: [2, 3] on {most}; [3, 2] on {last}",
+        ),
+        (
+            &|c| c.barrier(),
+            &|c| c.duplicate().map(drop),
+            "  operation: barrier on {most}; duplicate on {last}",
+        ),
+        (
+            &|c| c.all_to_all(&x, 0, 1, 1).map(drop),
+            &|c| c.all_to_all(&x, 1, 0, 1).map(drop),
+            "  axis: 0 and 1 on {most}; 1 and 0 on {last}\n  \
+             shape: [_, 3] on {most}; [2, _] on {last}",
+        ),
+    ];
+    for (most, last, text) in cases {
+        assert_disagree(world, most, last, text)?;
+    }
+    Ok(())
+}
+
+fn ranks_that_disagree_in_a_composed_call(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = zeros(&[2]).set_requires_grad(true);
+    let plain = zeros(&[2]);
+    let requires_grad = "  requires_grad: true on {most}; false on {last}";
+    let cases: [(Call, Call, &str); 4] = [
+        (
+            &|c| c.reduce(&x, Op::Max, 0).map(drop),
+            &|c| c.reduce(&x, Op::Max, 1).map(drop),
+            "  root: 0 on {most}; 1 on {last}",
+        ),
+        (
+            &|c| c.scan(&x, Op::Max).map(drop),
+            &|c| c.scan(&x, Op::Prod).map(drop),
+            "  op: Op::Max on {most}; Op::Prod on {last}",
+        ),
+        (&|c| c.max_loc(&x).map(drop), &|c| c.max_loc(&plain).map(drop), requires_grad),
+        (
+            &|c| c.all_reduce_(&mut x.sin(), Op::Mean),
+            &|c| c.all_reduce_(&mut plain.sin(), Op::Mean),
+            requires_grad,
+        ),
+    ];
+    for (most, last, text) in cases {
+        assert_disagree(world, most, last, text)?;
+    }
+    Ok(())
+}
+
+fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let size = i64::from(world.size());
+    let ones = vec![1; usize::try_from(size).unwrap_or(0)];
+    let (ones, x) = (&ones[..], zeros(&[size + 1]));
+    let sum = format!("counts {ones:?} sum to {size}, but the extent to cut is {}", size + 1);
+    let errors = [
+        ("scatter", world.scatter(&x, 0, 1, 0)),
+        ("scatter", world.scatter(&x, 0, 1, world.size() - 1)),
+        ("reduce_scatter", world.reduce_scatter(&x, 0, 1, Op::Sum)),
+        ("reduce_scatter", world.reduce_scatter_with_counts(&x, 0, ones, Op::Sum)),
+        ("all_to_all", world.all_to_all(&zeros(&[1, size + 1]), 0, 1, 1)),
+        ("all_to_all", world.all_to_all_with_counts(&zeros(&[1, size + 1]), 0, ones, 1, ones)),
+    ];
+    for (call, error) in errors {
+        assert_eq!(error.unwrap_err().to_string(), format!("{call}: {sum}"));
+    }
+    let error = world.all_gather_with_counts(&zeros(&[2]), 0, ones).unwrap_err().to_string();
+    let rank = world.rank();
+    if rank == 0 {
+        assert_eq!(error, "all_gather: the count of rank 0 is 1, but its extent is 2");
+    } else {
+        // Every rank is refused, each with a text of its own.
+        assert!(error.contains(&format!("the count of rank {rank} is 1")), "{error}");
+    }
+    // Counts that no sum of 64 bits holds.
+    let huge = vec![i64::MAX; ones.len()];
+    let error = world.reduce_scatter_with_counts(&x, 0, &huge, Op::Sum).unwrap_err();
+    assert!(matches!(error, Error::Counts { .. }), "{error}");
+    works(world)
+}
