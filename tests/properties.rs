@@ -1,0 +1,297 @@
+//! Properties of the collectives for shapes, axes, counts, roots, kinds and layouts drawn at random:
+//! value and derivatives are those of the serial computation, and linear ones pass the
+//! inner-product test.
+//!
+//! All ranks draw the same cases. `MPI4TCH_TEST_SEED` chooses others; a failure tells the seed and
+//! the case.
+
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::process::ExitCode;
+
+use common::{Context, start};
+use mpi4tch::{Communicator, Op, Rank, Result, testing};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use tch::{Kind, Tensor};
+
+fn main() -> ExitCode {
+    harness::run(
+        start,
+        harness::tests![
+            gathers_and_scatters,
+            all_gathers_and_reduce_scatters,
+            transpositions_and_repartitions,
+            reductions_and_scans,
+        ],
+    )
+}
+
+const CASES: u32 = 16;
+
+/// A tensor that is cut over the ranks.
+#[derive(Clone, Debug)]
+struct Case {
+    /// Extents; those along the axes are replaced by counts.
+    shape: Vec<i64>,
+    axis: i64,
+    other_axis: i64,
+    counts: Vec<i64>,
+    root: Rank,
+    kind: Kind,
+    layout: Layout,
+    op: Op,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Layout {
+    Contiguous,
+    Reversed,
+    Strided,
+}
+
+fn cases(ranks: usize) -> impl Strategy<Value = Case> {
+    let kinds = prop::sample::select(vec![
+        Kind::Double,
+        Kind::Float,
+        Kind::BFloat16,
+        Kind::ComplexDouble,
+        Kind::Int64,
+        Kind::Uint8,
+    ]);
+    let layouts = prop::sample::select(vec![Layout::Contiguous, Layout::Reversed, Layout::Strided]);
+    let ops = prop::sample::select(vec![Op::Sum, Op::Mean, Op::Max, Op::Min, Op::Prod]);
+    prop::collection::vec(0..4_i64, 1..5).prop_flat_map(move |shape| {
+        let dim = i64::try_from(shape.len()).unwrap_or(1);
+        let rank = 0..Rank::try_from(ranks).unwrap_or(1);
+        let counts = prop::collection::vec(0..4_i64, ranks);
+        let axes = (-dim..dim, -dim..dim);
+        (Just(shape), axes, counts, rank, kinds.clone(), layouts.clone(), ops.clone()).prop_map(
+            |(shape, (axis, other_axis), counts, root, kind, layout, op)| Case {
+                shape,
+                axis,
+                other_axis,
+                counts,
+                root,
+                kind,
+                layout,
+                op,
+            },
+        )
+    })
+}
+
+impl Case {
+    fn shape_with(&self, axis: i64, extent: i64) -> Vec<i64> {
+        let mut shape = self.shape.clone();
+        let dim = i64::try_from(shape.len()).unwrap_or(0);
+        shape[usize::try_from(axis.rem_euclid(dim)).unwrap_or(0)] = extent;
+        shape
+    }
+
+    fn total(&self) -> i64 {
+        self.counts.iter().sum()
+    }
+
+    fn own(&self, comm: &Communicator) -> i64 {
+        self.counts[usize::try_from(comm.rank()).unwrap_or(0)]
+    }
+
+    /// The same as the counts, for the other axis.
+    fn reversed_counts(&self) -> Vec<i64> {
+        self.counts.iter().rev().copied().collect()
+    }
+
+    fn random(&self, comm: &Communicator, shape: &[i64]) -> Result<Tensor> {
+        Ok(match self.layout {
+            Layout::Contiguous => testing::random(comm, shape, self.kind)?,
+            Layout::Reversed => {
+                let axes: Vec<i64> = (0..i64::try_from(shape.len()).unwrap_or(0)).rev().collect();
+                let reversed: Vec<i64> = shape.iter().rev().copied().collect();
+                testing::random(comm, &reversed, self.kind)?.permute(axes)
+            }
+            Layout::Strided => {
+                let mut wide = shape.to_vec();
+                let last = wide.len() - 1;
+                wide[last] *= 2;
+                testing::random(comm, &wide, self.kind)?.slice(-1, 0, wide[last], 2)
+            }
+        })
+    }
+
+    fn is_differentiable(&self) -> bool {
+        !matches!(self.kind, Kind::Int64 | Kind::Uint8)
+    }
+
+    /// The linear map `f` on `x`, against `serial`.
+    fn check(
+        &self,
+        comm: &Communicator,
+        x: &Tensor,
+        f: impl Fn(&Tensor) -> Result<Tensor>,
+        serial: impl Fn(&[Tensor]) -> Vec<Tensor>,
+    ) -> Result<()> {
+        if self.is_differentiable() {
+            testing::assert_adjoint(comm, x, &f)?;
+        }
+        testing::assert_serial(comm, x, f, serial)
+    }
+}
+
+/// Runs `property` on each case, and names the case that fails.
+fn for_all(context: &Context, property: impl Fn(&Communicator, &Case) -> Result<()>) -> Result<()> {
+    let world = &context.world;
+    let seed = std::env::var("MPI4TCH_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed: u64 = seed.unwrap_or(20_261_123);
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let strategy = cases(world.size().unsigned_abs() as usize);
+    for _ in 0..CASES {
+        let case = strategy.new_tree(&mut runner).expect("nothing is rejected").current();
+        match catch_unwind(AssertUnwindSafe(|| property(world, &case))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => panic!("MPI4TCH_TEST_SEED={seed}, {case:?}: {error}"),
+            Err(panic) => {
+                eprintln!("MPI4TCH_TEST_SEED={seed}, {case:?}");
+                resume_unwind(panic);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The blocks of `whole` along the axis.
+fn cut(whole: &Tensor, axis: i64, counts: &[i64]) -> Vec<Tensor> {
+    whole.split_with_sizes(counts, axis)
+}
+
+fn gathers_and_scatters(context: &Context) -> Result<()> {
+    for_all(context, |comm, case| {
+        let (axis, root, own) = (case.axis, case.root, case.own(comm));
+        let at = usize::try_from(root).unwrap_or(0);
+        let x = case.random(comm, &case.shape_with(axis, own))?;
+        let gathered = |xs: &[Tensor]| {
+            let whole = Tensor::cat(xs, axis);
+            let on = |r| if r == at { whole.shallow_clone() } else { whole.narrow(axis, 0, 0) };
+            (0..xs.len()).map(on).collect()
+        };
+        case.check(comm, &x, |x| comm.gather(x, axis, root), gathered)?;
+        case.check(comm, &x, |x| comm.gather_with_counts(x, axis, &case.counts, root), gathered)?;
+        let whole = case.random(comm, &case.shape_with(axis, case.total()))?;
+        let scattered = |xs: &[Tensor]| cut(&xs[at], axis, &case.counts);
+        case.check(comm, &whole, |x| comm.scatter(x, axis, own, root), scattered)?;
+        case.check(
+            comm,
+            &whole,
+            |x| comm.scatter_with_counts(x, axis, &case.counts, root),
+            scattered,
+        )?;
+        // Off root, any tensor of the kind will do, and gets zeros of its own shape.
+        let mine = if comm.rank() == root {
+            whole
+        } else {
+            testing::random(comm, &[i64::from(comm.rank())], case.kind)?
+        };
+        if case.is_differentiable() {
+            testing::assert_adjoint(comm, &mine, |x| comm.scatter(x, axis, own, root))?;
+        }
+        Ok(())
+    })
+}
+
+fn all_gathers_and_reduce_scatters(context: &Context) -> Result<()> {
+    for_all(context, |comm, case| {
+        let (axis, own) = (case.axis, case.own(comm));
+        let x = case.random(comm, &case.shape_with(axis, own))?;
+        let gathered = |xs: &[Tensor]| {
+            let whole = Tensor::cat(xs, axis);
+            xs.iter().map(|_| whole.shallow_clone()).collect()
+        };
+        case.check(comm, &x, |x| comm.all_gather(x, axis), gathered)?;
+        case.check(comm, &x, |x| comm.all_gather_with_counts(x, axis, &case.counts), gathered)?;
+        let whole = case.random(comm, &case.shape_with(axis, case.total()))?;
+        let reduced = |xs: &[Tensor]| {
+            let sum = Tensor::stack(xs, 0).sum_dim_intlist(0, false, case.kind);
+            cut(&sum, axis, &case.counts)
+        };
+        case.check(comm, &whole, |x| comm.reduce_scatter(x, axis, own, Op::Sum), reduced)?;
+        case.check(
+            comm,
+            &whole,
+            |x| comm.reduce_scatter_with_counts(x, axis, &case.counts, Op::Sum),
+            reduced,
+        )
+    })
+}
+
+fn transpositions_and_repartitions(context: &Context) -> Result<()> {
+    for_all(context, |comm, case| {
+        let (axis, other) = (case.axis, case.other_axis);
+        let after = case.reversed_counts();
+        let wanted = after[usize::try_from(comm.rank()).unwrap_or(0)];
+        let outer = Case { shape: case.shape_with(other, case.total()), ..case.clone() };
+        let x = case.random(comm, &outer.shape_with(axis, case.own(comm)))?;
+        let serial = |xs: &[Tensor]| cut(&Tensor::cat(xs, axis), other, &after);
+        case.check(comm, &x, |x| comm.all_to_all(x, axis, other, wanted), serial)?;
+        case.check(
+            comm,
+            &x,
+            |x| comm.all_to_all_with_counts(x, axis, &case.counts, other, &after),
+            serial,
+        )
+    })
+}
+
+fn reductions_and_scans(context: &Context) -> Result<()> {
+    for_all(context, |comm, case| {
+        let (op, kind) = (case.op, case.kind);
+        let defined = match kind {
+            Kind::ComplexDouble => matches!(op, Op::Sum | Op::Mean | Op::Prod),
+            Kind::Int64 | Kind::Uint8 => op != Op::Mean,
+            // Products of 16-bit numbers cancel too much for second derivatives to agree.
+            Kind::BFloat16 => op != Op::Prod,
+            _ => true,
+        };
+        if !defined {
+            return Ok(());
+        }
+        let reduce = |xs: &[Tensor]| {
+            let all = Tensor::stack(xs, 0);
+            match op {
+                Op::Sum => all.sum_dim_intlist(0, false, kind),
+                Op::Mean => all.mean_dim(0, false, kind),
+                Op::Max => all.amax(0, false),
+                Op::Min => all.amin(0, false),
+                _ => all.prod_dim_int(0, false, kind),
+            }
+        };
+        let x = case.random(comm, &case.shape)?;
+        let at = usize::try_from(case.root).unwrap_or(0);
+        testing::assert_serial(
+            comm,
+            &x,
+            |x| comm.all_reduce(x, op),
+            |xs| xs.iter().map(|_| reduce(xs)).collect(),
+        )?;
+        testing::assert_serial(
+            comm,
+            &x,
+            |x| comm.reduce(x, op, case.root),
+            |xs| {
+                let y = reduce(xs);
+                let on = |r| if r == at { y.shallow_clone() } else { y.zeros_like() };
+                (0..xs.len()).map(on).collect()
+            },
+        )?;
+        testing::assert_serial(
+            comm,
+            &x,
+            |x| comm.scan(x, op),
+            |xs| (1..=xs.len()).map(|ranks| reduce(&xs[..ranks])).collect(),
+        )
+    })
+}
