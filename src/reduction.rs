@@ -31,7 +31,7 @@ use crate::error::{Error, Result, check};
 /// | `BitwiseAnd`, `BitwiseOr`, `BitwiseXor` | yes | – | – | – | yes |
 ///
 /// Every other pair is an [`Error::OpKind`]. With the 16-bit kinds each combination of two values
-/// is computed in `f32` and rounded to the kind. `Max` and `Min` of floating-point kinds propagate
+/// is computed in `f32` and rounded to the kind, and a `Mean` is computed in `Float` throughout. `Max` and `Min` of floating-point kinds propagate
 /// NaN, as `torch.max` does.
 ///
 /// # Derivatives
