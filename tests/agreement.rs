@@ -36,8 +36,10 @@ fn works(world: &Communicator) -> Result<()> {
     Ok(())
 }
 
+type Mistake = fn(&Communicator) -> Result<Tensor>;
+
 /// Each mistake with its exact text; `{p}` stands for the number of ranks.
-const MISTAKES: &[(&str, fn(&Communicator) -> Result<Tensor>)] = &[
+const MISTAKES: &[(&str, Mistake)] = &[
     ("all_gather: axis 3 is out of range for a tensor of shape [2, 5]", |c| {
         c.all_gather(&zeros(&[2, 5]), 3)
     }),
