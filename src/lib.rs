@@ -42,7 +42,7 @@
 //! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), or, with the
 //! feature `rsmpi`, from the crate `mpi`.
 //!
-//! The adjoint of each is one MPI call of the same volume. Tensors may have any layout; results are
+//! The adjoint of each linear one is one MPI call of the same volume. Tensors may have any layout; results are
 //! contiguous and share no storage with what went in. An underscore at the end changes its argument
 //! in place, by torch's rules for that. Where blocks may differ from rank to rank, their sizes travel
 //! first, in one small message; the variants `…_with_counts` know them and send none.

@@ -2,7 +2,7 @@
 //! ranks' tensors.
 
 use mpi4tch::{Communicator, Op, Rank, Result};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The arguments of a call. All ranks draw the same, and each takes its own count.
 #[derive(Clone, Debug)]
@@ -281,10 +281,4 @@ fn scatter(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
 
 fn all_to_all(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
     cut(&Tensor::cat(xs, a.axis), a.scatter_axis, &a.scatter_counts)
-}
-
-/// Zeros of a shape, for what only needs one.
-#[allow(dead_code, reason = "used by some of the files that include this one")]
-pub fn zeros(shape: &[i64], kind: Kind) -> Tensor {
-    Tensor::zeros(shape, (kind, Device::Cpu))
 }

@@ -18,7 +18,7 @@ pub fn start() -> (Context, i32, i32) {
 }
 
 /// The kinds of communicators, by name: what holds on one must hold on each.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "used by some of the files that include this one")]
 pub fn communicators(world: &Communicator) -> Vec<(&'static str, Communicator)> {
     let universe = mpi4tch::initialize().expect("MPI is there");
     // Odd and even ranks, from the last to the first.
