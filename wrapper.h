@@ -34,6 +34,9 @@ typedef struct {
 
 mpi4tch_view mpi4tch_look(const void *tensor);
 
+/* How often it was changed in place. */
+int64_t mpi4tch_version(const void *tensor);
+
 /* The name of its device, "cuda:0", for mpi4tch_free. */
 char *mpi4tch_device(const void *tensor);
 
@@ -70,8 +73,8 @@ char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_
                      const mpi4tch_tensor *saved, size_t saved_count);
 
 /* Whether torch's rules allow a change of the tensor in place: an error text if not. `data` is
- * where to write, or NULL. */
-char *mpi4tch_check_in_place(const void *tensor, void **data);
+ * where to write, or NULL; `view` says whether it is a view, in whose history its base's goes on. */
+char *mpi4tch_check_in_place(const void *tensor, void **data, bool *view);
 
 /* After a change of the tensor's content in place: bumps its version counter and, with a pullback,
  * lets its history go on from a new node over what it was. The pullback is owned from the call on,
@@ -83,6 +86,19 @@ char *mpi4tch_record_in_place(const char *name, const mpi4tch_pullback *pullback
 char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
                    size_t output_count, const mpi4tch_tensor *inputs, size_t input_count,
                    bool retain_graph, bool create_graph, mpi4tch_tensor *gradients);
+
+/* torch::autograd::backward: adds to the gradients of all leaves that the outputs depend on. */
+char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
+                            size_t output_count, bool retain_graph, bool create_graph);
+
+/* A leaf's gradient, which the leaf then has no more; NULL if it has none. */
+mpi4tch_tensor mpi4tch_take_grad(const void *leaf);
+
+/* The backward pass that the calling thread is in: a number of its own, or -1. */
+int32_t mpi4tch_graph_task(void);
+
+/* A view of all of the tensor, to be given a history of its own. */
+char *mpi4tch_alias(const void *tensor, mpi4tch_tensor *result);
 
 /* Whether operations are being recorded; within a pullback: whether create_graph was asked for. */
 bool mpi4tch_grad_enabled(void);

@@ -8,10 +8,16 @@
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use tch::{Kind, Tensor};
+
+use crate::blocks::Parts;
+use crate::buffer::Input;
+use crate::call::{Call, Finish, Plan, Started};
 use crate::communicator::{Communicator, Rank, index};
 use crate::datatype::Datatype;
 use crate::error::{Error, Result};
 use crate::reduction::Op;
+use crate::site::Site;
 
 /// Which calls the ranks compare before they make them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -168,6 +174,86 @@ fn compare(
     Ok(Agreed { counts: records.iter().map(|record| [record[1], record[2]]).collect(), shapes })
 }
 
+/// The bytes in which a rank describes a call that is only started.
+const DESCRIPTION: usize = 512;
+
+/// A comparison under way, of the terms of a call that was started.
+pub(crate) struct Comparison(Started);
+
+impl Comparison {
+    /// Starts to compare, where calls are compared at all. The call itself can be started too: it
+    /// does not depend on what the others say.
+    ///
+    /// A rank whose own arguments are wrong gets its error at once, and the others one that names
+    /// it, at the end.
+    pub(crate) fn start(
+        site: Site,
+        comm: &Communicator,
+        tensor: Option<(Datatype, bool)>,
+        terms: Result<Terms>,
+    ) -> Result<Option<Self>> {
+        if comm.environment().check() == Check::Local {
+            return terms.map(|_| None);
+        }
+        let description = match &terms {
+            Ok(terms) => terms.describe(site.call, tensor),
+            Err(error) => vec![("refused", error.to_string())],
+        };
+        // What does not fit is in the fingerprint, which comes first.
+        let mut hasher = DefaultHasher::new();
+        description.hash(&mut hasher);
+        let fingerprint = (FINGERPRINT, hasher.finish().to_string());
+        let mut bytes = encode(&[&[fingerprint], &description[..]].concat());
+        bytes.resize(DESCRIPTION, b'\n');
+        let bytes = Tensor::f_from_slice(&bytes)?;
+        let size = index(comm.size());
+        let length = i64::try_from(DESCRIPTION).unwrap_or(0);
+        let plan = Plan {
+            input: Input::new(site.call, &bytes)?,
+            shape: vec![length * i64::from(comm.size())].into(),
+            call: Call::AllGather { parts: Parts::new(vec![length; size]) },
+            context: comm.control(),
+            finish: Finish::Nothing,
+        };
+        let started = plan.start(site, comm, &bytes)?;
+        if let Err(error) = terms {
+            // The others have started the call, and libraries count what is started.
+            let nothing = Tensor::f_zeros([0_i64; 1], (Kind::Uint8, tch::Device::Cpu))?;
+            let plan = Plan {
+                input: Input::new(site.call, &nothing)?,
+                shape: vec![0].into(),
+                call: Call::Barrier,
+                context: comm.context(),
+                finish: Finish::Nothing,
+            };
+            plan.start(site, comm, &nothing)?;
+            return Err(error);
+        }
+        Ok(Some(Self(started)))
+    }
+
+    pub(crate) fn has_ended(&self) -> Result<bool> {
+        self.0.flight.test()
+    }
+
+    /// Waits for what the others say.
+    pub(crate) fn end(self, site: Site) -> Result<()> {
+        let texts = Vec::<u8>::try_from(self.0.result(site)?)?;
+        let texts: Vec<&[u8]> = texts.chunks_exact(DESCRIPTION).collect();
+        if texts.iter().all(|text| *text == texts[0]) {
+            return Ok(());
+        }
+        let all: Vec<_> = texts.iter().map(|text| decode(text)).collect();
+        let mut named = all.clone();
+        named.iter_mut().for_each(|lines| lines.retain(|(name, _)| name != FINGERPRINT));
+        let text = differences(&named);
+        Err(Error::Mismatch { differences: if text.is_empty() { differences(&all) } else { text } })
+    }
+}
+
+/// Tells descriptions apart that are too long to be sent.
+const FINGERPRINT: &str = "fingerprint";
+
 impl Terms<'_> {
     /// One axis, counted from the start.
     pub(crate) fn axis(axis: usize) -> [Option<i64>; 2] {
@@ -228,7 +314,7 @@ fn decode(text: &[u8]) -> Vec<(String, String)> {
 }
 
 /// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values.
-fn differences(all: &[Vec<(String, String)>]) -> String {
+pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in all.iter().flatten() {
         if !names.contains(&name.as_str()) {
@@ -241,7 +327,12 @@ fn differences(all: &[Vec<(String, String)>]) -> String {
         for (rank, lines) in all.iter().enumerate() {
             let value = lines.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
             // A rank that was refused has no terms, and one with terms was not refused.
-            let Some(value) = value else { continue };
+            let refused = lines.iter().any(|(n, _)| n == "refused");
+            let value = match value {
+                Some(value) => value,
+                None if refused || name == "refused" => continue,
+                None => "none",
+            };
             match values.iter_mut().find(|(v, _)| *v == value) {
                 Some((_, ranks)) => ranks.push(rank),
                 None => values.push((value, vec![rank])),

@@ -13,11 +13,13 @@
 #include <vector>
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/headeronly/version.h>
@@ -172,6 +174,11 @@ mpi4tch_view mpi4tch_look(const void *pointer) {
   return view;
 }
 
+int64_t mpi4tch_version(const void *pointer) {
+  const at::Tensor &t = tensor(pointer);
+  return t.defined() && !t.is_inference() ? static_cast<int64_t>(t._version()) : 0;
+}
+
 char *mpi4tch_device(const void *pointer) {
   const std::string name = tensor(pointer).device().str();
   return mpi4tch_text(name.data(), name.size());
@@ -205,14 +212,16 @@ char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_
   });
 }
 
-char *mpi4tch_check_in_place(const void *pointer, void **data) {
+char *mpi4tch_check_in_place(const void *pointer, void **data, bool *view) {
   return guarded([&] {
     const at::Tensor &t = tensor(pointer);
     TORCH_CHECK(t.defined(), "the tensor is undefined");
     torch::autograd::check_inplace(t, torch::autograd::compute_requires_grad(t));
+    at::assert_no_internal_overlap(t);
     const bool plain =
         t.layout() == at::kStrided && t.device().is_cpu() && t.has_storage() && !t._is_zerotensor();
     *data = plain ? t.mutable_data_ptr() : nullptr;
+    *view = t.is_view();
   });
 }
 
@@ -240,6 +249,31 @@ char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangen
         tensors(outputs, output_count), tensors(inputs, input_count),
         tensors(cotangents, output_count), retain_graph, create_graph, /*allow_unused=*/true);
     for (size_t i = 0; i < input_count; ++i) gradients[i] = give(std::move(result[i]));
+  });
+}
+
+char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
+                            size_t output_count, bool retain_graph, bool create_graph) {
+  return guarded([&] {
+    torch::autograd::backward(tensors(outputs, output_count), tensors(cotangents, output_count),
+                              retain_graph, create_graph);
+  });
+}
+
+mpi4tch_tensor mpi4tch_take_grad(const void *pointer) {
+  at::Tensor &gradient = tensor(pointer).mutable_grad();
+  return give(std::move(gradient));
+}
+
+int32_t mpi4tch_graph_task(void) { return torch::autograd::get_current_graph_task_id(); }
+
+// As torch's own functions return an input that they did not change
+// (torch/csrc/autograd/custom_function.cpp).
+char *mpi4tch_alias(const void *pointer, mpi4tch_tensor *result) {
+  return guarded([&] {
+    const at::NoGradGuard guard;
+    const at::Tensor &t = tensor(pointer);
+    *result = give(t.view_as(t));
   });
 }
 

@@ -115,6 +115,57 @@ pub(crate) fn empty(
     Ok((unsafe { Tensor::from_ptr(tensor.cast()) }, data))
 }
 
+/// Runs libtorch's backward pass from `outputs` with the given cotangents; gradients are
+/// accumulated in the leaves.
+pub(crate) fn backward(
+    call: &'static str,
+    outputs: &[&Tensor],
+    cotangents: &[&Tensor],
+    retain_graph: bool,
+    create_graph: bool,
+) -> Result<()> {
+    assert_eq!(outputs.len(), cotangents.len(), "one cotangent per output");
+    let (outputs, cotangents) = (pointers(outputs), pointers(cotangents));
+    // SAFETY: all tensors are valid at::Tensors that outlive the call.
+    let error = unsafe {
+        shim::mpi4tch_backward_pass(
+            outputs.as_ptr(),
+            cotangents.as_ptr(),
+            outputs.len(),
+            retain_graph,
+            create_graph,
+        )
+    };
+    check(call, error)
+}
+
+/// The backward pass that this thread is in: a number of its own.
+pub(crate) fn graph_task() -> i32 {
+    // SAFETY: reads a thread-local number of libtorch.
+    unsafe { shim::mpi4tch_graph_task() }
+}
+
+/// How often a tensor was changed in place.
+pub(crate) fn version(tensor: &Tensor) -> i64 {
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call.
+    unsafe { shim::mpi4tch_version(tensor.as_ptr().cast()) }
+}
+
+/// The same elements in the same storage, as a tensor without history that [`record`] can give one.
+pub(crate) fn alias(call: &'static str, tensor: &Tensor) -> Result<Tensor> {
+    let mut alias = ptr::null_mut();
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call, as does the result.
+    check(call, unsafe { shim::mpi4tch_alias(tensor.as_ptr().cast(), &mut alias) })?;
+    // SAFETY: without an error, `alias` is a new at::Tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(alias.cast()) })
+}
+
+/// Takes a leaf's gradient from it.
+pub(crate) fn take_grad(leaf: &Tensor) -> Option<Tensor> {
+    // SAFETY: `leaf` is a valid at::Tensor that outlives the call.
+    own(unsafe { shim::mpi4tch_take_grad(leaf.as_ptr().cast()) })
+}
+
 /// Whether operations are being recorded. In a pullback: whether the user asked for a graph of
 /// the derivative, which is so on every rank or on none.
 pub(crate) fn is_recording() -> bool {
@@ -175,15 +226,23 @@ where
 pub(crate) struct InPlace {
     call: &'static str,
     data: *mut c_void,
+    view: bool,
 }
 
 impl InPlace {
     /// Refuses a leaf that requires grad, and the views that torch refuses.
     pub(crate) fn new(call: &'static str, x: &Tensor) -> Result<Self> {
-        let mut data = ptr::null_mut();
-        // SAFETY: `x` is a valid at::Tensor that outlives the call.
-        check(call, unsafe { shim::mpi4tch_check_in_place(x.as_ptr().cast(), &mut data) })?;
-        Ok(Self { call, data })
+        let (mut data, mut view) = (ptr::null_mut(), false);
+        // SAFETY: `x` is a valid at::Tensor that outlives the call, as do the results.
+        let error =
+            unsafe { shim::mpi4tch_check_in_place(x.as_ptr().cast(), &mut data, &mut view) };
+        check(call, error)?;
+        Ok(Self { call, data, view })
+    }
+
+    /// Whether the tensor is a view of another, in whose history the change is to be recorded.
+    pub(crate) fn is_view(self) -> bool {
+        self.view
     }
 
     /// The first element, to write; null where it could not be written by a pointer.

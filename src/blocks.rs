@@ -34,12 +34,13 @@ pub(crate) struct Parts {
 
 impl Parts {
     pub(crate) fn new(counts: Vec<i64>) -> Self {
-        let mut end = 0;
+        let mut end = 0_i64;
         let displacements = counts
             .iter()
             .map(|count| {
-                end += count;
-                end - count
+                let start = end;
+                end = start.saturating_add(*count);
+                start
             })
             .collect();
         Self { counts, displacements }
@@ -47,7 +48,7 @@ impl Parts {
 
     /// One past the last element.
     pub(crate) fn end(&self) -> i64 {
-        self.counts.iter().sum()
+        saturating_sum(&self.counts)
     }
 
     /// The count of all parts, if they have the same.
@@ -64,7 +65,7 @@ impl Blocks {
 
     /// The extent of the whole.
     pub(crate) fn total(&self) -> i64 {
-        self.counts.iter().sum()
+        saturating_sum(&self.counts)
     }
 
     /// `shape` with `extent` along the axis.
@@ -77,7 +78,7 @@ impl Blocks {
     /// The packed blocks of a tensor of this shape, whatever its own extent along the axis.
     pub(crate) fn parts(&self, shape: &[i64]) -> Parts {
         let row = elements_of_row(shape, self.axis);
-        Parts::new(self.counts.iter().map(|count| count * row).collect())
+        Parts::new(self.counts.iter().map(|count| count.saturating_mul(row)).collect())
     }
 
     /// Whether a contiguous tensor of this shape is its own packing.
@@ -152,9 +153,18 @@ impl Blocks {
     }
 }
 
+/// No tensor has as many elements as an `i64` cannot hold: what saturates has no memory.
+fn saturating_sum(counts: &[i64]) -> i64 {
+    counts.iter().fold(0, |sum: i64, count| sum.saturating_add(*count))
+}
+
 /// How many elements one step along the axis has.
 pub(crate) fn elements_of_row(shape: &[i64], axis: usize) -> i64 {
-    shape.iter().enumerate().filter(|&(i, _)| i != axis).map(|(_, extent)| extent).product()
+    shape
+        .iter()
+        .enumerate()
+        .filter(|&(i, _)| i != axis)
+        .fold(1, |row: i64, (_, extent)| row.saturating_mul(*extent))
 }
 
 /// The axis that torch means by `axis`: a negative one counts from the end.

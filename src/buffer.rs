@@ -96,6 +96,10 @@ impl<'x> Input<'x> {
         self.datatype
     }
 
+    pub(crate) fn view(&self) -> &View<'x> {
+        &self.view
+    }
+
     pub(crate) fn requires_grad(&self) -> bool {
         self.view.requires_grad()
     }
@@ -146,6 +150,10 @@ impl Output {
     #[inline]
     pub(crate) fn data(&self) -> *mut c_void {
         self.data
+    }
+
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.tensor
     }
 
     pub(crate) fn into_tensor(self) -> Tensor {

@@ -1,8 +1,11 @@
-//! MPI's functions by the shape of their arguments, each shape called in one place.
+//! An MPI call with everything that it reads and writes: a [`Plan`], to be run or started.
 //!
-//! A collective says which function it is and with what; how the function is called, and what
-//! happens where MPI's `int` cannot hold a count, is written here and in [`wide`], once.
+//! A collective says which function it is and with what. How that function is called, blocking or
+//! not, is written once, in [`buffers`] and [`message`]; what happens where MPI's `int` cannot hold
+//! a count, in [`wide`].
 
+mod buffers;
+mod message;
 #[cfg(large_count)]
 #[path = "call/wide_counts.rs"]
 mod wide;
@@ -10,17 +13,26 @@ mod wide;
 #[path = "call/wide_datatypes.rs"]
 mod wide;
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use mpi_sys::{MPI_Comm, MPI_Datatype, MPI_Op};
-use tch::{Scalar, Tensor};
+use mpi_sys::{MPI_Comm, MPI_Op, MPI_Request, MPI_Status};
+use tch::{Kind, Scalar, Tensor};
 
+use crate::autograd;
 use crate::blocks::{Blocks, Parts};
 use crate::buffer::{Input, Output};
-use crate::communicator::{Communicator, Rank, index};
-use crate::error::{Result, check};
+use crate::communicator::{Communicator, Rank};
+use crate::datatype::Datatype;
+use crate::error::{Error, Result};
+use crate::flight::Flight;
+use crate::reduction::Op;
+use crate::site::Site;
+use crate::status::{Envelope, Status};
+use buffers::Buffers;
+pub(crate) use message::{Header, Message, is_truncation};
 
 /// An MPI call with everything that it reads and writes.
 pub(crate) struct Plan<'x> {
@@ -35,8 +47,12 @@ pub(crate) struct Plan<'x> {
 /// An MPI function and its arguments besides the buffers.
 #[derive(Debug)]
 pub(crate) enum Call {
-    /// `MPI_Allreduce` and its like: combines elements one by one.
-    Reduction { function: Reduction, op: MPI_Op },
+    /// `MPI_Allreduce`.
+    AllReduce { op: MPI_Op },
+    /// `MPI_Scan`.
+    Scan { op: MPI_Op },
+    /// `MPI_Exscan`.
+    Exscan { op: MPI_Op },
     /// `MPI_Reduce`.
     Reduce { op: MPI_Op, root: Rank },
     /// `MPI_Bcast` of the output.
@@ -52,29 +68,45 @@ pub(crate) enum Call {
     AllToAll { send: Parts, receive: Parts, largest: i64, common: bool },
     /// `MPI_Reduce_scatter(_block)`.
     ReduceScatter { parts: Parts, op: MPI_Op },
+    /// `MPI_Barrier`.
+    Barrier,
+    /// `MPI_Send`.
+    Send(Message),
+    /// `MPI_Recv`.
+    Receive(Message),
+    /// `MPI_Sendrecv`.
+    SendReceive { send: Message, receive: Message },
 }
 
-/// `MPI_Allreduce`, `MPI_Scan`, `MPI_Exscan`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Reduction {
-    pub(crate) name: &'static str,
-    pub(crate) run: unsafe extern "C" fn(
-        *const c_void,
-        *mut c_void,
-        c_int,
-        MPI_Datatype,
-        MPI_Op,
-        MPI_Comm,
-    ) -> c_int,
+impl Call {
+    /// Whether MPI reads the input of this rank while the call is under way.
+    fn reads(&self, rank: Rank) -> bool {
+        match self {
+            // What is broadcast has been copied to where it arrives elsewhere.
+            Self::Broadcast { .. } | Self::Barrier | Self::Receive(_) => false,
+            Self::Scatter { root, .. } => *root == rank,
+            _ => true,
+        }
+    }
 }
 
 /// What is left to do with what MPI wrote.
+#[derive(Debug)]
 pub(crate) enum Finish {
     Nothing,
     /// The blocks have arrived one after another.
     Unpack(Blocks),
-    /// MPI has written nothing of use; the result is this everywhere.
-    Fill(Scalar),
+    /// MPI has written nothing of use; the result is zeros.
+    Zero,
+    /// Likewise; the result is what changes nothing under the op.
+    Identity(Op),
+    /// MPI has written nothing; the result is zeros of this shape, without storage for each.
+    Zeros(Vec<i64>),
+    /// A message is to be checked, and its envelope resolved.
+    Receive {
+        envelope: Envelope,
+        recorded: bool,
+    },
 }
 
 impl Finish {
@@ -82,58 +114,171 @@ impl Finish {
     pub(crate) fn unpacked(blocks: Blocks, shape: &[i64]) -> Self {
         if blocks.are_consecutive(shape) { Self::Nothing } else { Self::Unpack(blocks) }
     }
+
+    /// What a call that the result must be filled by leaves it to be.
+    fn filling(&self, kind: Kind) -> Option<Scalar> {
+        match self {
+            Self::Zero => Some(0.into()),
+            Self::Identity(op) => Some(op.identity(kind)),
+            _ => None,
+        }
+    }
+
+    /// The result, of what MPI has written.
+    fn apply(
+        self,
+        site: Site,
+        mut written: Tensor,
+        datatype: Datatype,
+        made: &Made,
+    ) -> Result<Tensor> {
+        if let Some(value) = self.filling(datatype.kind) {
+            let _ = written.f_fill_(value)?;
+        }
+        match self {
+            Self::Nothing | Self::Zero | Self::Identity(_) => Ok(written),
+            Self::Unpack(blocks) => {
+                blocks.unpack(site.call, &written.f_view([-1])?, &written.size(), datatype)
+            }
+            Self::Zeros(shape) => {
+                let zero = Tensor::f_zeros([0_i64; 0], (datatype.kind, tch::Device::Cpu))?;
+                Ok(zero.f_expand(shape, false)?)
+            }
+            Self::Receive { envelope, recorded } => {
+                message::check_received(site, &envelope, recorded, &written, datatype, made)?;
+                Ok(written)
+            }
+        }
+    }
+}
+
+/// What a call leaves behind.
+pub(crate) struct Made {
+    /// Of the calls that were only started; `None` where calls are waited for.
+    pub(crate) started: Option<Vec<MPI_Request>>,
+    /// Of the message that came.
+    pub(crate) status: MPI_Status,
+    /// Whether it was too long.
+    pub(crate) truncated: bool,
+    /// What was sent along with that message.
+    pub(crate) header: Option<Box<Header>>,
+    /// What MPI reads until the end of what was started.
+    lists: Vec<Box<dyn Any + Send>>,
+}
+
+impl Made {
+    fn blocking() -> Self {
+        Self {
+            started: None,
+            status: Status::none(),
+            truncated: false,
+            header: None,
+            lists: Vec::new(),
+        }
+    }
+
+    fn nonblocking() -> Self {
+        Self { started: Some(Vec::with_capacity(1)), ..Self::blocking() }
+    }
+
+    /// Keeps a list until the end of the call, however that is made.
+    fn list<T: Send + 'static>(&mut self, list: Vec<T>) -> *const T {
+        let pointer = list.as_ptr();
+        self.lists.push(Box::new(list));
+        pointer
+    }
+}
+
+/// A call that was started: what is under way, and what will become of it.
+pub(crate) struct Started {
+    pub(crate) flight: Flight,
+    written: Tensor,
+    finish: Finish,
+    datatype: Datatype,
+    /// What MPI reads, and its version at the start.
+    read: Option<(Tensor, i64)>,
+}
+
+impl Started {
+    /// The result, once the flight has ended, which is waited for at `site`.
+    pub(crate) fn result(self, site: Site) -> Result<Tensor> {
+        let start = self.flight.site();
+        let made = self.flight.landed(site)?;
+        if let Some((x, version)) = self.read
+            && autograd::version(&x) != version
+        {
+            return Err(Error::InFlight { call: start.call, at: start.at });
+        }
+        self.finish.apply(start, self.written, self.datatype, &made)
+    }
 }
 
 /// The largest count and displacement that an `int` is trusted with; lower in tests only.
 static LARGEST: AtomicI32 = AtomicI32::new(c_int::MAX);
-
-/// The most elements of one reduction. Beyond it Open MPI's arithmetic overflows: of 2³¹ − 1 bytes
-/// at 2 ranks, `MPI_Allreduce` and `MPI_Scan` of 4.1.4 never return; of 2³⁰ they do.
-const LARGEST_REDUCED: c_int = 1 << 30;
 
 /// Lowers [`LARGEST`], so that a test sees with small tensors what large ones meet.
 pub(crate) fn set_largest_count(count: c_int) {
     LARGEST.store(count, Ordering::Relaxed);
 }
 
-impl Plan<'_> {
+impl<'x> Plan<'x> {
     /// Carries the call out and waits for its end.
     #[inline]
-    pub(crate) fn run(self, name: &'static str, comm: &Communicator) -> Result<Tensor> {
+    pub(crate) fn run(self, site: Site, comm: &Communicator) -> Result<Tensor> {
+        let output = self.output(site, comm)?;
+        let mut made = Made::blocking();
+        // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape;
+        // both outlive the call.
+        unsafe { self.call(site, comm, self.input.data(), output.data(), &mut made) }?;
+        self.finish.apply(site, output.into_tensor(), self.input.datatype(), &made)
+    }
+
+    /// Starts the call, for `x`, the tensor that was planned for.
+    pub(crate) fn start(self, site: Site, comm: &Communicator, x: &Tensor) -> Result<Started> {
+        let output = self.output(site, comm)?;
+        let mut made = Made::nonblocking();
+        // SAFETY: as in `run`; the flight keeps both until the end of what was started.
+        let outcome = unsafe { self.call(site, comm, self.input.data(), output.data(), &mut made) };
+        let buffers = [self.input.sent().shallow_clone(), output.tensor().shallow_clone()];
+        let receives = matches!(self.call, Call::Receive(_));
+        // Where one of several calls failed, the others are under way all the same.
+        let flight = Flight::new(site, comm, made, buffers, receives);
+        outcome?;
+        let read = self.call.reads(comm.rank()).then(|| (x.shallow_clone(), autograd::version(x)));
         let datatype = self.input.datatype();
-        let output = Output::new(name, &self.shape, datatype)?;
+        let written = output.into_tensor();
+        Ok(Started { flight, written, finish: self.finish, datatype, read })
+    }
+
+    pub(crate) fn result_shape(&self) -> &[i64] {
+        match &self.finish {
+            Finish::Zeros(shape) => shape,
+            _ => &self.shape,
+        }
+    }
+
+    /// Memory for the result; what is broadcast lies there already.
+    fn output(&self, site: Site, comm: &Communicator) -> Result<Output> {
+        let output = Output::new(site.call, &self.shape, self.input.datatype())?;
         if matches!(self.call, Call::Broadcast { root } if root == comm.rank()) {
             // MPI sends from the buffer that it receives into elsewhere.
             output.copy_from(&self.input)?;
         }
-        // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
-        unsafe { self.call(name, comm, self.input.data(), output.data()) }?;
-        let mut result = output.into_tensor();
-        match self.finish {
-            Finish::Nothing => Ok(result),
-            Finish::Unpack(blocks) => {
-                blocks.unpack(name, &result.f_view([-1])?, &self.shape, datatype)
-            }
-            Finish::Fill(value) => {
-                let _ = result.f_fill_(value)?;
-                Ok(result)
-            }
-        }
+        Ok(output)
     }
 
     /// Carries the call out so that `x`, the tensor that was planned for, becomes the result.
     pub(crate) fn run_in_place(
         self,
-        name: &'static str,
+        site: Site,
         comm: &Communicator,
         x: &mut Tensor,
         data: *mut c_void,
     ) -> Result<()> {
-        if self.input.data() != data.cast_const() {
-            // What is sent is a copy of x: it does not lie as MPI would write it.
-            let result = self.run(name, comm)?;
-            return Ok(tch::no_grad(|| x.f_copy_(&result))?);
-        }
+        let copied = self.input.data() != data.cast_const();
+        // What is sent is a copy of x where x does not lie as MPI would write it. The call is then
+        // made in place of the copy: all ranks must give MPI_IN_PLACE, or none (MPI 3.1, 5.2.1).
+        let data = if copied { self.input.data().cast_mut() } else { data };
         let in_place = (mpi_sys::MPI_IN_PLACE.cast_const(), data);
         let (send, receive) = match self.call {
             // Who receives nothing names what it sends.
@@ -144,25 +289,30 @@ impl Plan<'_> {
         };
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank that writes one.
-        unsafe { self.call(name, comm, send, receive) }?;
-        if let Finish::Fill(value) = self.finish {
-            let _ = tch::no_grad(|| x.f_fill_(value))?;
+        unsafe { self.call(site, comm, send, receive, &mut Made::blocking()) }?;
+        match self.finish.filling(self.input.datatype().kind) {
+            Some(value) => tch::no_grad(|| x.f_fill_(value)).map(|_| ())?,
+            None if copied => tch::no_grad(|| x.f_copy_(self.input.sent()))?,
+            None => (),
         }
         Ok(())
     }
 
     /// # Safety
-    /// `receive` has room for what the call writes, and does not overlap `send`.
+    /// `receive` has room for what the call writes, and does not overlap `send`; both live to the
+    /// end of the call, or of what it starts.
     #[inline]
     unsafe fn call(
         &self,
-        name: &'static str,
+        site: Site,
         comm: &Communicator,
         send: *const c_void,
         receive: *mut c_void,
+        made: &mut Made,
     ) -> Result<()> {
         let environment = comm.environment();
-        let _guard = environment.enter(name)?;
+        let _waiting = environment.watch(site);
+        let _guard = environment.enter(site.call)?;
         let datatype = self.input.datatype();
         let buffers = Buffers {
             send,
@@ -175,360 +325,7 @@ impl Plan<'_> {
             largest: LARGEST.load(Ordering::Relaxed),
         };
         // SAFETY: the input is contiguous and holds as many elements of this datatype as the plan
-        // says, the output as the caller ensures; both live to the end of the call. The handles are
-        // valid, as `enter` gave leave.
-        unsafe { buffers.call(&self.call) }
-    }
-}
-
-/// What every call gets.
-struct Buffers {
-    send: *const c_void,
-    receive: *mut c_void,
-    /// Elements to send, where no parts say it.
-    count: i64,
-    datatype: MPI_Datatype,
-    /// Bytes of an element.
-    size: usize,
-    context: MPI_Comm,
-    rank: Rank,
-    largest: c_int,
-}
-
-impl Buffers {
-    /// # Safety
-    /// The buffers hold what `call` reads and writes, and do not overlap; the handles are valid.
-    #[inline]
-    unsafe fn call(&self, call: &Call) -> Result<()> {
-        // SAFETY: passed on to the caller.
-        unsafe {
-            match call {
-                Call::Reduction { function, op } => self.in_pieces(function.name, |piece| {
-                    (function.run)(
-                        piece.send,
-                        piece.receive,
-                        piece.count,
-                        self.datatype,
-                        *op,
-                        self.context,
-                    )
-                }),
-                Call::Reduce { op, root } => self.in_pieces("MPI_Reduce", |piece| {
-                    mpi_sys::MPI_Reduce(
-                        piece.send,
-                        piece.receive,
-                        piece.count,
-                        self.datatype,
-                        *op,
-                        *root,
-                        self.context,
-                    )
-                }),
-                Call::Broadcast { root } => self.in_pieces("MPI_Bcast", |piece| {
-                    mpi_sys::MPI_Bcast(
-                        piece.receive,
-                        piece.count,
-                        self.datatype,
-                        *root,
-                        self.context,
-                    )
-                }),
-                Call::AllGather { parts } => self.all_gather(parts),
-                Call::Gather { parts, root } => self.gather(parts, *root),
-                Call::Scatter { parts, root } => self.scatter(parts, *root),
-                Call::AllToAll { send, receive, largest, common } => {
-                    self.all_to_all(send, receive, *largest, *common)
-                }
-                Call::ReduceScatter { parts, op } => self.reduce_scatter(parts, *op),
-            }
-        }
-    }
-
-    /// Calls `f` for pieces of the elements that an `int` can count: for functions that treat each
-    /// element by itself.
-    fn in_pieces(&self, name: &'static str, f: impl Fn(Piece) -> c_int) -> Result<()> {
-        for (start, count) in pieces(self.count, self.largest.min(LARGEST_REDUCED)) {
-            let offset = start * self.size;
-            let in_place = self.send == mpi_sys::MPI_IN_PLACE.cast_const();
-            let send = if in_place { self.send } else { self.send.wrapping_byte_add(offset) };
-            let receive = self.receive.wrapping_byte_add(offset);
-            check(name, f(Piece { send, receive, count }))?;
-        }
-        Ok(())
-    }
-
-    /// # Safety
-    /// As for [`call`](Self::call).
-    unsafe fn all_gather(&self, parts: &Parts) -> Result<()> {
-        let Some(ints) = Ints::of(parts, self.largest) else {
-            // SAFETY: passed on to the caller.
-            return unsafe { wide::all_gather(self, parts) };
-        };
-        let count = as_int(self.count);
-        if let Some(common) = parts.common_count() {
-            // SAFETY: passed on to the caller.
-            let code = unsafe {
-                mpi_sys::MPI_Allgather(
-                    self.send,
-                    count,
-                    self.datatype,
-                    self.receive,
-                    as_int(common),
-                    self.datatype,
-                    self.context,
-                )
-            };
-            return check("MPI_Allgather", code);
-        }
-        // SAFETY: passed on to the caller; the two lists have an entry per rank.
-        let code = unsafe {
-            mpi_sys::MPI_Allgatherv(
-                self.send,
-                count,
-                self.datatype,
-                self.receive,
-                ints.counts.as_ptr(),
-                ints.displacements.as_ptr(),
-                self.datatype,
-                self.context,
-            )
-        };
-        check("MPI_Allgatherv", code)
-    }
-
-    /// # Safety
-    /// As for [`call`](Self::call).
-    unsafe fn gather(&self, parts: &Parts, root: Rank) -> Result<()> {
-        let Some(ints) = Ints::of(parts, self.largest) else {
-            // SAFETY: passed on to the caller.
-            return unsafe { wide::gather(self, parts, root) };
-        };
-        let count = as_int(self.count);
-        if let Some(common) = parts.common_count() {
-            // SAFETY: passed on to the caller.
-            let code = unsafe {
-                mpi_sys::MPI_Gather(
-                    self.send,
-                    count,
-                    self.datatype,
-                    self.receive,
-                    as_int(common),
-                    self.datatype,
-                    root,
-                    self.context,
-                )
-            };
-            return check("MPI_Gather", code);
-        }
-        // SAFETY: passed on to the caller; the two lists have an entry per rank.
-        let code = unsafe {
-            mpi_sys::MPI_Gatherv(
-                self.send,
-                count,
-                self.datatype,
-                self.receive,
-                ints.counts.as_ptr(),
-                ints.displacements.as_ptr(),
-                self.datatype,
-                root,
-                self.context,
-            )
-        };
-        check("MPI_Gatherv", code)
-    }
-
-    /// # Safety
-    /// As for [`call`](Self::call).
-    unsafe fn scatter(&self, parts: &Parts, root: Rank) -> Result<()> {
-        let Some(ints) = Ints::of(parts, self.largest) else {
-            // SAFETY: passed on to the caller.
-            return unsafe { wide::scatter(self, parts, root) };
-        };
-        let count = ints.counts[index(self.rank)];
-        if let Some(common) = parts.common_count() {
-            // SAFETY: passed on to the caller.
-            let code = unsafe {
-                mpi_sys::MPI_Scatter(
-                    self.send,
-                    as_int(common),
-                    self.datatype,
-                    self.receive,
-                    count,
-                    self.datatype,
-                    root,
-                    self.context,
-                )
-            };
-            return check("MPI_Scatter", code);
-        }
-        // SAFETY: passed on to the caller; the two lists have an entry per rank.
-        let code = unsafe {
-            mpi_sys::MPI_Scatterv(
-                self.send,
-                ints.counts.as_ptr(),
-                ints.displacements.as_ptr(),
-                self.datatype,
-                self.receive,
-                count,
-                self.datatype,
-                root,
-                self.context,
-            )
-        };
-        check("MPI_Scatterv", code)
-    }
-
-    /// # Safety
-    /// As for [`call`](Self::call).
-    unsafe fn all_to_all(
-        &self,
-        send: &Parts,
-        receive: &Parts,
-        largest: i64,
-        common: bool,
-    ) -> Result<()> {
-        // All ranks must call the same function, whatever their own parts.
-        let fits = largest <= i64::from(self.largest);
-        let ints = (Ints::of(send, c_int::MAX), Ints::of(receive, c_int::MAX));
-        let (true, (Some(sent), Some(received))) = (fits, ints) else {
-            // SAFETY: passed on to the caller.
-            return unsafe { wide::all_to_all(self, send, receive) };
-        };
-        if common {
-            let (sent, received) = (sent.counts[0], received.counts[0]);
-            // SAFETY: passed on to the caller.
-            let code = unsafe {
-                mpi_sys::MPI_Alltoall(
-                    self.send,
-                    sent,
-                    self.datatype,
-                    self.receive,
-                    received,
-                    self.datatype,
-                    self.context,
-                )
-            };
-            return check("MPI_Alltoall", code);
-        }
-        // SAFETY: passed on to the caller; each list has an entry per rank.
-        let code = unsafe {
-            mpi_sys::MPI_Alltoallv(
-                self.send,
-                sent.counts.as_ptr(),
-                sent.displacements.as_ptr(),
-                self.datatype,
-                self.receive,
-                received.counts.as_ptr(),
-                received.displacements.as_ptr(),
-                self.datatype,
-                self.context,
-            )
-        };
-        check("MPI_Alltoallv", code)
-    }
-
-    /// # Safety
-    /// As for [`call`](Self::call).
-    unsafe fn reduce_scatter(&self, parts: &Parts, op: MPI_Op) -> Result<()> {
-        let Some(ints) = Ints::of(parts, self.largest.min(LARGEST_REDUCED)) else {
-            // SAFETY: passed on to the caller.
-            return unsafe { wide::reduce_scatter(self, parts, op) };
-        };
-        if let Some(common) = parts.common_count() {
-            // SAFETY: passed on to the caller.
-            let code = unsafe {
-                mpi_sys::MPI_Reduce_scatter_block(
-                    self.send,
-                    self.receive,
-                    as_int(common),
-                    self.datatype,
-                    op,
-                    self.context,
-                )
-            };
-            return check("MPI_Reduce_scatter_block", code);
-        }
-        // SAFETY: passed on to the caller; the list has an entry per rank.
-        let code = unsafe {
-            mpi_sys::MPI_Reduce_scatter(
-                self.send,
-                self.receive,
-                ints.counts.as_ptr(),
-                self.datatype,
-                op,
-                self.context,
-            )
-        };
-        check("MPI_Reduce_scatter", code)
-    }
-}
-
-/// Some of the elements.
-struct Piece {
-    send: *const c_void,
-    receive: *mut c_void,
-    count: c_int,
-}
-
-/// Parts as MPI takes them.
-struct Ints {
-    counts: Vec<c_int>,
-    displacements: Vec<c_int>,
-}
-
-impl Ints {
-    /// `None` if the parts reach beyond `largest`, which all ranks that see the same parts see
-    /// alike.
-    fn of(parts: &Parts, largest: c_int) -> Option<Self> {
-        (parts.end() <= i64::from(largest)).then(|| Self {
-            counts: parts.counts.iter().map(|&count| as_int(count)).collect(),
-            displacements: parts.displacements.iter().map(|&start| as_int(start)).collect(),
-        })
-    }
-}
-
-/// A count that is known to fit.
-fn as_int(count: i64) -> c_int {
-    c_int::try_from(count).unwrap_or_else(|_| unreachable!("{count} was checked to fit an int"))
-}
-
-/// Cuts `count` elements into (start, length), at least one of them: a call on no elements is a
-/// call all the same.
-#[inline]
-fn pieces(count: i64, most: c_int) -> impl Iterator<Item = (usize, c_int)> {
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        if start > 0 && start >= count {
-            return None;
-        }
-        let length = c_int::try_from(count - start).unwrap_or(most).min(most);
-        let piece = (usize::try_from(start).ok()?, length);
-        // Ends also after an empty piece.
-        start += i64::from(length).max(1);
-        Some(piece)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_cover_every_count_once() {
-        assert_eq!(pieces(0, 4).collect::<Vec<_>>(), [(0, 0)]);
-        for count in 1..40 {
-            for most in 1..7 {
-                let mut end = 0;
-                for (start, length) in pieces(count, most) {
-                    assert_eq!(start, end);
-                    assert!((1..=most).contains(&length));
-                    end += length.unsigned_abs() as usize;
-                }
-                assert_eq!(i64::try_from(end), Ok(count));
-            }
-        }
-        let large = 2 * i64::from(c_int::MAX) + 3;
-        let lengths: Vec<_> = pieces(large, c_int::MAX).map(|(_, length)| length).collect();
-        assert_eq!(lengths, [c_int::MAX, c_int::MAX, 3]);
+        // says, the output as the caller ensures. The handles are valid, as `enter` gave leave.
+        unsafe { buffers.call(&self.call, made) }
     }
 }

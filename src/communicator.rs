@@ -4,6 +4,7 @@ mod creation;
 mod lineage;
 
 use std::fmt;
+use std::panic::Location;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,8 @@ use mpi_sys::MPI_Comm;
 
 use crate::environment::Environment;
 use crate::error::{Error, Result, check};
+use crate::site::Site;
+use crate::tape::Record;
 
 pub(crate) use lineage::Node;
 
@@ -40,6 +43,10 @@ pub(crate) fn index(rank: Rank) -> usize {
 pub struct Communicator {
     inner: Arc<Inner>,
     pass: Pass,
+    /// The tape that calls are recorded on.
+    record: Option<Arc<Record>>,
+    /// The line that the calls are for, where it is not their caller's: in the backward pass.
+    origin: Option<&'static Location<'static>>,
 }
 
 /// What all clones of a communicator share; its end is the communicator's.
@@ -78,7 +85,7 @@ impl Communicator {
         let node = Arc::new(Node::new(forward, backward, control));
         let (_parent, environment) = (parent.cloned(), Arc::clone(environment));
         let inner = Arc::new(Inner { node, _parent, rank, size, environment });
-        Ok(Self { inner, pass: Pass::Forward })
+        Ok(Self { inner, pass: Pass::Forward, record: None, origin: None })
     }
 
     /// The calling process's rank.
@@ -110,9 +117,28 @@ impl Communicator {
         Err(Error::Rank { call, role: "root", rank: root, size: self.size() })
     }
 
-    /// The same communicator for calls of the backward pass.
-    pub(crate) fn backward(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner), pass: Pass::Backward }
+    /// The same communicator for calls of the backward pass of what was called at `site`.
+    pub(crate) fn backward(&self, site: Site) -> Self {
+        let inner = Arc::clone(&self.inner);
+        Self { inner, pass: Pass::Backward, record: None, origin: Some(site.at) }
+    }
+
+    /// The same communicator, for calls on a tape.
+    pub(crate) fn on(&self, record: Arc<Record>) -> Self {
+        Self { record: Some(record), ..self.clone() }
+    }
+
+    #[inline]
+    pub(crate) fn record(&self) -> Option<&Arc<Record>> {
+        self.record.as_ref()
+    }
+
+    /// Where a call is made: by the user, or in the backward pass of what the user called.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn site(&self, call: &'static str) -> Site {
+        let caller = Location::caller();
+        Site { call, at: self.origin.unwrap_or(caller) }
     }
 
     /// The context of the pass.
@@ -127,6 +153,11 @@ impl Communicator {
     #[inline]
     pub(crate) fn environment(&self) -> &Environment {
         &self.inner.environment
+    }
+
+    /// The context of the crate's own messages.
+    pub(crate) fn control(&self) -> MPI_Comm {
+        self.inner.node.control
     }
 
     /// The context in which the ranks count from the other end, for the adjoint of a scan. Made

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::agreement::Check;
 use crate::communicator::Communicator;
 use crate::error::{Error, Result, check};
+use crate::watch::{self, Watch};
 
 pub use access::ThreadLevel;
 use access::flag;
@@ -194,8 +195,8 @@ impl Shared {
             };
             check("MPI_Init_thread", code)?;
         }
-        let check = match agreed_check() {
-            Ok(check) => check,
+        let settings = match agreed_settings() {
+            Ok(settings) => settings,
             Err(error) => {
                 if owner {
                     // All ranks are here, so the program can end in order.
@@ -205,7 +206,7 @@ impl Shared {
                 return Err(error);
             }
         };
-        let environment = Arc::new(Environment::create(check)?);
+        let environment = Arc::new(Environment::create(settings)?);
         let library = Library::query(version, environment.level())?;
         let world = {
             let _guard = environment.enter("initialize")?;
@@ -219,15 +220,18 @@ impl Shared {
     }
 }
 
-/// What `MPI4TCH_CHECK` says on any rank: the ranks must all compare a call, or none. Collective.
-fn agreed_check() -> Result<Check> {
-    let mut rank = 0;
+/// What the environment says: whether the ranks compare their calls, if any rank's says so, as all
+/// must or none; and how long this rank may wait. Collective.
+fn agreed_settings() -> Result<(Check, Option<Arc<Watch>>)> {
+    let (mut rank, mut size) = (0, 0);
     // SAFETY: MPI is initialized; `rank` outlives the call.
     check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(mpi_sys::MPI_COMM_WORLD, &mut rank) })?;
-    let own = Check::from_environment();
-    // The level, and the last of the ranks whose value means nothing.
+    // SAFETY: as above.
+    check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(mpi_sys::MPI_COMM_WORLD, &mut size) })?;
+    let own = Check::from_environment().and_then(|check| Ok((check, watch::timeout()?)));
+    // The level, and the last of the ranks whose values mean nothing.
     let mut most = match &own {
-        Ok(level) => [c_int::from(*level == Check::Collective), -1],
+        Ok((level, _)) => [c_int::from(*level == Check::Collective), -1],
         Err(_) => [0, rank],
     };
     // SAFETY: two integers on every rank, combined in their place.
@@ -241,14 +245,16 @@ fn agreed_check() -> Result<Check> {
             mpi_sys::MPI_COMM_WORLD,
         )
     })?;
-    own?;
-    match most {
-        [_, malformed] if malformed >= 0 => Err(Error::Mismatch {
-            differences: format!("\n  refused: initialize: MPI4TCH_CHECK on rank {malformed}"),
-        }),
-        [1, _] => Ok(Check::Collective),
-        _ => Ok(Check::Local),
-    }
+    let (_, timeout) = own?;
+    let level = match most {
+        [_, malformed] if malformed >= 0 => {
+            let differences = format!("\n  refused: initialize: a setting on rank {malformed}");
+            return Err(Error::Mismatch { differences });
+        }
+        [1, _] => Check::Collective,
+        _ => Check::Local,
+    };
+    Ok((level, timeout.map(|timeout| Watch::start(timeout, rank, size))))
 }
 
 impl Drop for Shared {

@@ -1,6 +1,7 @@
 //! [`Error`], and the one place that turns an MPI status into a [`Result`].
 
 use std::ffi::c_int;
+use std::panic::Location;
 
 use tch::Kind;
 
@@ -114,6 +115,43 @@ pub enum Error {
         call: &'static str,
         /// What came and what was needed.
         message: String,
+    },
+
+    /// A message is not what it was to be received into.
+    #[error("{call}: {message}")]
+    Message {
+        /// The operation.
+        call: &'static str,
+        /// What came and what was needed.
+        message: String,
+    },
+
+    /// A tensor was changed in place while MPI was reading it.
+    #[error("{call}: the tensor was changed in place between the start, at {at}, and the wait")]
+    InFlight {
+        /// The operation.
+        call: &'static str,
+        /// Where it was started.
+        at: &'static Location<'static>,
+    },
+
+    /// The derivative of what was started needs its result, and nobody waited for it.
+    #[error(
+        "{call}: its derivative needs the result, but what was started at {at} was never waited for"
+    )]
+    Unreached {
+        /// The operation.
+        call: &'static str,
+        /// Where it was started.
+        at: &'static Location<'static>,
+    },
+
+    /// The ranks have recorded different calls on a tape. All of them get this error, and none has
+    /// begun the backward pass.
+    #[error("the ranks recorded different calls on the tape:{differences}")]
+    Tape {
+        /// The first calls that differ: each with its line, and its rank.
+        differences: String,
     },
 
     /// The ranks disagree on a call. All of them get this error, and none has made the call.

@@ -17,24 +17,40 @@
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```
 //!
+//! The [guide](guide) is for who is new to derivatives across ranks. A [`Tape`] sees to it that all
+//! ranks go back through the same communication.
+//!
 //! # Operations
 //!
-//! All are methods of [`Communicator`], collective over its ranks: every rank must call them, in the
-//! same order.
+//! All are methods of [`Communicator`]. These are collective over its ranks: every rank must call
+//! them, in the same order.
 //!
 //! | method | MPI | adjoint | kinds |
 //! | --- | --- | --- | --- |
-//! | [`all_reduce`](Communicator::all_reduce), [`all_reduce_`](Communicator::all_reduce_) | `MPI_Allreduce` | `all_reduce` | [by op](Op#kinds) |
-//! | [`reduce`](Communicator::reduce), [`reduce_`](Communicator::reduce_) | `MPI_Reduce` | `broadcast` | [by op](Op#kinds) |
-//! | [`broadcast`](Communicator::broadcast), [`broadcast_`](Communicator::broadcast_) | `MPI_Bcast` | `reduce` | [all](datatype) |
-//! | [`gather`](Communicator::gather) | `MPI_Gather(v)` | `scatter` | [all](datatype) |
-//! | [`scatter`](Communicator::scatter) | `MPI_Scatter(v)` | `gather` | [all](datatype) |
-//! | [`all_gather`](Communicator::all_gather) | `MPI_Allgather(v)` | `reduce_scatter` | [all](datatype) |
-//! | [`reduce_scatter`](Communicator::reduce_scatter) | `MPI_Reduce_scatter(_block)` | `all_gather` | [by op](Op#kinds) |
-//! | [`all_to_all`](Communicator::all_to_all) | `MPI_Alltoall(v)` | `all_to_all` | [all](datatype) |
-//! | [`scan`](Communicator::scan), [`exscan`](Communicator::exscan) | `MPI_Scan`, `MPI_Exscan` | the same from the other end | [by op](Op#kinds) |
+//! | [`all_reduce`](Communicator::all_reduce), [`all_reduce_`](Communicator::all_reduce_), [`iall_reduce`](Communicator::iall_reduce) | `MPI_Allreduce` | `all_reduce` | [by op](Op#kinds) |
+//! | [`reduce`](Communicator::reduce), [`reduce_`](Communicator::reduce_), [`ireduce`](Communicator::ireduce) | `MPI_Reduce` | `broadcast` | [by op](Op#kinds) |
+//! | [`broadcast`](Communicator::broadcast), [`broadcast_`](Communicator::broadcast_), [`ibroadcast`](Communicator::ibroadcast) | `MPI_Bcast` | `reduce` | [all](datatype) |
+//! | [`gather`](Communicator::gather), [`igather`](Communicator::igather) | `MPI_Gather(v)` | `scatter` | [all](datatype) |
+//! | [`scatter`](Communicator::scatter), [`iscatter`](Communicator::iscatter) | `MPI_Scatter(v)` | `gather` | [all](datatype) |
+//! | [`all_gather`](Communicator::all_gather), [`iall_gather`](Communicator::iall_gather) | `MPI_Allgather(v)` | `reduce_scatter` | [all](datatype) |
+//! | [`reduce_scatter`](Communicator::reduce_scatter), [`ireduce_scatter`](Communicator::ireduce_scatter) | `MPI_Reduce_scatter(_block)` | `all_gather` | [by op](Op#kinds) |
+//! | [`all_to_all`](Communicator::all_to_all), [`iall_to_all`](Communicator::iall_to_all) | `MPI_Alltoall(v)` | `all_to_all` | [all](datatype) |
+//! | [`scan`](Communicator::scan), [`exscan`](Communicator::exscan), [`iscan`](Communicator::iscan), [`iexscan`](Communicator::iexscan) | `MPI_Scan`, `MPI_Exscan` | the same from the other end | [by op](Op#kinds) |
 //! | [`max_loc`](Communicator::max_loc), [`min_loc`](Communicator::min_loc) | `MPI_Allreduce` | to the owner | [of `Max`](Op#kinds) |
-//! | [`barrier`](Communicator::barrier) | `MPI_Barrier` | – | – |
+//! | [`barrier`](Communicator::barrier), [`ibarrier`](Communicator::ibarrier) | `MPI_Barrier` | a barrier, on a [`Tape`] | – |
+//!
+//! These are between two ranks:
+//!
+//! | method | MPI | adjoint | kinds |
+//! | --- | --- | --- | --- |
+//! | [`send`](Communicator::send), [`isend`](Communicator::isend) | `MPI_Send` | `recv` | [all](datatype) |
+//! | [`recv`](Communicator::recv), [`recv_with_status`](Communicator::recv_with_status), [`irecv`](Communicator::irecv) | `MPI_Recv` | `send` | [all](datatype) |
+//! | [`sendrecv`](Communicator::sendrecv) | `MPI_Sendrecv` | `sendrecv`, the other way round | [all](datatype) |
+//! | [`probe`](Communicator::probe) | `MPI_Probe` | – | – |
+//!
+//! A method that begins with an `i` only starts the operation and gives a [`Request`], to be waited
+//! for alone, or with others by [`wait_all`], [`wait_any`] and [`wait_some`]. In the backward pass
+//! the wait's pullback starts the adjoint, and the start's waits for it.
 //!
 //! The communicators are [`Universe::world`], [`Universe::self_comm`], and what
 //! [`duplicate`](Communicator::duplicate), [`split`](Communicator::split) and
@@ -70,6 +86,9 @@
 //! | all_reduce `Max`, `Min` | m_s = \[x_s = y\], k = Σ m_s; x̄_s = (m_s / k) · Σ ȳ_r, both sums in one call |
 //! | all_reduce `Prod` | x̄_s = conj(E_s) · Σ ȳ_r, with E_s the product of the other ranks' factors |
 //! | reduce, reduce_scatter with `Max`, `Min`, `Prod` | as all_reduce |
+//! | send from A to B | B sends ȳ to A, where it is added |
+//! | recv on B from A | x̄ = send of ȳ to A; wildcards stand for what the message resolved |
+//! | sendrecv | sendrecv of ȳ with source and destination exchanged |
 //! | scan, exscan with `Max`, `Min`, `Prod` | as of the reductions of the ranks so far, by an all_gather |
 //!
 //! A scalar that is all-reduced and then taken for the loss on every rank counts once per rank:
@@ -77,11 +96,15 @@
 //!
 //! # Communication in the backward pass
 //!
-//! The backward pass communicates too, and each rank's graph is its own. So every rank must run a
-//! backward pass through the same calls, with the same `create_graph`:
+//! The backward pass communicates too, and each rank's graph is its own: libtorch goes back through
+//! what this rank's loss depends on, newest first. So every rank must go back through the same
+//! calls, with the same `create_graph`. A [`Tape`] does that, whatever the losses depend on. Without
+//! one:
 //!
-//! - An input that requires grad on one rank must do so on all.
+//! - An input that requires grad on one rank must do so on all; what is received must be received
+//!   into a `like` that requires grad if what is sent does.
 //! - A rank without a loss of its own takes one of zero: `(&y * 0.0).sum(kind).backward()`.
+//! - What a result does not depend on is joined to it by [`join_dummies`].
 //! - For second derivatives, cotangents must depend on variables on all ranks or on none.
 //!
 //! # Errors
@@ -103,6 +126,23 @@
 //! get the same [`Error::Mismatch`], which names the ranks and what differs, and the communicator
 //! works as before. With `MPI4TCH_CHECK=local` they do so only in calls in which sizes travel anyway.
 //! The default is `collective` in debug builds and `local` in release builds.
+//!
+//! A call that is only started is compared at its wait. Messages between two ranks bring their kind
+//! along, and whether they are recorded, so that the receiver can tell; their length is always
+//! checked. [`Tape::backward`] compares what the ranks recorded in any case.
+//!
+//! # Waiting for what does not come
+//!
+//! With `MPI4TCH_TIMEOUT=<seconds>` in the environment, a rank that has waited in one call for so
+//! long says in which, on which line of the program, and ends the job with the exit code 124.
+//!
+//! # Threads
+//!
+//! Which threads may call MPI follows from the [`ThreadLevel`] that was obtained, and a call from
+//! one that may not is an [`Error::Thread`]. At [`ThreadLevel::Serialized`], what [`initialize`]
+//! asks for, calls of this crate wait for each other, except that a [`Request`]'s wait lets others
+//! in; at [`ThreadLevel::Multiple`] they run side by side. A backward pass calls MPI on the thread
+//! that libtorch runs it on: for tensors in host memory, that of `backward`.
 
 mod agreement;
 mod autograd;
@@ -112,21 +152,33 @@ mod call;
 mod collective;
 mod communicator;
 pub mod datatype;
+mod dummies;
 mod environment;
 mod error;
+mod flight;
 mod operator;
+mod point_to_point;
 mod reduction;
+mod request;
 #[cfg(feature = "rsmpi")]
 pub mod rsmpi;
+mod site;
+mod status;
+mod tape;
 pub mod testing;
+mod watch;
 
 pub use mpi_sys;
 pub use tch;
 
 pub use communicator::{Communicator, Rank};
+pub use dummies::join_dummies;
 pub use environment::{Library, ThreadLevel, Universe, initialize, initialize_with};
 pub use error::{Error, Result};
 pub use reduction::Op;
+pub use request::{Request, Test, wait_all, wait_any, wait_some};
+pub use status::{PROC_NULL, Source, Status, Tag, TagMatch};
+pub use tape::Tape;
 
 /// The README's code, compiled and run with the documentation's.
 #[cfg(doctest)]

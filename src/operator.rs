@@ -1,26 +1,28 @@
 //! Operators closed under adjoint, and what is written once for all of them.
 //!
-//! Take the tensors of all ranks as one vector. An [`Operator`] is a linear map on it, carried out
-//! by one MPI call, and its adjoint is another [`Operator`]. So the pullback of [`apply`] is
+//! Take the tensors of all ranks as one vector. An [`Operator`] is a map on it, carried out by one
+//! MPI call. A linear one's adjoint is another [`Operator`], so the pullback of [`apply`] is
 //! [`apply`] of the adjoint, by the same differentiable path, and every order of derivative
-//! follows.
+//! follows. One that is not linear brings a [`Derivative`], made of linear ones and local work.
+//!
+//! Each can be carried out in two [`Mode`]s: waited for, or started, which gives a
+//! [`Request`](crate::Request). A collective is written once, for both.
 
 use std::fmt;
 use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::agreement::{Agreed, Terms, agree, refuse};
-use crate::autograd::{self, Backward, View};
+use crate::agreement::{Agreed, Comparison, Terms, agree, refuse};
+use crate::autograd::{self, View};
 use crate::buffer::Input;
 use crate::call::Plan;
 use crate::communicator::Communicator;
 use crate::error::Result;
+use crate::site::Site;
+use crate::tape::{self, Traffic};
 
 /// A map on the tuple of all ranks' tensors, carried out by one MPI call.
-///
-/// With the op `Max`, `Min` or `Prod` it is not linear, and goes by [`apply_nonlinear`] instead of
-/// [`apply`].
 pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
     /// The method of [`Communicator`], for errors and the names of graph nodes: `all_reduce`.
     fn name(&self) -> &'static str;
@@ -33,6 +35,11 @@ pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
         false
     }
 
+    /// Which ranks take part.
+    fn traffic(&self) -> Traffic {
+        Traffic::Collective
+    }
+
     /// Lays out buffers, counts and datatypes.
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>>;
 
@@ -40,80 +47,156 @@ pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
     fn adjoint(&self, shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator>;
 }
 
-/// Carries out a linear operator as a node of the autograd graph.
-pub(crate) fn apply(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<Tensor> {
-    let ready = Ready::new(operator, comm, x)?;
-    if !ready.requires_grad {
-        return ready.plan.run(operator.name(), comm);
-    }
-    let adjoint = operator.adjoint(ready.plan.input.shape(), &ready.agreed);
-    let y = ready.plan.run(operator.name(), comm)?;
-    autograd::record(operator.name(), &[x], &[&y], &[], pullback(adjoint, comm))?;
-    Ok(y)
+/// How an operator's call is made: to its end, or only started.
+pub(crate) trait Mode: 'static {
+    /// What it gives: the result, or a request of it.
+    type Output: Send;
+
+    /// Carries out an operator as a node of the autograd graph, or as two: start and wait.
+    ///
+    /// `derivative` makes its derivative for an input of this shape and what was agreed on.
+    #[track_caller]
+    fn carry_out<D: Derivative>(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+        derivative: impl FnOnce(&[i64], &Agreed) -> D,
+    ) -> Result<Self::Output>;
+
+    /// Checks a call that is made of others, which do not check all of it, before they are made.
+    #[track_caller]
+    fn check(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<Agreed>;
+
+    /// Local work on results.
+    fn then<const N: usize>(
+        outputs: [Self::Output; N],
+        f: impl FnOnce([Tensor; N]) -> Result<Tensor> + Send + 'static,
+    ) -> Result<Self::Output>;
 }
 
-/// The pullback of a linear operator: its adjoint, in the backward pass's context.
-pub(crate) fn pullback(
-    adjoint: Arc<dyn Operator>,
-    comm: &Communicator,
-) -> impl Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static {
-    let comm = comm.backward();
-    move |Backward { cotangents, .. }| {
-        cotangents.iter().map(|cotangent| apply(&*adjoint, &comm, cotangent).map(Some)).collect()
-    }
-}
+/// Calls that are waited for.
+pub(crate) struct Blocking;
 
-/// Carries out an operator that is not linear as a node of the autograd graph.
+/// What takes the cotangent of an operator's result to that of its input.
 ///
-/// `derivative` takes `(comm, x, y, ȳ)` to `x̄`: local work, then a linear operator, then local
-/// work.
-pub(crate) fn apply_nonlinear<D>(
+/// It communicates by operators, so that it can be carried out in either mode and differentiated.
+pub(crate) trait Derivative: Send + Sync + 'static {
+    /// Whether it needs the input and the result.
+    const READS: bool;
+
+    /// `saved` are the input and the result, where it needs them.
+    fn pull<M: Mode>(
+        &self,
+        comm: &Communicator,
+        saved: &[Tensor],
+        cotangent: &Tensor,
+    ) -> Result<M::Output>;
+}
+
+/// The derivative of a linear operator: its adjoint.
+pub(crate) struct Linear(Arc<dyn Operator>);
+
+impl Derivative for Linear {
+    const READS: bool = false;
+
+    fn pull<M: Mode>(
+        &self,
+        comm: &Communicator,
+        _: &[Tensor],
+        cotangent: &Tensor,
+    ) -> Result<M::Output> {
+        apply::<M>(&*self.0, comm, cotangent)
+    }
+}
+
+/// Carries out a linear operator.
+#[track_caller]
+#[inline]
+pub(crate) fn apply<M: Mode>(
     operator: &dyn Operator,
     comm: &Communicator,
     x: &Tensor,
-    derivative: D,
-) -> Result<Tensor>
-where
-    D: Fn(&Communicator, &Tensor, &Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
-{
-    let ready = Ready::new(operator, comm, x)?;
-    let requires_grad = ready.requires_grad;
-    let y = ready.plan.run(operator.name(), comm)?;
-    if requires_grad {
-        let (call, comm) = (operator.name(), comm.backward());
-        let pullback = move |Backward { cotangents, saved }: Backward| {
-            let saved = saved.map_err(|error| refuse(call, &comm, error, false))?;
-            let [x, y] = &saved[..] else { unreachable!("x and y are saved") };
-            cotangents
-                .iter()
-                .map(|cotangent| derivative(&comm, x, y, cotangent).map(Some))
-                .collect()
-        };
-        autograd::record(operator.name(), &[x], &[&y], &[x, &y], pullback)?;
+) -> Result<M::Output> {
+    M::carry_out(operator, comm, x, |shape, agreed| Linear(operator.adjoint(shape, agreed)))
+}
+
+/// Carries out an operator that is not linear.
+#[track_caller]
+#[inline]
+pub(crate) fn apply_nonlinear<M: Mode>(
+    operator: &dyn Operator,
+    comm: &Communicator,
+    x: &Tensor,
+    derivative: impl Derivative,
+) -> Result<M::Output> {
+    M::carry_out(operator, comm, x, |_, _| derivative)
+}
+
+impl Mode for Blocking {
+    type Output = Tensor;
+
+    #[track_caller]
+    #[inline]
+    fn carry_out<D: Derivative>(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+        derivative: impl FnOnce(&[i64], &Agreed) -> D,
+    ) -> Result<Tensor> {
+        let site = comm.site(operator.name());
+        let Ready { plan, agreed, records } = Ready::new(operator, site, comm, x)?;
+        if !records {
+            return plan.run(site, comm);
+        }
+        let derivative = derivative(plan.input.shape(), &agreed);
+        let y = plan.run(site, comm)?;
+        let saved: &[&Tensor] = if D::READS { &[x, &y] } else { &[] };
+        tape::record(site, comm, operator.traffic(), [x, &y], saved, move |comm, mut pulled| {
+            let saved = pulled.saved(site.call, comm)?;
+            derivative.pull::<Self>(comm, &saved, &pulled.cotangent).map(Some)
+        })?;
+        Ok(y)
     }
-    Ok(y)
+
+    #[track_caller]
+    fn check(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<Agreed> {
+        Ok(negotiate(operator, comm.site(operator.name()), comm, x)?.1)
+    }
+
+    fn then<const N: usize>(
+        outputs: [Tensor; N],
+        f: impl FnOnce([Tensor; N]) -> Result<Tensor> + Send + 'static,
+    ) -> Result<Tensor> {
+        f(outputs)
+    }
 }
 
 /// Carries out a linear operator whose result has the shape of its input, in place.
+#[track_caller]
 pub(crate) fn apply_in_place(
     operator: &dyn Operator,
     comm: &Communicator,
     x: &mut Tensor,
 ) -> Result<()> {
-    let call = operator.name();
-    let target = match autograd::InPlace::new(call, x) {
+    let site = comm.site(operator.name());
+    let target = match autograd::InPlace::new(site.call, x) {
         Ok(target) => target,
-        Err(error) => return Err(refuse(call, comm, error, operator.exchanges_sizes())),
+        Err(error) => return Err(refuse(site.call, comm, error, operator.exchanges_sizes())),
     };
-    let ready = Ready::new(operator, comm, x)?;
-    let adjoint =
-        ready.requires_grad.then(|| operator.adjoint(ready.plan.input.shape(), &ready.agreed));
-    let Ready { plan, .. } = ready;
-    plan.run_in_place(call, comm, &mut x.shallow_clone(), target.data())?;
-    match adjoint {
-        Some(adjoint) => target.record(x, pullback(adjoint, comm)),
-        None => target.bump_version(x),
+    // libtorch leaves out the node of a view where the view's cotangent is undefined, and lets it
+    // have no other output, as a tape's have.
+    if comm.is_on_tape() || (target.is_view() && comm.records(&View::of(x))) {
+        return replace(site.call, comm, x, |x| apply::<Blocking>(operator, comm, x));
     }
+    let Ready { plan, agreed, records } = Ready::new(operator, site, comm, x)?;
+    let adjoint = records.then(|| Linear(operator.adjoint(plan.input.shape(), &agreed)));
+    plan.run_in_place(site, comm, &mut x.shallow_clone(), target.data())?;
+    let Some(adjoint) = adjoint else { return target.bump_version(x) };
+    let comm = comm.backward(site);
+    target.record(x, move |backward| {
+        let cotangent = &backward.cotangents[0];
+        Ok(vec![Some(adjoint.pull::<Blocking>(&comm, &[], cotangent)?)])
+    })
 }
 
 /// Replaces `x` by `f(x)`, with torch's rules for changes in place.
@@ -127,30 +210,65 @@ pub(crate) fn replace(
         return Err(refuse(call, comm, error, false));
     }
     // f may keep its input for the backward pass, while x changes.
-    let before = if records(x) { x.f_alias_copy()? } else { x.shallow_clone() };
+    let before = if comm.records(&View::of(x)) { x.f_alias_copy()? } else { x.shallow_clone() };
     let y = f(&before)?;
     Ok(x.f_copy_(&y)?)
 }
 
-/// Whether a call on `x` is to be recorded.
-pub(crate) fn records(x: &Tensor) -> bool {
-    View::of(x).requires_grad()
-}
-
 /// An operator that has been checked, agreed on and laid out.
-struct Ready<'x> {
-    plan: Plan<'x>,
-    agreed: Agreed,
-    requires_grad: bool,
+pub(crate) struct Ready<'x> {
+    pub(crate) plan: Plan<'x>,
+    pub(crate) agreed: Agreed,
+    pub(crate) records: bool,
 }
 
 impl<'x> Ready<'x> {
     #[inline]
-    fn new(operator: &dyn Operator, comm: &Communicator, x: &'x Tensor) -> Result<Self> {
-        let (input, agreed) = negotiate(operator, comm, x)?;
-        let requires_grad = input.requires_grad();
+    fn new(
+        operator: &dyn Operator,
+        site: Site,
+        comm: &Communicator,
+        x: &'x Tensor,
+    ) -> Result<Self> {
+        let (input, agreed) = negotiate(operator, site, comm, x)?;
+        Self::plan(operator, comm, input, agreed)
+    }
+
+    /// As for a call that is only started: what the ranks compare, they compare at its end, unless
+    /// it cannot be started before.
+    pub(crate) fn to_start(
+        operator: &dyn Operator,
+        site: Site,
+        comm: &Communicator,
+        x: &'x Tensor,
+    ) -> Result<(Self, Option<Comparison>)> {
+        if operator.exchanges_sizes() || !operator.traffic().is_collective() {
+            return Ok((Self::new(operator, site, comm, x)?, None));
+        }
+        let input = Input::new(operator.name(), x);
+        let tensor = input.as_ref().ok().map(|i| (i.datatype(), comm.records(i.view())));
+        let (input, terms) = match input {
+            Ok(input) => {
+                let terms = operator.terms(comm, &input);
+                (Ok(input), terms)
+            }
+            Err(error) => (Err(()), Err(error)),
+        };
+        let comparison = Comparison::start(site, comm, tensor, terms)?;
+        let input = input.unwrap_or_else(|()| unreachable!("an error is never agreed on"));
+        Ok((Self::plan(operator, comm, input, Agreed::default())?, comparison))
+    }
+
+    #[inline]
+    fn plan(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        input: Input<'x>,
+        agreed: Agreed,
+    ) -> Result<Self> {
+        let records = comm.records(input.view());
         let plan = operator.plan(comm, input, &agreed)?;
-        Ok(Self { plan, agreed, requires_grad })
+        Ok(Self { plan, agreed, records })
     }
 }
 
@@ -158,17 +276,24 @@ impl<'x> Ready<'x> {
 #[inline]
 pub(crate) fn negotiate<'x>(
     operator: &dyn Operator,
+    site: Site,
     comm: &Communicator,
     x: &'x Tensor,
 ) -> Result<(Input<'x>, Agreed)> {
     let call = operator.name();
+    if !operator.traffic().is_collective() {
+        let input = Input::new(call, x)?;
+        operator.terms(comm, &input)?;
+        return Ok((input, Agreed::default()));
+    }
     let exchanges = operator.exchanges_sizes();
     // A rank that refuses its arguments says so to those that would wait for it.
     let input = match Input::new(call, x) {
         Ok(input) => input,
         Err(error) => return Err(refuse(call, comm, error, exchanges)),
     };
-    let tensor = Some((input.datatype(), input.requires_grad()));
+    let tensor = Some((input.datatype(), comm.records(input.view())));
+    let _waiting = comm.environment().watch(site);
     let agreed = agree(call, comm, tensor, operator.terms(comm, &input), exchanges)?;
     Ok((input, agreed))
 }

@@ -17,6 +17,7 @@ use crate::buffer::Input;
 use crate::communicator::{Communicator, Rank};
 use crate::datatype::{Class, Datatype};
 use crate::error::{Error, Result, check};
+use crate::operator::{Mode, Operator, apply};
 
 /// How values of different ranks are combined.
 ///
@@ -103,6 +104,16 @@ impl Op {
         matches!(self, Self::Sum | Self::Mean)
     }
 
+    /// Whether a reduction can change `x` in place by one MPI call.
+    pub(crate) fn changes_in_place(self, comm: &Communicator, x: &Tensor) -> bool {
+        match self {
+            Self::Sum => true,
+            Self::Mean => false,
+            // The derivative needs what x was.
+            _ => !comm.records(&View::of(x)),
+        }
+    }
+
     /// MPI's handle for the op on `input`, after checking that the op may be used on it.
     #[inline]
     pub(crate) fn check(
@@ -168,29 +179,6 @@ impl Op {
         }
     }
 
-    /// Carries out `combine` with this op, where MPI's op for `Mean` is the sum, and divides that by
-    /// the number of ranks: for the 16-bit kinds in `Float`, as their sum can overflow where the
-    /// mean does not.
-    #[inline]
-    pub(crate) fn averaging(
-        self,
-        ranks: Rank,
-        x: &Tensor,
-        combine: impl FnOnce(&Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        if self != Self::Mean {
-            return combine(x);
-        }
-        let ranks = i64::from(ranks);
-        match Datatype::of(View::of(x).scalar_type()) {
-            Some(Datatype { kind, class: Class::Half, .. }) => {
-                let mut y = combine(&x.f_to_kind(Kind::Float)?)?;
-                Ok(y.f_div_scalar_(ranks)?.f_to_kind(kind)?)
-            }
-            _ => Ok(combine(x)?.f_div_scalar_(ranks)?),
-        }
-    }
-
     /// MPI's handle for the op on `datatype`; for `Mean` that of the sum.
     #[inline]
     fn mpi(self, call: &'static str, datatype: Datatype, own: &OwnOps) -> Result<MPI_Op> {
@@ -218,6 +206,42 @@ impl Op {
             }
         })
     }
+}
+
+/// Carries out a reduction that is linear, or not differentiable, over `ranks` ranks: for a `Mean`,
+/// the sum, and the division, which MPI has no op for.
+#[track_caller]
+#[inline]
+pub(crate) fn reduce<M: Mode>(
+    operator: &dyn Operator,
+    op: Op,
+    ranks: Rank,
+    comm: &Communicator,
+    x: &Tensor,
+) -> Result<M::Output> {
+    if op != Op::Mean {
+        return apply::<M>(operator, comm, x);
+    }
+    let kind = match Datatype::of(View::of(x).scalar_type()) {
+        // The sum of 16-bit kinds can overflow where the mean does not.
+        Some(Datatype { kind, class: Class::Half, .. }) => {
+            // The call that follows does not compare the kind.
+            M::check(operator, comm, x)?;
+            Some(kind)
+        }
+        _ => None,
+    };
+    let sum = match kind {
+        Some(_) => apply::<M>(operator, comm, &x.f_to_kind(Kind::Float)?)?,
+        None => apply::<M>(operator, comm, x)?,
+    };
+    M::then([sum], move |[mut sum]| {
+        let mean = sum.f_div_scalar_(i64::from(ranks))?;
+        Ok(match kind {
+            Some(kind) => mean.f_to_kind(kind)?,
+            None => mean,
+        })
+    })
 }
 
 /// The ops that MPI lacks, made at initialization.

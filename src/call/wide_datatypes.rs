@@ -8,39 +8,30 @@ use std::ffi::c_int;
 
 use mpi_sys::{MPI_Aint, MPI_Datatype, MPI_Op};
 
-use super::{Buffers, LARGEST_REDUCED, pieces};
+use super::Made;
+use super::buffers::{Buffers, LARGEST_REDUCED, mpi, pieces};
+use super::message::Temporary;
 use crate::blocks::Parts;
 use crate::communicator::{Rank, index};
-use crate::error::{Result, check};
+use crate::error::Result;
 
-/// # Safety
-/// As for `Buffers::call`.
-pub(super) unsafe fn all_gather(buffers: &Buffers, parts: &Parts) -> Result<()> {
-    let same = Parts {
-        counts: vec![buffers.count; parts.counts.len()],
-        displacements: vec![0; parts.counts.len()],
-    };
-    // SAFETY: passed on to the caller; all ranks get the same part.
-    unsafe { all_to_all(buffers, &same, parts) }
+pub(super) fn all_gather(buffers: &Buffers, made: &mut Made, parts: &Parts) -> Result<()> {
+    let size = parts.counts.len();
+    let same = Parts { counts: vec![buffers.count; size], displacements: vec![0; size] };
+    all_to_all(buffers, made, &same, parts)
 }
 
-/// # Safety
-/// As for `Buffers::call`.
-pub(super) unsafe fn gather(buffers: &Buffers, parts: &Parts, root: Rank) -> Result<()> {
+pub(super) fn gather(buffers: &Buffers, made: &mut Made, parts: &Parts, root: Rank) -> Result<()> {
     let send = only(root, buffers.count, parts.counts.len());
     // A buffer that is not the root's receives nothing.
     let receive = if buffers.rank == root { parts } else { &only(root, 0, parts.counts.len()) };
-    // SAFETY: passed on to the caller.
-    unsafe { all_to_all(buffers, &send, receive) }
+    all_to_all(buffers, made, &send, receive)
 }
 
-/// # Safety
-/// As for `Buffers::call`.
-pub(super) unsafe fn scatter(buffers: &Buffers, parts: &Parts, root: Rank) -> Result<()> {
+pub(super) fn scatter(buffers: &Buffers, made: &mut Made, parts: &Parts, root: Rank) -> Result<()> {
     let send = if buffers.rank == root { parts } else { &only(root, 0, parts.counts.len()) };
     let receive = only(root, parts.counts[index(buffers.rank)], parts.counts.len());
-    // SAFETY: passed on to the caller.
-    unsafe { all_to_all(buffers, send, &receive) }
+    all_to_all(buffers, made, send, &receive)
 }
 
 /// One part of `count` elements, for `rank`.
@@ -50,37 +41,39 @@ fn only(rank: Rank, count: i64, size: usize) -> Parts {
     Parts { counts, displacements: vec![0; size] }
 }
 
-/// # Safety
-/// As for `Buffers::call`.
-pub(super) unsafe fn all_to_all(buffers: &Buffers, send: &Parts, receive: &Parts) -> Result<()> {
-    // SAFETY: passed on to the caller.
-    unsafe { copy_own(buffers, send, receive) };
-    let (send, receive) = (Datatypes::of(buffers, send)?, Datatypes::of(buffers, receive)?);
+pub(super) fn all_to_all(
+    buffers: &Buffers,
+    made: &mut Made,
+    sent: &Parts,
+    received: &Parts,
+) -> Result<()> {
+    let Buffers { send, receive, context, .. } = *buffers;
+    copy_own(buffers, sent, received);
+    // They may be freed as soon as the call has started (MPI 3.1, section 4.1.9).
+    let (from, to) = (Datatypes::of(buffers, sent)?, Datatypes::of(buffers, received)?);
     // The datatypes say where the parts are.
-    let displacements = vec![0; send.counts.len()];
-    // SAFETY: passed on to the caller; each list has an entry per rank, and the datatypes live to
-    // the end of the call.
-    let code = unsafe {
-        mpi_sys::MPI_Alltoallw(
-            buffers.send,
-            send.counts.as_ptr(),
-            displacements.as_ptr(),
-            send.datatypes.as_ptr(),
-            buffers.receive,
-            receive.counts.as_ptr(),
-            displacements.as_ptr(),
-            receive.datatypes.as_ptr(),
-            buffers.context,
-        )
-    };
-    check("MPI_Alltoallw", code)
+    let displacements = made.list(vec![0; from.counts.len()]);
+    let (sent, sent_types) = (made.list(from.counts.clone()), made.list(from.handles()));
+    let (received, received_types) = (made.list(to.counts.clone()), made.list(to.handles()));
+    mpi!(
+        made,
+        MPI_Alltoallw
+            | MPI_Ialltoallw(
+                send,
+                sent,
+                displacements,
+                sent_types,
+                receive,
+                received,
+                displacements,
+                received_types,
+                context,
+            )
+    )
 }
 
 /// Copies what the rank sends to itself: with 2³¹ bytes of that, Open MPI 4.1.4 never returns.
-///
-/// # Safety
-/// As for `Buffers::call`.
-unsafe fn copy_own(buffers: &Buffers, send: &Parts, receive: &Parts) {
+fn copy_own(buffers: &Buffers, send: &Parts, receive: &Parts) {
     let own = index(buffers.rank);
     let bytes = |elements: i64| usize::try_from(elements).unwrap_or(0) * buffers.size;
     let from = buffers.send.cast::<u8>().wrapping_add(bytes(send.displacements[own]));
@@ -89,29 +82,24 @@ unsafe fn copy_own(buffers: &Buffers, send: &Parts, receive: &Parts) {
     unsafe { std::ptr::copy_nonoverlapping(from, to, bytes(receive.counts[own])) };
 }
 
-/// # Safety
-/// As for `Buffers::call`.
-pub(super) unsafe fn reduce_scatter(buffers: &Buffers, parts: &Parts, op: MPI_Op) -> Result<()> {
+pub(super) fn reduce_scatter(
+    buffers: &Buffers,
+    made: &mut Made,
+    parts: &Parts,
+    op: MPI_Op,
+) -> Result<()> {
+    let Buffers { receive, datatype, size, context, .. } = *buffers;
     for (root, (&count, &displacement)) in (0..).zip(parts.counts.iter().zip(&parts.displacements))
     {
-        let part = buffers
-            .send
-            .wrapping_byte_add(usize::try_from(displacement).unwrap_or(0) * buffers.size);
+        let part =
+            buffers.send.wrapping_byte_add(usize::try_from(displacement).unwrap_or(0) * size);
         for (start, length) in pieces(count, buffers.largest.min(LARGEST_REDUCED)) {
-            let offset = start * buffers.size;
-            // SAFETY: passed on to the caller; the piece lies within the part.
-            let code = unsafe {
-                mpi_sys::MPI_Reduce(
-                    part.wrapping_byte_add(offset),
-                    buffers.receive.wrapping_byte_add(offset),
-                    length,
-                    buffers.datatype,
-                    op,
-                    root,
-                    buffers.context,
-                )
-            };
-            check("MPI_Reduce", code)?;
+            let (part, receive) =
+                (part.wrapping_byte_add(start * size), receive.wrapping_byte_add(start * size));
+            mpi!(
+                made,
+                MPI_Reduce | MPI_Ireduce(part, receive, length, datatype, op, root, context,)
+            )?;
         }
     }
     Ok(())
@@ -120,99 +108,58 @@ pub(super) unsafe fn reduce_scatter(buffers: &Buffers, parts: &Parts, op: MPI_Op
 /// A datatype for each part of another rank's, freed with the list.
 struct Datatypes {
     counts: Vec<c_int>,
-    datatypes: Vec<MPI_Datatype>,
+    parts: Vec<Option<Temporary>>,
 }
 
 impl Datatypes {
     fn of(buffers: &Buffers, parts: &Parts) -> Result<Self> {
-        let mut list = Self { counts: Vec::new(), datatypes: Vec::new() };
+        let mut list = Self { counts: Vec::new(), parts: Vec::new() };
         for (rank, (&count, &displacement)) in
             (0..).zip(parts.counts.iter().zip(&parts.displacements))
         {
-            if count == 0 || rank == buffers.rank {
-                list.counts.push(0);
-                list.datatypes.push(mpi_sys::MPI_BYTE);
-            } else {
-                let datatype = part(buffers, displacement, count)?;
-                list.counts.push(1);
-                list.datatypes.push(datatype);
-            }
+            let absent = count == 0 || rank == buffers.rank;
+            list.counts.push(c_int::from(!absent));
+            list.parts.push(if absent { None } else { Some(part(buffers, displacement, count)?) });
         }
         Ok(list)
     }
-}
 
-impl Drop for Datatypes {
-    fn drop(&mut self) {
-        for (count, datatype) in self.counts.iter().zip(&mut self.datatypes) {
-            if *count == 1 {
-                // SAFETY: a datatype made by `part`, freed once.
-                unsafe { mpi_sys::MPI_Type_free(datatype) };
-            }
-        }
+    fn handles(&self) -> Vec<MPI_Datatype> {
+        self.parts
+            .iter()
+            .map(|part| part.as_ref().map_or(mpi_sys::MPI_BYTE, |part| part.0))
+            .collect()
     }
 }
 
-/// `count` elements from the element `displacement` on: as many blocks of the largest count as fit,
-/// and what is left.
-fn part(buffers: &Buffers, displacement: i64, count: i64) -> Result<MPI_Datatype> {
-    let block = i64::from(buffers.largest);
+/// `count` elements from the element `displacement` on.
+fn part(buffers: &Buffers, displacement: i64, count: i64) -> Result<Temporary> {
+    let whole = elements(buffers.datatype, buffers.size, count, buffers.largest)?;
+    Temporary::structure([(1, address(displacement, buffers.size), whole.0)])
+}
+
+/// `count` elements one after another as one: as many blocks of the largest count as fit, and what
+/// is left.
+pub(super) fn elements(
+    datatype: MPI_Datatype,
+    size: usize,
+    count: i64,
+    largest: c_int,
+) -> Result<Temporary> {
+    let block = i64::from(largest);
     let (blocks, rest) = (count / block, count % block);
-    let whole = create("MPI_Type_vector", |datatype| {
-        // SAFETY: the element's datatype is valid; `datatype` is written before the return.
-        unsafe {
-            mpi_sys::MPI_Type_vector(
-                as_int(blocks),
-                buffers.largest,
-                buffers.largest,
-                buffers.datatype,
-                datatype,
-            )
-        }
+    let whole = Temporary::new("MPI_Type_vector", |made| {
+        // SAFETY: the element's datatype is valid; `made` is written before the return.
+        unsafe { mpi_sys::MPI_Type_vector(as_int(blocks), largest, largest, datatype, made) }
     })?;
-    let remainder = create("MPI_Type_contiguous", |datatype| {
-        // SAFETY: as above.
-        unsafe { mpi_sys::MPI_Type_contiguous(as_int(rest), buffers.datatype, datatype) }
-    })?;
-    let address = |element: i64| {
-        let element = MPI_Aint::try_from(element).unwrap_or(MPI_Aint::MAX);
-        element.saturating_mul(buffers.size.cast_signed())
-    };
-    let addresses = [address(displacement), address(displacement + blocks * block)];
-    let types = [whole.0, remainder.0];
-    let both = create("MPI_Type_create_struct", |datatype| {
-        // SAFETY: each list has two entries, of datatypes that were just made.
-        unsafe {
-            mpi_sys::MPI_Type_create_struct(
-                2,
-                [1, 1].as_ptr(),
-                addresses.as_ptr(),
-                types.as_ptr(),
-                datatype,
-            )
-        }
-    })?;
-    let mut datatype = both.0;
-    // SAFETY: a datatype that was just made.
-    check("MPI_Type_commit", unsafe { mpi_sys::MPI_Type_commit(&mut datatype) })?;
-    std::mem::forget(both);
-    Ok(datatype)
+    let end = address(blocks * block, size);
+    Temporary::structure([(1, 0, whole.0), (as_int(rest), end, datatype)])
 }
 
-/// A datatype that is freed when dropped.
-struct Temporary(MPI_Datatype);
-
-fn create(name: &'static str, make: impl FnOnce(&mut MPI_Datatype) -> c_int) -> Result<Temporary> {
-    let mut datatype = mpi_sys::MPI_DATATYPE_NULL;
-    check(name, make(&mut datatype))?;
-    Ok(Temporary(datatype))
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // SAFETY: a datatype that `create` made, freed once.
-        unsafe { mpi_sys::MPI_Type_free(&mut self.0) };
-    }
+/// The bytes before an element.
+fn address(element: i64, size: usize) -> MPI_Aint {
+    let element = MPI_Aint::try_from(element).unwrap_or(MPI_Aint::MAX);
+    element.saturating_mul(size.cast_signed())
 }
 
 /// The number of blocks of 2³¹, or what is left beside them.

@@ -12,8 +12,9 @@ use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::Communicator;
 use crate::error::Result;
-use crate::operator::{Operator, apply};
+use crate::operator::{Blocking, Operator, apply};
 use crate::reduction::Op;
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Joins all ranks' `x` along `axis`, in order of the ranks; every rank receives the whole.
@@ -44,8 +45,37 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Allgather")]
     #[doc(alias = "MPI_Allgatherv")]
+    #[track_caller]
     pub fn all_gather(&self, x: &Tensor, axis: i64) -> Result<Tensor> {
-        apply(&AllGather { axis, counts: Counts::Own }, self, x)
+        apply::<Blocking>(&AllGather { axis, counts: Counts::Own }, self, x)
+    }
+
+    /// Starts an [`all_gather`](Self::all_gather).
+    ///
+    /// Wraps `MPI_Iallgatherv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
+    /// [`iall_gather_with_counts`](Self::iall_gather_with_counts) does not.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `all_gather`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `all_gather`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.iall_gather(&Tensor::from_slice(&[world.rank()]), 0)?;
+    /// let ranks: Vec<_> = (0..world.size()).collect();
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&ranks));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Iallgatherv")]
+    #[track_caller]
+    pub fn iall_gather(&self, x: &Tensor, axis: i64) -> Result<Request> {
+        apply::<Nonblocking>(&AllGather { axis, counts: Counts::Own }, self, x)
     }
 
     /// [`all_gather`](Self::all_gather) where every rank knows all extents along `axis`.
@@ -70,8 +100,40 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Allgatherv")]
+    #[track_caller]
     pub fn all_gather_with_counts(&self, x: &Tensor, axis: i64, counts: &[i64]) -> Result<Tensor> {
-        apply(&AllGather { axis, counts: Counts::known(counts) }, self, x)
+        apply::<Blocking>(&AllGather { axis, counts: Counts::known(counts) }, self, x)
+    }
+
+    /// Starts an [`all_gather_with_counts`](Self::all_gather_with_counts).
+    ///
+    /// Wraps `MPI_Iallgatherv`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `all_gather_with_counts`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `all_gather_with_counts`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let counts = vec![1; world.size() as usize];
+    /// let request = world.iall_gather_with_counts(&Tensor::from_slice(&[0.5]), 0, &counts)?;
+    /// assert_eq!(request.wait()?.size(), [i64::from(world.size())]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Iallgatherv")]
+    #[track_caller]
+    pub fn iall_gather_with_counts(
+        &self,
+        x: &Tensor,
+        axis: i64,
+        counts: &[i64],
+    ) -> Result<Request> {
+        apply::<Nonblocking>(&AllGather { axis, counts: Counts::known(counts) }, self, x)
     }
 }
 

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use super::nonlinear;
+use super::nonlinear::{Extremum, Product};
 use crate::agreement::{Agreed, Terms};
 use crate::buffer::Input;
-use crate::call::{Call, Finish, Plan, Reduction};
+use crate::call::{Call, Finish, Plan};
 use crate::communicator::Communicator;
 use crate::error::Result;
-use crate::operator::{Operator, apply, apply_in_place, apply_nonlinear, replace};
-use crate::reduction::Op;
+use crate::operator::{Blocking, Mode, Operator, apply_in_place, apply_nonlinear, replace};
+use crate::reduction::{self, Op};
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Combines `x` over all ranks with `op`; every rank receives the result.
@@ -48,22 +49,44 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Allreduce")]
+    #[track_caller]
+    #[inline]
     pub fn all_reduce(&self, x: &Tensor, op: Op) -> Result<Tensor> {
-        let operator = AllReduce { op };
-        match op {
-            Op::Max | Op::Min => apply_nonlinear(&operator, self, x, nonlinear::extremum),
-            Op::Prod => apply_nonlinear(&operator, self, x, nonlinear::product),
-            // The others are linear, or refuse a tensor that requires grad.
-            _ => op.averaging(self.size(), x, |x| apply(&operator, self, x)),
-        }
+        all_reduce::<Blocking>(self, x, op)
+    }
+
+    /// Starts an [`all_reduce`](Self::all_reduce).
+    ///
+    /// Wraps `MPI_Iallreduce`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `all_reduce`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `all_reduce`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.iall_reduce(&Tensor::from_slice(&[1_i64]), Op::Sum)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[i64::from(world.size())]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Iallreduce")]
+    #[track_caller]
+    pub fn iall_reduce(&self, x: &Tensor, op: Op) -> Result<Request> {
+        all_reduce::<Nonblocking>(self, x, op)
     }
 
     /// [`all_reduce`](Self::all_reduce) in place: `x` becomes the result.
     ///
     /// Wraps `MPI_Allreduce` with `MPI_IN_PLACE`. Collective: every rank must call it.
     ///
-    /// - Shape, kinds, adjoint: as `all_reduce`. A tensor that is not contiguous, and one that
-    ///   requires grad with an op that is not linear, go by a copy.
+    /// - Shape, kinds, adjoint: as `all_reduce`. By a copy go a tensor that is not contiguous, a
+    ///   `Mean`, and one that requires grad with an op that is not linear or is a view.
     ///
     /// It follows torch's rules for changes in place: the version counter is bumped, the history
     /// goes on from here, for views too, and a leaf that requires grad is refused.
@@ -85,25 +108,48 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Allreduce")]
     #[doc(alias = "MPI_IN_PLACE")]
+    #[track_caller]
     pub fn all_reduce_(&self, x: &mut Tensor, op: Op) -> Result<()> {
-        if op == Op::Sum {
-            return apply_in_place(&AllReduce { op }, self, x);
+        if op.changes_in_place(self, x) {
+            return apply_in_place(&AllReduce::new(op), self, x);
         }
         replace("all_reduce", self, x, |x| self.all_reduce(x, op))
+    }
+}
+
+#[track_caller]
+#[inline]
+pub(super) fn all_reduce<M: Mode>(comm: &Communicator, x: &Tensor, op: Op) -> Result<M::Output> {
+    let operator = AllReduce::new(op);
+    match op {
+        Op::Max | Op::Min => apply_nonlinear::<M>(&operator, comm, x, Extremum),
+        Op::Prod => apply_nonlinear::<M>(&operator, comm, x, Product),
+        // The others are linear, or refuse a tensor that requires grad.
+        _ => reduction::reduce::<M>(&operator, op, comm.size(), comm, x),
     }
 }
 
 /// For `Sum`, its own adjoint.
 #[derive(Debug)]
 pub(super) struct AllReduce {
-    pub(super) op: Op,
+    op: Op,
+    call: &'static str,
 }
 
-const ALL_REDUCE: Reduction = Reduction { name: "MPI_Allreduce", run: mpi_sys::MPI_Allreduce };
+impl AllReduce {
+    pub(super) fn new(op: Op) -> Self {
+        Self { op, call: "all_reduce" }
+    }
+
+    /// As part of another call.
+    pub(super) fn of(call: &'static str, op: Op) -> Self {
+        Self { op, call }
+    }
+}
 
 impl Operator for AllReduce {
     fn name(&self) -> &'static str {
-        "all_reduce"
+        self.call
     }
 
     fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {
@@ -115,11 +161,11 @@ impl Operator for AllReduce {
         let op = self.op.check(self.name(), comm, &input)?;
         let input = self.op.operand(input)?.contiguous()?;
         let shape = input.shape().into();
-        let call = Call::Reduction { function: ALL_REDUCE, op };
+        let call = Call::AllReduce { op };
         Ok(Plan { input, shape, call, context: comm.context(), finish: Finish::Nothing })
     }
 
     fn adjoint(&self, _shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
-        Arc::new(Self { op: Op::Sum })
+        Arc::new(Self { op: Op::Sum, call: self.call })
     }
 }

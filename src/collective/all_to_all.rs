@@ -12,7 +12,8 @@ use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::{Communicator, index};
 use crate::error::Result;
-use crate::operator::{Operator, apply};
+use crate::operator::{Blocking, Operator, apply};
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Joins all ranks' `x` along `gather_axis`, cuts the whole along `scatter_axis`, and gives each
@@ -53,6 +54,7 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Alltoall")]
     #[doc(alias = "MPI_Alltoallv")]
+    #[track_caller]
     pub fn all_to_all(
         &self,
         x: &Tensor,
@@ -61,7 +63,43 @@ impl Communicator {
         count: i64,
     ) -> Result<Tensor> {
         let (gathered, scattered) = (Counts::Own, Counts::Wanted(count));
-        apply(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
+        apply::<Blocking>(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
+    }
+
+    /// Starts an [`all_to_all`](Self::all_to_all).
+    ///
+    /// Wraps `MPI_Ialltoallv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
+    /// [`iall_to_all_with_counts`](Self::iall_to_all_with_counts) does not.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `all_to_all`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `all_to_all`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// // Rank r's column r becomes everybody's row.
+    /// let ranks: Vec<_> = (0..world.size()).collect();
+    /// let request = world.iall_to_all(&Tensor::from_slice(&ranks).unsqueeze(0), 0, 1, 1)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[world.rank()]).expand([ranks.len() as i64, 1], false));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Ialltoallv")]
+    #[track_caller]
+    pub fn iall_to_all(
+        &self,
+        x: &Tensor,
+        gather_axis: i64,
+        scatter_axis: i64,
+        count: i64,
+    ) -> Result<Request> {
+        let (gathered, scattered) = (Counts::Own, Counts::Wanted(count));
+        apply::<Nonblocking>(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
     }
 
     /// [`all_to_all`](Self::all_to_all) where every rank knows all extents along `gather_axis` and
@@ -89,6 +127,7 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Alltoallv")]
+    #[track_caller]
     pub fn all_to_all_with_counts(
         &self,
         x: &Tensor,
@@ -98,7 +137,43 @@ impl Communicator {
         scatter_counts: &[i64],
     ) -> Result<Tensor> {
         let (gathered, scattered) = (Counts::known(gather_counts), Counts::known(scatter_counts));
-        apply(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
+        apply::<Blocking>(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
+    }
+
+    /// Starts an [`all_to_all_with_counts`](Self::all_to_all_with_counts).
+    ///
+    /// Wraps `MPI_Ialltoallv`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `all_to_all_with_counts`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `all_to_all_with_counts`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let ranks: Vec<_> = (0..world.size()).collect();
+    /// let counts = vec![1; ranks.len()];
+    /// let x = Tensor::from_slice(&ranks).unsqueeze(0);
+    /// let request = world.iall_to_all_with_counts(&x, 0, &counts, 1, &counts)?;
+    /// assert_eq!(request.wait()?.size(), [ranks.len() as i64, 1]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Ialltoallv")]
+    #[track_caller]
+    pub fn iall_to_all_with_counts(
+        &self,
+        x: &Tensor,
+        gather_axis: i64,
+        gather_counts: &[i64],
+        scatter_axis: i64,
+        scatter_counts: &[i64],
+    ) -> Result<Request> {
+        let (gathered, scattered) = (Counts::known(gather_counts), Counts::known(scatter_counts));
+        apply::<Nonblocking>(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
     }
 }
 

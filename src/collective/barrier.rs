@@ -1,14 +1,23 @@
 //! `MPI_Barrier`.
 
-use crate::agreement::{Terms, agree};
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+
+use crate::agreement::{Agreed, Terms};
+use crate::buffer::Input;
+use crate::call::{Call, Finish, Plan};
 use crate::communicator::Communicator;
-use crate::error::{Result, check};
+use crate::error::Result;
+use crate::operator::{Blocking, Mode, Operator, apply};
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Waits until every rank has called it.
     ///
-    /// Wraps `MPI_Barrier`. Collective: every rank must call it. It has no part in the backward
-    /// pass.
+    /// Wraps `MPI_Barrier`. Collective: every rank must call it.
+    ///
+    /// - Adjoint: on a [`Tape`](crate::Tape) a barrier; else it has no part in the backward pass.
     ///
     /// # Errors
     /// What is [common to all](crate#errors).
@@ -20,10 +29,59 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Barrier")]
+    #[track_caller]
     pub fn barrier(&self) -> Result<()> {
-        agree("barrier", self, None, Ok(Terms::default()), false)?;
-        let _guard = self.environment().enter("barrier")?;
-        // SAFETY: the context is a valid communicator, as `enter` gave leave.
-        check("MPI_Barrier", unsafe { mpi_sys::MPI_Barrier(self.context()) })
+        barrier::<Blocking>(self).map(|_| ())
+    }
+
+    /// Starts a [`barrier`](Self::barrier): the wait waits until every rank has started it. Its
+    /// result has no elements.
+    ///
+    /// Wraps `MPI_Ibarrier`. Collective: every rank must call it.
+    ///
+    /// # Errors
+    /// As for `barrier`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// let request = universe.world().ibarrier()?;
+    /// request.wait()?;
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Ibarrier")]
+    #[track_caller]
+    pub fn ibarrier(&self) -> Result<Request> {
+        barrier::<Nonblocking>(self)
+    }
+}
+
+#[track_caller]
+fn barrier<M: Mode>(comm: &Communicator) -> Result<M::Output> {
+    // On a tape it depends on the calls before it, and those after it depend on it.
+    let nothing = Tensor::f_zeros([0_i64; 1], (Kind::Float, tch::Device::Cpu))?;
+    apply::<M>(&Barrier, comm, &nothing)
+}
+
+/// Its own adjoint. Takes and gives a tensor without elements.
+#[derive(Debug)]
+struct Barrier;
+
+impl Operator for Barrier {
+    fn name(&self) -> &'static str {
+        "barrier"
+    }
+
+    fn terms<'a>(&'a self, _: &Communicator, _: &Input<'a>) -> Result<Terms<'a>> {
+        Ok(Terms::default())
+    }
+
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
+        let (shape, finish) = (input.shape().into(), Finish::Nothing);
+        Ok(Plan { input, shape, call: Call::Barrier, context: comm.context(), finish })
+    }
+
+    fn adjoint(&self, _shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
+        Arc::new(Self)
     }
 }

@@ -10,8 +10,9 @@ use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::{Communicator, Rank};
 use crate::error::Result;
-use crate::operator::{Operator, apply, apply_in_place};
+use crate::operator::{Blocking, Operator, apply, apply_in_place};
 use crate::reduction::Op;
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Gives every rank `root`'s `x`.
@@ -37,8 +38,34 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Bcast")]
+    #[track_caller]
     pub fn broadcast(&self, x: &Tensor, root: Rank) -> Result<Tensor> {
-        apply(&Broadcast { root }, self, x)
+        apply::<Blocking>(&Broadcast { root }, self, x)
+    }
+
+    /// Starts a [`broadcast`](Self::broadcast).
+    ///
+    /// Wraps `MPI_Ibcast`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `broadcast`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `broadcast`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.ibroadcast(&Tensor::from_slice(&[world.rank()]), 0)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Ibcast")]
+    #[track_caller]
+    pub fn ibroadcast(&self, x: &Tensor, root: Rank) -> Result<Request> {
+        apply::<Nonblocking>(&Broadcast { root }, self, x)
     }
 
     /// [`broadcast`](Self::broadcast) in place: every rank's `x` becomes `root`'s.
@@ -63,6 +90,7 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Bcast")]
+    #[track_caller]
     pub fn broadcast_(&self, x: &mut Tensor, root: Rank) -> Result<()> {
         apply_in_place(&Broadcast { root }, self, x)
     }

@@ -4,9 +4,10 @@ use tch::Tensor;
 
 use super::all_reduce::AllReduce;
 use super::nonlinear;
+use crate::autograd::View;
 use crate::communicator::Communicator;
 use crate::error::Result;
-use crate::operator::{negotiate, records};
+use crate::operator::{Blocking, Mode};
 use crate::reduction::Op;
 
 impl Communicator {
@@ -36,8 +37,9 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_MAXLOC")]
+    #[track_caller]
     pub fn max_loc(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.extremum_location(x, Op::Max)
+        self.extremum_location("max_loc", x, Op::Max)
     }
 
     /// The smallest value over all ranks, and the lowest rank that has it, element by element.
@@ -58,16 +60,23 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_MINLOC")]
+    #[track_caller]
     pub fn min_loc(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.extremum_location(x, Op::Min)
+        self.extremum_location("min_loc", x, Op::Min)
     }
 
-    fn extremum_location(&self, x: &Tensor, op: Op) -> Result<(Tensor, Tensor)> {
+    #[track_caller]
+    fn extremum_location(
+        &self,
+        call: &'static str,
+        x: &Tensor,
+        op: Op,
+    ) -> Result<(Tensor, Tensor)> {
         // The calls without grad do not compare requires_grad.
-        let _ = negotiate(&AllReduce { op }, self, x)?;
+        Blocking::check(&AllReduce::of(call, op), self, x)?;
         let y = tch::no_grad(|| self.all_reduce(x, op))?;
         let owners = tch::no_grad(|| nonlinear::owners(self, x, &y))?;
-        if !records(x) {
+        if !self.records(&View::of(x)) {
             return Ok((y, owners));
         }
         // Given the owners, the values are linear in x: each is the sum of its owner's and of zeros.

@@ -12,7 +12,8 @@ use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::{Communicator, Rank};
 use crate::error::Result;
-use crate::operator::{Operator, apply};
+use crate::operator::{Blocking, Operator, apply};
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Joins all ranks' `x` along `axis`, in order of the ranks; `root` receives the whole.
@@ -45,8 +46,37 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Gather")]
     #[doc(alias = "MPI_Gatherv")]
+    #[track_caller]
     pub fn gather(&self, x: &Tensor, axis: i64, root: Rank) -> Result<Tensor> {
-        apply(&Gather { axis, counts: Counts::Own, root, off_root: None }, self, x)
+        apply::<Blocking>(&Gather { axis, counts: Counts::Own, root, off_root: None }, self, x)
+    }
+
+    /// Starts a [`gather`](Self::gather).
+    ///
+    /// Wraps `MPI_Igatherv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
+    /// [`igather_with_counts`](Self::igather_with_counts) does not.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `gather`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `gather`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.igather(&Tensor::from_slice(&[world.rank()]), 0, 0)?;
+    /// let ranks: Vec<_> = if world.rank() == 0 { (0..world.size()).collect() } else { vec![] };
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&ranks));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Igatherv")]
+    #[track_caller]
+    pub fn igather(&self, x: &Tensor, axis: i64, root: Rank) -> Result<Request> {
+        apply::<Nonblocking>(&Gather { axis, counts: Counts::Own, root, off_root: None }, self, x)
     }
 
     /// [`gather`](Self::gather) where every rank knows all extents along `axis`.
@@ -72,6 +102,7 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Gatherv")]
+    #[track_caller]
     pub fn gather_with_counts(
         &self,
         x: &Tensor,
@@ -79,7 +110,48 @@ impl Communicator {
         counts: &[i64],
         root: Rank,
     ) -> Result<Tensor> {
-        apply(&Gather { axis, counts: Counts::known(counts), root, off_root: None }, self, x)
+        apply::<Blocking>(
+            &Gather { axis, counts: Counts::known(counts), root, off_root: None },
+            self,
+            x,
+        )
+    }
+
+    /// Starts a [`gather_with_counts`](Self::gather_with_counts).
+    ///
+    /// Wraps `MPI_Igatherv`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `gather_with_counts`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `gather_with_counts`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let counts = vec![1; world.size() as usize];
+    /// let request = world.igather_with_counts(&Tensor::from_slice(&[0.5]), 0, &counts, 0)?;
+    /// let extent = if world.rank() == 0 { world.size() } else { 0 };
+    /// assert_eq!(request.wait()?.size(), [i64::from(extent)]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Igatherv")]
+    #[track_caller]
+    pub fn igather_with_counts(
+        &self,
+        x: &Tensor,
+        axis: i64,
+        counts: &[i64],
+        root: Rank,
+    ) -> Result<Request> {
+        apply::<Nonblocking>(
+            &Gather { axis, counts: Counts::known(counts), root, off_root: None },
+            self,
+            x,
+        )
     }
 }
 
@@ -129,7 +201,7 @@ impl Operator for Gather {
             (whole, finish)
         } else {
             let nothing = blocks.shape_with(input.shape(), 0);
-            (self.off_root.clone().unwrap_or(nothing), Finish::Fill(0.into()))
+            (self.off_root.clone().unwrap_or(nothing), Finish::Zero)
         };
         Ok(Plan { input, shape: shape.into(), call, context: comm.context(), finish })
     }

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
+use super::all_reduce::all_reduce;
 use super::broadcast::Broadcast;
 use crate::agreement::{Agreed, Terms};
+use crate::autograd::View;
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::{Communicator, Rank};
 use crate::error::Result;
-use crate::operator::{Operator, apply, apply_in_place, negotiate, records, replace};
-use crate::reduction::Op;
+use crate::operator::{Blocking, Mode, Operator, apply_in_place, replace};
+use crate::reduction::{self, Op};
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Combines `x` over all ranks with `op`; `root` receives the result, the others zeros.
@@ -43,16 +46,36 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Reduce")]
+    #[track_caller]
     pub fn reduce(&self, x: &Tensor, op: Op, root: Rank) -> Result<Tensor> {
-        if !op.is_linear() && op.is_differentiable() && records(x) {
-            // The call that follows does not compare the root.
-            let _ = negotiate(&Reduce { op, root }, self, x)?;
-            let y = self.all_reduce(x, op)?;
-            // Off root a constant, though still a node that takes part in the backward pass.
-            return Ok(if self.rank() == root { y } else { y.f_masked_fill(&all(&y)?, 0.0)? });
-        }
-        let operator = Reduce { op, root };
-        op.averaging(self.size(), x, |x| apply(&operator, self, x))
+        reduce::<Blocking>(self, x, op, root)
+    }
+
+    /// Starts a [`reduce`](Self::reduce).
+    ///
+    /// Wraps `MPI_Ireduce`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `reduce`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `reduce`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.ireduce(&Tensor::from_slice(&[1.0]), Op::Sum, 0)?;
+    /// let sum = if world.rank() == 0 { f64::from(world.size()) } else { 0.0 };
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[sum]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Ireduce")]
+    #[track_caller]
+    pub fn ireduce(&self, x: &Tensor, op: Op, root: Rank) -> Result<Request> {
+        reduce::<Nonblocking>(self, x, op, root)
     }
 
     /// [`reduce`](Self::reduce) in place: `x` becomes the result, on `root`, or zeros.
@@ -79,12 +102,28 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Reduce")]
     #[doc(alias = "MPI_IN_PLACE")]
+    #[track_caller]
     pub fn reduce_(&self, x: &mut Tensor, op: Op, root: Rank) -> Result<()> {
-        if op == Op::Sum {
+        if op.changes_in_place(self, x) {
             return apply_in_place(&Reduce { op, root }, self, x);
         }
         replace("reduce", self, x, |x| self.reduce(x, op, root))
     }
+}
+
+#[track_caller]
+fn reduce<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, root: Rank) -> Result<M::Output> {
+    let operator = Reduce { op, root };
+    if !op.is_linear() && op.is_differentiable() && comm.records(&View::of(x)) {
+        // The call that follows does not compare the root.
+        M::check(&operator, comm, x)?;
+        let is_root = comm.rank() == root;
+        // Off root a constant, though still a node that takes part in the backward pass.
+        return M::then([all_reduce::<M>(comm, x, op)?], move |[y]| {
+            Ok(if is_root { y } else { y.f_masked_fill(&all(&y)?, 0.0)? })
+        });
+    }
+    reduction::reduce::<M>(&operator, op, comm.size(), comm, x)
 }
 
 /// A mask that holds everywhere.
@@ -119,8 +158,7 @@ impl Operator for Reduce {
         let op = self.op.check(self.name(), comm, &input)?;
         let input = self.op.operand(input)?.contiguous()?;
         let shape = input.shape().into();
-        let finish =
-            if comm.rank() == self.root { Finish::Nothing } else { Finish::Fill(0.into()) };
+        let finish = if comm.rank() == self.root { Finish::Nothing } else { Finish::Zero };
         let call = Call::Reduce { op, root: self.root };
         Ok(Plan { input, shape, call, context: comm.context(), finish })
     }

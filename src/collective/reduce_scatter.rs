@@ -5,15 +5,18 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use super::all_gather::AllGather;
+use super::all_reduce::all_reduce;
 use super::counts::Counts;
 use crate::agreement::{Agreed, Terms};
+use crate::autograd::View;
 use crate::blocks::{Blocks, axis_of};
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::{Communicator, index};
 use crate::error::Result;
-use crate::operator::{Operator, apply, negotiate, records};
-use crate::reduction::Op;
+use crate::operator::{Blocking, Mode, Operator};
+use crate::reduction::{self, Op};
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Combines `x` over all ranks with `op`, cuts the result along `axis`, and gives each rank the
@@ -50,8 +53,46 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Reduce_scatter")]
     #[doc(alias = "MPI_Reduce_scatter_block")]
+    #[track_caller]
     pub fn reduce_scatter(&self, x: &Tensor, axis: i64, count: i64, op: Op) -> Result<Tensor> {
-        self.reduce_scatter_by(x, ReduceScatter { axis, counts: Counts::Wanted(count), op })
+        reduce_scatter::<Blocking>(
+            self,
+            x,
+            ReduceScatter { axis, counts: Counts::Wanted(count), op },
+        )
+    }
+
+    /// Starts a [`reduce_scatter`](Self::reduce_scatter).
+    ///
+    /// Wraps `MPI_Ireduce_scatter`. Collective: every rank must call it. Shape, kinds: as there.
+    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
+    /// [`ireduce_scatter_with_counts`](Self::ireduce_scatter_with_counts) does not.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `reduce_scatter`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `reduce_scatter`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let x = Tensor::from_slice(&vec![1_i64; world.size() as usize]);
+    /// let request = world.ireduce_scatter(&x, 0, 1, Op::Sum)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[i64::from(world.size())]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Ireduce_scatter")]
+    #[track_caller]
+    pub fn ireduce_scatter(&self, x: &Tensor, axis: i64, count: i64, op: Op) -> Result<Request> {
+        reduce_scatter::<Nonblocking>(
+            self,
+            x,
+            ReduceScatter { axis, counts: Counts::Wanted(count), op },
+        )
     }
 
     /// [`reduce_scatter`](Self::reduce_scatter) where every rank knows all counts.
@@ -77,6 +118,7 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Reduce_scatter")]
+    #[track_caller]
     pub fn reduce_scatter_with_counts(
         &self,
         x: &Tensor,
@@ -84,22 +126,69 @@ impl Communicator {
         counts: &[i64],
         op: Op,
     ) -> Result<Tensor> {
-        self.reduce_scatter_by(x, ReduceScatter { axis, counts: Counts::known(counts), op })
+        reduce_scatter::<Blocking>(
+            self,
+            x,
+            ReduceScatter { axis, counts: Counts::known(counts), op },
+        )
     }
 
-    fn reduce_scatter_by(&self, x: &Tensor, operator: ReduceScatter) -> Result<Tensor> {
-        let op = operator.op;
-        if op.is_linear() || !op.is_differentiable() || !records(x) {
-            return op.averaging(self.size(), x, |x| apply(&operator, self, x));
-        }
-        // The derivative needs the result on every rank.
-        let (input, agreed) = negotiate(&operator, self, x)?;
-        let blocks = operator.blocks(input.shape(), &agreed)?;
-        let rank = index(self.rank());
-        let start: i64 = blocks.counts[..rank].iter().sum();
-        let y = self.all_reduce(x, op)?.f_narrow(operator.axis, start, blocks.counts[rank])?;
-        Ok(y.f_alias_copy()?)
+    /// Starts a [`reduce_scatter_with_counts`](Self::reduce_scatter_with_counts).
+    ///
+    /// Wraps `MPI_Ireduce_scatter`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `reduce_scatter_with_counts`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `reduce_scatter_with_counts`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let counts = vec![1; world.size() as usize];
+    /// let request = world.ireduce_scatter_with_counts(&Tensor::from_slice(&counts), 0, &counts, Op::Sum)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[i64::from(world.size())]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Ireduce_scatter")]
+    #[track_caller]
+    pub fn ireduce_scatter_with_counts(
+        &self,
+        x: &Tensor,
+        axis: i64,
+        counts: &[i64],
+        op: Op,
+    ) -> Result<Request> {
+        reduce_scatter::<Nonblocking>(
+            self,
+            x,
+            ReduceScatter { axis, counts: Counts::known(counts), op },
+        )
     }
+}
+
+#[track_caller]
+fn reduce_scatter<M: Mode>(
+    comm: &Communicator,
+    x: &Tensor,
+    operator: ReduceScatter,
+) -> Result<M::Output> {
+    let op = operator.op;
+    if op.is_linear() || !op.is_differentiable() || !comm.records(&View::of(x)) {
+        return reduction::reduce::<M>(&operator, op, comm.size(), comm, x);
+    }
+    // The derivative needs the result on every rank.
+    let agreed = M::check(&operator, comm, x)?;
+    let blocks = operator.blocks(&x.size(), &agreed)?;
+    let rank = index(comm.rank());
+    let start: i64 = blocks.counts[..rank].iter().sum();
+    M::then([all_reduce::<M>(comm, x, op)?], move |[y]| {
+        Ok(y.f_narrow(operator.axis, start, blocks.counts[rank])?.f_alias_copy()?)
+    })
 }
 
 /// For `Sum`, the adjoint of [`AllGather`].

@@ -4,14 +4,18 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
+use super::all_gather::AllGather;
+use super::counts::Counts;
 use super::nonlinear;
 use crate::agreement::{Agreed, Terms};
+use crate::autograd::View;
 use crate::buffer::Input;
-use crate::call::{Call, Finish, Plan, Reduction};
-use crate::communicator::Communicator;
+use crate::call::{Call, Finish, Plan};
+use crate::communicator::{Communicator, Rank, index};
 use crate::error::{Error, Result};
-use crate::operator::{Operator, apply, negotiate, records};
-use crate::reduction::Op;
+use crate::operator::{Blocking, Mode, Operator, apply};
+use crate::reduction::{self, Op};
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Combines the `x` of this rank and of those before it with `op`.
@@ -43,14 +47,35 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Scan")]
+    #[track_caller]
     pub fn scan(&self, x: &Tensor, op: Op) -> Result<Tensor> {
-        let operator = Scan { op, inclusive: true, from: End::First };
-        if !op.is_linear() && op.is_differentiable() && records(x) {
-            // The calls that follow do not compare the op.
-            let _ = negotiate(&operator, self, x)?;
-            return nonlinear::prefix(self, x, op, i64::from(self.rank()) + 1);
-        }
-        op.averaging(self.rank() + 1, x, |x| apply(&operator, self, x))
+        scan::<Blocking>(self, x, op, true)
+    }
+
+    /// Starts a [`scan`](Self::scan).
+    ///
+    /// Wraps `MPI_Iscan`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `scan`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `scan`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.iscan(&Tensor::from_slice(&[1.0]), Op::Sum)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[f64::from(world.rank() + 1)]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Iscan")]
+    #[track_caller]
+    pub fn iscan(&self, x: &Tensor, op: Op) -> Result<Request> {
+        scan::<Nonblocking>(self, x, op, true)
     }
 
     /// Combines the `x` of the ranks before this one with `op`; rank 0 receives the op's identity.
@@ -79,15 +104,51 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Exscan")]
+    #[track_caller]
     pub fn exscan(&self, x: &Tensor, op: Op) -> Result<Tensor> {
-        let operator = Scan { op, inclusive: false, from: End::First };
-        if !op.is_linear() && op.is_differentiable() && records(x) {
-            // The calls that follow do not compare the op.
-            let _ = negotiate(&operator, self, x)?;
-            return nonlinear::prefix(self, x, op, i64::from(self.rank()));
-        }
-        apply(&operator, self, x)
+        scan::<Blocking>(self, x, op, false)
     }
+
+    /// Starts an [`exscan`](Self::exscan).
+    ///
+    /// Wraps `MPI_Iexscan`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `exscan`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `exscan`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.iexscan(&Tensor::from_slice(&[1.0]), Op::Sum)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[f64::from(world.rank())]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Iexscan")]
+    #[track_caller]
+    pub fn iexscan(&self, x: &Tensor, op: Op) -> Result<Request> {
+        scan::<Nonblocking>(self, x, op, false)
+    }
+}
+
+#[track_caller]
+fn scan<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, inclusive: bool) -> Result<M::Output> {
+    let operator = Scan { op, inclusive, from: End::First };
+    let ranks = comm.rank() + Rank::from(inclusive);
+    if !op.is_linear() && op.is_differentiable() && comm.records(&View::of(x)) {
+        // The call that follows does not compare the op.
+        M::check(&operator, comm, x)?;
+        let counts = vec![1; index(comm.size())];
+        let gather = AllGather { axis: 0, counts: Counts::known(&counts) };
+        let all = apply::<M>(&gather, comm, &x.f_unsqueeze(0)?)?;
+        return M::then([all], move |[all]| nonlinear::reduce_first(&all, op, ranks.into()));
+    }
+    reduction::reduce::<M>(&operator, op, ranks, comm, x)
 }
 
 /// The end of the ranks at which a scan starts.
@@ -98,8 +159,13 @@ pub(super) enum End {
 }
 
 /// The exclusive scan from either end, for derivatives.
-pub(super) fn exscan_from(comm: &Communicator, x: &Tensor, op: Op, from: End) -> Result<Tensor> {
-    apply(&Scan { op, inclusive: false, from }, comm, x)
+pub(super) fn exscan_from<M: Mode>(
+    comm: &Communicator,
+    x: &Tensor,
+    op: Op,
+    from: End,
+) -> Result<M::Output> {
+    apply::<M>(&Scan { op, inclusive: false, from }, comm, x)
 }
 
 /// For `Sum`, its own adjoint from the other end.
@@ -109,9 +175,6 @@ struct Scan {
     inclusive: bool,
     from: End,
 }
-
-const SCAN: Reduction = Reduction { name: "MPI_Scan", run: mpi_sys::MPI_Scan };
-const EXSCAN: Reduction = Reduction { name: "MPI_Exscan", run: mpi_sys::MPI_Exscan };
 
 impl Operator for Scan {
     fn name(&self) -> &'static str {
@@ -136,12 +199,12 @@ impl Operator for Scan {
             End::Last => (comm.reversed()?, comm.size() - 1),
         };
         let finish = if !self.inclusive && comm.rank() == first {
-            Finish::Fill(self.op.identity(input.datatype().kind))
+            Finish::Identity(self.op)
         } else {
             Finish::Nothing
         };
-        let function = if self.inclusive { SCAN } else { EXSCAN };
-        Ok(Plan { input, shape, call: Call::Reduction { function, op }, context, finish })
+        let call = if self.inclusive { Call::Scan { op } } else { Call::Exscan { op } };
+        Ok(Plan { input, shape, call, context, finish })
     }
 
     fn adjoint(&self, _shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {

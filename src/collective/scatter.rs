@@ -12,7 +12,8 @@ use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::{Communicator, Rank, index};
 use crate::error::Result;
-use crate::operator::{Operator, apply};
+use crate::operator::{Blocking, Operator, apply};
+use crate::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Cuts `root`'s `x` along `axis` and gives each rank the `count` that it asks for, in order of
@@ -23,7 +24,8 @@ impl Communicator {
     /// known, [`scatter_with_counts`](Self::scatter_with_counts) takes them.
     ///
     /// - Shape: on `root`, at least one axis, with the sum of all counts along `axis`; elsewhere
-    ///   any: it is not looked at. The result has `count` along `axis`.
+    ///   any: it is not looked at. So `axis` must be the same number on all ranks. The result has
+    ///   `count` along `axis`.
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: `x̄ = gather(ȳ, axis, root)` on `root`, and zeros of `x`'s own shape elsewhere.
     ///
@@ -46,8 +48,45 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Scatter")]
     #[doc(alias = "MPI_Scatterv")]
+    #[track_caller]
     pub fn scatter(&self, x: &Tensor, axis: i64, count: i64, root: Rank) -> Result<Tensor> {
-        apply(&Scatter { axis, counts: Counts::Wanted(count), root, block: None }, self, x)
+        apply::<Blocking>(
+            &Scatter { axis, counts: Counts::Wanted(count), root, block: None },
+            self,
+            x,
+        )
+    }
+
+    /// Starts a [`scatter`](Self::scatter).
+    ///
+    /// Wraps `MPI_Iscatterv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
+    /// [`iscatter_with_counts`](Self::iscatter_with_counts) does not.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `scatter`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `scatter`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let ranks: Vec<_> = (0..world.size()).collect();
+    /// let request = world.iscatter(&Tensor::from_slice(&ranks), 0, 1, 0)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[world.rank()]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Iscatterv")]
+    #[track_caller]
+    pub fn iscatter(&self, x: &Tensor, axis: i64, count: i64, root: Rank) -> Result<Request> {
+        apply::<Nonblocking>(
+            &Scatter { axis, counts: Counts::Wanted(count), root, block: None },
+            self,
+            x,
+        )
     }
 
     /// [`scatter`](Self::scatter) where every rank knows all counts, and where `x` has the same
@@ -73,6 +112,7 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Scatterv")]
+    #[track_caller]
     pub fn scatter_with_counts(
         &self,
         x: &Tensor,
@@ -80,7 +120,48 @@ impl Communicator {
         counts: &[i64],
         root: Rank,
     ) -> Result<Tensor> {
-        apply(&Scatter { axis, counts: Counts::known(counts), root, block: None }, self, x)
+        apply::<Blocking>(
+            &Scatter { axis, counts: Counts::known(counts), root, block: None },
+            self,
+            x,
+        )
+    }
+
+    /// Starts a [`scatter_with_counts`](Self::scatter_with_counts).
+    ///
+    /// Wraps `MPI_Iscatterv`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `scatter_with_counts`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `scatter_with_counts`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let ranks: Vec<_> = (0..world.size()).collect();
+    /// let counts = vec![1; ranks.len()];
+    /// let request = world.iscatter_with_counts(&Tensor::from_slice(&ranks), 0, &counts, 0)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[world.rank()]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Iscatterv")]
+    #[track_caller]
+    pub fn iscatter_with_counts(
+        &self,
+        x: &Tensor,
+        axis: i64,
+        counts: &[i64],
+        root: Rank,
+    ) -> Result<Request> {
+        apply::<Nonblocking>(
+            &Scatter { axis, counts: Counts::known(counts), root, block: None },
+            self,
+            x,
+        )
     }
 }
 

@@ -10,7 +10,11 @@ use mpi_sys::MPI_Datatype;
 use crate::agreement::Check;
 use crate::communicator::Node;
 use crate::error::{Error, Result, check};
+use crate::flight::Flights;
 use crate::reduction::OwnOps;
+use crate::site::Site;
+use crate::status::Tag;
+use crate::watch::{Waiting, Watch};
 
 /// What every communicator refers to: whether MPI may be called, and by whom, and the handles
 /// that were made at the start.
@@ -26,6 +30,12 @@ pub(crate) struct Environment {
     finalized: AtomicBool,
     /// The communicators that were made from none of this crate's, in order of creation.
     roots: Mutex<Vec<Arc<Node>>>,
+    /// The calls under way.
+    flights: Flights,
+    /// Where `MPI4TCH_TIMEOUT` is set.
+    watch: Option<Arc<Watch>>,
+    /// The largest tag.
+    largest_tag: Tag,
 }
 
 /// Handles that MPI has not, but makes.
@@ -37,7 +47,8 @@ pub(crate) struct Handles {
 }
 
 impl Environment {
-    pub(super) fn create(check_level: Check) -> Result<Self> {
+    pub(super) fn create(settings: (Check, Option<Arc<Watch>>)) -> Result<Self> {
+        let (check_level, watch) = settings;
         let mut level = 0;
         // SAFETY: MPI is initialized; `level` outlives the call.
         check("MPI_Query_thread", unsafe { mpi_sys::MPI_Query_thread(&mut level) })?;
@@ -63,6 +74,9 @@ impl Environment {
             calls: RwLock::new(()),
             finalized: AtomicBool::new(false),
             roots: Mutex::new(Vec::new()),
+            flights: Flights::default(),
+            watch,
+            largest_tag: largest_tag()?,
         })
     }
 
@@ -78,6 +92,20 @@ impl Environment {
     #[inline]
     pub(crate) fn check(&self) -> Check {
         self.check
+    }
+
+    pub(crate) fn flights(&self) -> &Flights {
+        &self.flights
+    }
+
+    pub(crate) fn largest_tag(&self) -> Tag {
+        self.largest_tag
+    }
+
+    /// Watches what is done until the guard is dropped, where `MPI4TCH_TIMEOUT` is set.
+    #[inline]
+    pub(crate) fn watch(&self, site: Site) -> Option<Waiting<'_>> {
+        self.watch.as_ref().map(|watch| watch.enter(site))
     }
 
     /// Leave to call MPI, for as long as the guard lives.
@@ -126,6 +154,8 @@ impl Environment {
             // Whoever initialized MPI has finalized it under us; nothing may be freed any more.
             return;
         }
+        // SAFETY: MPI is there, and no call of this crate reaches it any more.
+        unsafe { self.flights.end() };
         let roots = std::mem::take(&mut *self.roots.lock().unwrap_or_else(PoisonError::into_inner));
         for root in roots {
             // SAFETY: MPI is there, and no call of this crate reaches it any more; all ranks free
@@ -219,6 +249,24 @@ impl ThreadLevel {
             _ => Self::Single,
         }
     }
+}
+
+/// `MPI_TAG_UB`.
+fn largest_tag() -> Result<Tag> {
+    let (mut value, mut found) = (std::ptr::null_mut::<c_int>(), 0);
+    // SAFETY: the value of this attribute is a pointer to an int; both outlive the call.
+    check("MPI_Comm_get_attr", unsafe {
+        mpi_sys::MPI_Comm_get_attr(
+            mpi_sys::MPI_COMM_WORLD,
+            mpi_sys::MPI_TAG_UB,
+            (&raw mut value).cast(),
+            &mut found,
+        )
+    })?;
+    // SAFETY: where it was found, MPI has pointed the value at an int of its own.
+    let value = unsafe { value.as_ref() }.filter(|_| found != 0);
+    // What every MPI allows (MPI 3.1, section 8.1.2).
+    Ok(value.copied().unwrap_or(32767))
 }
 
 pub(super) fn flag(

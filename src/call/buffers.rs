@@ -1,0 +1,328 @@
+//! MPI's collective functions by the shape of their arguments, each shape called in one place.
+
+use std::ffi::{c_int, c_void};
+
+use mpi_sys::{MPI_Comm, MPI_Datatype, MPI_Op};
+
+use super::{Call, Made, wide};
+use crate::blocks::Parts;
+use crate::communicator::{Rank, index};
+use crate::error::Result;
+
+/// What every call gets.
+pub(super) struct Buffers {
+    pub(super) send: *const c_void,
+    pub(super) receive: *mut c_void,
+    /// Elements to send, where no parts say it.
+    pub(super) count: i64,
+    pub(super) datatype: MPI_Datatype,
+    /// Bytes of an element.
+    pub(super) size: usize,
+    pub(super) context: MPI_Comm,
+    pub(super) rank: Rank,
+    pub(super) largest: c_int,
+}
+
+/// The most elements of one reduction. Beyond it Open MPI's arithmetic overflows: of 2³¹ − 1 bytes
+/// at 2 ranks, `MPI_Allreduce` and `MPI_Scan` of 4.1.4 never return; of 2³⁰ they do.
+pub(super) const LARGEST_REDUCED: c_int = 1 << 30;
+
+/// Calls the first function, which waits, or the second, which starts and gives a request.
+macro_rules! mpi {
+    ($made:expr, $waits:ident | $starts:ident($($argument:expr),* $(,)?)) => {
+        match &mut $made.started {
+            None => {
+                // SAFETY: what the arguments point at is as the function that calls this requires.
+                let code = unsafe { mpi_sys::$waits($($argument),*) };
+                $crate::error::check(stringify!($waits), code)
+            }
+            Some(requests) => {
+                let mut request = mpi_sys::MPI_REQUEST_NULL;
+                // SAFETY: as above, to the end of what is started; `request` outlives the call.
+                let code = unsafe { mpi_sys::$starts($($argument,)* &mut request) };
+                $crate::error::check(stringify!($starts), code).map(|()| requests.push(request))
+            }
+        }
+    };
+}
+pub(super) use mpi;
+
+impl Buffers {
+    /// # Safety
+    /// The buffers hold what `call` reads and writes, and do not overlap; the handles are valid. So
+    /// it stays to the end of what is started.
+    #[inline]
+    pub(super) unsafe fn call(&self, call: &Call, made: &mut Made) -> Result<()> {
+        let Self { datatype, context, .. } = *self;
+        match call {
+            Call::AllReduce { op } => self.in_pieces(|Piece { send, receive, count }| {
+                mpi!(
+                    made,
+                    MPI_Allreduce | MPI_Iallreduce(send, receive, count, datatype, *op, context,)
+                )
+            }),
+            Call::Scan { op } => self.in_pieces(|Piece { send, receive, count }| {
+                mpi!(made, MPI_Scan | MPI_Iscan(send, receive, count, datatype, *op, context))
+            }),
+            Call::Exscan { op } => self.in_pieces(|Piece { send, receive, count }| {
+                mpi!(made, MPI_Exscan | MPI_Iexscan(send, receive, count, datatype, *op, context))
+            }),
+            Call::Reduce { op, root } => self.in_pieces(|Piece { send, receive, count }| {
+                mpi!(
+                    made,
+                    MPI_Reduce | MPI_Ireduce(send, receive, count, datatype, *op, *root, context,)
+                )
+            }),
+            Call::Broadcast { root } => self.in_pieces(|Piece { receive, count, .. }| {
+                mpi!(made, MPI_Bcast | MPI_Ibcast(receive, count, datatype, *root, context))
+            }),
+            Call::AllGather { parts } => self.all_gather(made, parts),
+            Call::Gather { parts, root } => self.gather(made, parts, *root),
+            Call::Scatter { parts, root } => self.scatter(made, parts, *root),
+            Call::AllToAll { send, receive, largest, common } => {
+                self.all_to_all(made, send, receive, *largest, *common)
+            }
+            Call::ReduceScatter { parts, op } => self.reduce_scatter(made, parts, *op),
+            Call::Barrier => mpi!(made, MPI_Barrier | MPI_Ibarrier(context)),
+            Call::Send(message) => self.send(made, message),
+            Call::Receive(message) => self.receive(made, message),
+            Call::SendReceive { send, receive } => self.send_receive(made, send, receive),
+        }
+    }
+
+    /// Calls `f` for pieces of the elements that an `int` can count: for functions that treat each
+    /// element by itself.
+    #[inline]
+    fn in_pieces(&self, mut f: impl FnMut(Piece) -> Result<()>) -> Result<()> {
+        for (start, count) in pieces(self.count, self.largest.min(LARGEST_REDUCED)) {
+            let offset = start * self.size;
+            let in_place = self.send == mpi_sys::MPI_IN_PLACE.cast_const();
+            let send = if in_place { self.send } else { self.send.wrapping_byte_add(offset) };
+            let receive = self.receive.wrapping_byte_add(offset);
+            f(Piece { send, receive, count })?;
+        }
+        Ok(())
+    }
+
+    fn all_gather(&self, made: &mut Made, parts: &Parts) -> Result<()> {
+        let Self { send, receive, datatype, context, .. } = *self;
+        let Some(ints) = Ints::of(made, parts, self.largest) else {
+            return wide::all_gather(self, made, parts);
+        };
+        let count = as_int(self.count);
+        match ints.common {
+            Some(common) => mpi!(
+                made,
+                MPI_Allgather
+                    | MPI_Iallgather(send, count, datatype, receive, common, datatype, context,)
+            ),
+            None => mpi!(
+                made,
+                MPI_Allgatherv
+                    | MPI_Iallgatherv(
+                        send,
+                        count,
+                        datatype,
+                        receive,
+                        ints.counts,
+                        ints.displacements,
+                        datatype,
+                        context,
+                    )
+            ),
+        }
+    }
+
+    fn gather(&self, made: &mut Made, parts: &Parts, root: Rank) -> Result<()> {
+        let Self { send, receive, datatype, context, .. } = *self;
+        let Some(ints) = Ints::of(made, parts, self.largest) else {
+            return wide::gather(self, made, parts, root);
+        };
+        let count = as_int(self.count);
+        match ints.common {
+            Some(common) => mpi!(
+                made,
+                MPI_Gather
+                    | MPI_Igather(send, count, datatype, receive, common, datatype, root, context,)
+            ),
+            None => mpi!(
+                made,
+                MPI_Gatherv
+                    | MPI_Igatherv(
+                        send,
+                        count,
+                        datatype,
+                        receive,
+                        ints.counts,
+                        ints.displacements,
+                        datatype,
+                        root,
+                        context,
+                    )
+            ),
+        }
+    }
+
+    fn scatter(&self, made: &mut Made, parts: &Parts, root: Rank) -> Result<()> {
+        let Self { send, receive, datatype, context, .. } = *self;
+        let Some(ints) = Ints::of(made, parts, self.largest) else {
+            return wide::scatter(self, made, parts, root);
+        };
+        let count = as_int(parts.counts[index(self.rank)]);
+        match ints.common {
+            Some(common) => mpi!(
+                made,
+                MPI_Scatter
+                    | MPI_Iscatter(send, common, datatype, receive, count, datatype, root, context,)
+            ),
+            None => mpi!(
+                made,
+                MPI_Scatterv
+                    | MPI_Iscatterv(
+                        send,
+                        ints.counts,
+                        ints.displacements,
+                        datatype,
+                        receive,
+                        count,
+                        datatype,
+                        root,
+                        context,
+                    )
+            ),
+        }
+    }
+
+    fn all_to_all(
+        &self,
+        made: &mut Made,
+        sent: &Parts,
+        received: &Parts,
+        largest: i64,
+        common: bool,
+    ) -> Result<()> {
+        let Self { send, receive, datatype, context, .. } = *self;
+        // All ranks must call the same function, whatever their own parts.
+        let fits = largest <= i64::from(self.largest);
+        let ints = (Ints::of(made, sent, self.largest), Ints::of(made, received, self.largest));
+        let (true, (Some(from), Some(to))) = (fits, ints) else {
+            return wide::all_to_all(self, made, sent, received);
+        };
+        if common {
+            let (sent, received) = (as_int(sent.counts[0]), as_int(received.counts[0]));
+            return mpi!(
+                made,
+                MPI_Alltoall
+                    | MPI_Ialltoall(send, sent, datatype, receive, received, datatype, context,)
+            );
+        }
+        mpi!(
+            made,
+            MPI_Alltoallv
+                | MPI_Ialltoallv(
+                    send,
+                    from.counts,
+                    from.displacements,
+                    datatype,
+                    receive,
+                    to.counts,
+                    to.displacements,
+                    datatype,
+                    context,
+                )
+        )
+    }
+
+    fn reduce_scatter(&self, made: &mut Made, parts: &Parts, op: MPI_Op) -> Result<()> {
+        let Self { send, receive, datatype, context, .. } = *self;
+        let Some(ints) = Ints::of(made, parts, self.largest.min(LARGEST_REDUCED)) else {
+            return wide::reduce_scatter(self, made, parts, op);
+        };
+        match ints.common {
+            Some(common) => mpi!(
+                made,
+                MPI_Reduce_scatter_block
+                    | MPI_Ireduce_scatter_block(send, receive, common, datatype, op, context,)
+            ),
+            None => mpi!(
+                made,
+                MPI_Reduce_scatter
+                    | MPI_Ireduce_scatter(send, receive, ints.counts, datatype, op, context,)
+            ),
+        }
+    }
+}
+
+/// Some of the elements.
+struct Piece {
+    send: *const c_void,
+    receive: *mut c_void,
+    count: c_int,
+}
+
+/// Parts as MPI takes them.
+struct Ints {
+    /// The count of all, if they have the same.
+    common: Option<c_int>,
+    counts: *const c_int,
+    displacements: *const c_int,
+}
+
+impl Ints {
+    /// `None` if the parts reach beyond `largest`, which all ranks that see the same parts see
+    /// alike.
+    fn of(made: &mut Made, parts: &Parts, largest: c_int) -> Option<Self> {
+        (parts.end() <= i64::from(largest)).then(|| Self {
+            common: parts.common_count().map(as_int),
+            counts: made.list(parts.counts.iter().map(|&count| as_int(count)).collect()),
+            displacements: made
+                .list(parts.displacements.iter().map(|&start| as_int(start)).collect()),
+        })
+    }
+}
+
+/// A count that is known to fit.
+pub(super) fn as_int(count: i64) -> c_int {
+    c_int::try_from(count).unwrap_or_else(|_| unreachable!("{count} was checked to fit an int"))
+}
+
+/// Cuts `count` elements into (start, length), at least one of them: a call on no elements is a
+/// call all the same.
+#[inline]
+pub(super) fn pieces(count: i64, most: c_int) -> impl Iterator<Item = (usize, c_int)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        if start > 0 && start >= count {
+            return None;
+        }
+        let length = c_int::try_from(count - start).unwrap_or(most).min(most);
+        let piece = (usize::try_from(start).ok()?, length);
+        // Ends also after an empty piece.
+        start += i64::from(length).max(1);
+        Some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_every_count_once() {
+        assert_eq!(pieces(0, 4).collect::<Vec<_>>(), [(0, 0)]);
+        for count in 1..40 {
+            for most in 1..7 {
+                let mut end = 0;
+                for (start, length) in pieces(count, most) {
+                    assert_eq!(start, end);
+                    assert!((1..=most).contains(&length));
+                    end += length.unsigned_abs() as usize;
+                }
+                assert_eq!(i64::try_from(end), Ok(count));
+            }
+        }
+        let large = 2 * i64::from(c_int::MAX) + 3;
+        let lengths: Vec<_> = pieces(large, c_int::MAX).map(|(_, length)| length).collect();
+        assert_eq!(lengths, [c_int::MAX, c_int::MAX, 3]);
+    }
+}

@@ -1,0 +1,310 @@
+//! Messages from rank to rank.
+//!
+//! What is received is checked: a message that is longer or shorter than what it is received into
+//! is an error. Where ranks compare their calls ([`Check::Collective`]), a message brings a
+//! [`Header`] that says what it holds, so that another kind is one too. Header and elements are one
+//! message, by a datatype that describes both where they are.
+
+use std::ffi::{c_int, c_void};
+
+use mpi_sys::{MPI_Aint, MPI_Datatype};
+use tch::Tensor;
+
+use super::buffers::{Buffers, as_int, mpi};
+use super::{Made, wide};
+use crate::agreement::Check;
+use crate::communicator::{Communicator, Rank};
+use crate::datatype::Datatype;
+use crate::error::{Error, Result, check};
+use crate::site::Site;
+use crate::status::{Envelope, Status, Tag};
+
+/// What a message brings beside its elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Header {
+    scalar_type: i32,
+    /// Whether the sender goes back through the message in the backward pass.
+    recorded: i32,
+    count: i64,
+}
+
+/// The bytes of a header.
+const HEADER: c_int = 16;
+const _: () = assert!(size_of::<Header>() == HEADER as usize);
+
+impl Header {
+    /// What no message brings.
+    const NONE: Self = Self { scalar_type: -1, recorded: -1, count: -1 };
+
+    /// The bytes that a message has beside its elements.
+    pub(crate) fn bytes(comm: &Communicator) -> i64 {
+        if comm.environment().check() == Check::Collective { i64::from(HEADER) } else { 0 }
+    }
+}
+
+/// A message to send or to receive: the arguments besides the buffer.
+#[derive(Debug)]
+pub(crate) struct Message {
+    /// A rank, `MPI_ANY_SOURCE` or `MPI_PROC_NULL`.
+    peer: Rank,
+    /// A tag or `MPI_ANY_TAG`.
+    tag: Tag,
+    count: i64,
+    /// What is sent along, or expected; none where ranks do not compare their calls.
+    header: Option<Header>,
+}
+
+impl Message {
+    /// A message of `count` elements, which the backward pass goes back through if `recorded`.
+    pub(crate) fn new(
+        comm: &Communicator,
+        (peer, tag): (Rank, Tag),
+        datatype: Datatype,
+        count: i64,
+        recorded: bool,
+    ) -> Self {
+        let header = (Header::bytes(comm) != 0).then(|| Header {
+            scalar_type: datatype.scalar_type(),
+            recorded: i32::from(recorded),
+            count,
+        });
+        Self { peer, tag, count, header }
+    }
+}
+
+impl Buffers {
+    pub(super) fn send(&self, made: &mut Made, message: &Message) -> Result<()> {
+        let header = message.header.map(|header| made.list(vec![header]).cast_mut());
+        let layout = self.layout(self.send.cast_mut(), message.count, header)?;
+        let Layout { start, count, datatype, .. } = layout;
+        mpi!(
+            made,
+            MPI_Send | MPI_Isend(start, count, datatype, message.peer, message.tag, self.context,)
+        )
+    }
+
+    pub(super) fn receive(&self, made: &mut Made, message: &Message) -> Result<()> {
+        let Layout { start, count, datatype, _made: _held } = self.incoming(made, message)?;
+        let (peer, tag, context) = (message.peer, message.tag, self.context);
+        match &mut made.started {
+            None => {
+                // SAFETY: the buffer has room for `count` elements; the status outlives the call.
+                let code = unsafe {
+                    mpi_sys::MPI_Recv(start, count, datatype, peer, tag, context, &mut made.status)
+                };
+                made.arrived("MPI_Recv", code)
+            }
+            Some(requests) => {
+                let mut request = mpi_sys::MPI_REQUEST_NULL;
+                // SAFETY: as above, to the end of what is started; the request outlives the call.
+                let code = unsafe {
+                    mpi_sys::MPI_Irecv(start, count, datatype, peer, tag, context, &mut request)
+                };
+                requests.push(request);
+                check("MPI_Irecv", code)
+            }
+        }
+    }
+
+    pub(super) fn send_receive(
+        &self,
+        made: &mut Made,
+        send: &Message,
+        receive: &Message,
+    ) -> Result<()> {
+        if made.started.is_some() {
+            // The message that comes is the last, whose status counts.
+            self.send(made, send)?;
+            return self.receive(made, receive);
+        }
+        let header = send.header.map(|header| made.list(vec![header]).cast_mut());
+        let from = self.layout(self.send.cast_mut(), send.count, header)?;
+        let to = self.incoming(made, receive)?;
+        // SAFETY: the buffers hold what is sent and have room for what is received, and do not
+        // overlap; the status outlives the call.
+        let code = unsafe {
+            mpi_sys::MPI_Sendrecv(
+                from.start,
+                from.count,
+                from.datatype,
+                send.peer,
+                send.tag,
+                to.start,
+                to.count,
+                to.datatype,
+                receive.peer,
+                receive.tag,
+                self.context,
+                &mut made.status,
+            )
+        };
+        made.arrived("MPI_Sendrecv", code)
+    }
+
+    fn incoming(&self, made: &mut Made, message: &Message) -> Result<Layout> {
+        made.header = message.header.map(|_| Box::new(Header::NONE));
+        let header = made.header.as_deref_mut().map(std::ptr::from_mut);
+        self.layout(self.receive, message.count, header)
+    }
+
+    /// How MPI is told of `count` elements, and of a header before them.
+    fn layout(
+        &self,
+        elements: *mut c_void,
+        count: i64,
+        header: Option<*mut Header>,
+    ) -> Result<Layout> {
+        let fits = count <= i64::from(self.largest);
+        let whole = if fits {
+            None
+        } else {
+            Some(wide::elements(self.datatype, self.size, count, self.largest)?)
+        };
+        let (count, datatype) =
+            whole.as_ref().map_or_else(|| (as_int(count), self.datatype), |whole| (1, whole.0));
+        let Some(header) = header else {
+            if let Some(whole) = &whole {
+                whole.commit()?;
+            }
+            return Ok(Layout { start: elements, count, datatype, _made: whole });
+        };
+        let both = Temporary::structure([
+            (HEADER, address(header.cast())?, mpi_sys::MPI_BYTE),
+            (count, address(elements)?, datatype),
+        ])?;
+        Ok(Layout { start: mpi_sys::MPI_BOTTOM, count: 1, datatype: both.0, _made: Some(both) })
+    }
+}
+
+/// A buffer as MPI takes it.
+struct Layout {
+    start: *mut c_void,
+    count: c_int,
+    datatype: MPI_Datatype,
+    /// The datatype, where it was made for this: it may be freed once the call has started.
+    _made: Option<Temporary>,
+}
+
+fn address(start: *mut c_void) -> Result<MPI_Aint> {
+    let mut address = 0;
+    // SAFETY: the call takes any address; the result outlives it.
+    check("MPI_Get_address", unsafe { mpi_sys::MPI_Get_address(start, &mut address) })?;
+    Ok(address)
+}
+
+impl Made {
+    /// What a receive returned; that the message was too long is left to [`check_received`].
+    fn arrived(&mut self, function: &'static str, code: c_int) -> Result<()> {
+        self.truncated = is_truncation(code);
+        if self.truncated { Ok(()) } else { check(function, code) }
+    }
+}
+
+/// Whether an error says that a message was too long.
+pub(crate) fn is_truncation(code: c_int) -> bool {
+    let mut class = code;
+    // SAFETY: the call takes any code that MPI returned; `class` outlives it.
+    code != mpi_sys::MPI_SUCCESS
+        && unsafe { mpi_sys::MPI_Error_class(code, &mut class) } == mpi_sys::MPI_SUCCESS
+        && class == mpi_sys::MPI_ERR_TRUNCATE
+}
+
+/// Checks that what came is what `result` was to be, and resolves its envelope.
+pub(super) fn check_received(
+    site: Site,
+    envelope: &Envelope,
+    recorded: bool,
+    result: &Tensor,
+    datatype: Datatype,
+    made: &Made,
+) -> Result<()> {
+    let status = Status::of(&made.status, if made.header.is_some() { HEADER.into() } else { 0 });
+    envelope.resolve(status);
+    let kind = datatype.kind;
+    let size = i64::try_from(kind.elt_size_in_bytes()).unwrap_or(1);
+    let count = i64::try_from(result.numel()).unwrap_or(i64::MAX);
+    let Status { source, tag, bytes } = status;
+    let refuse = |what: String| {
+        let message = format!("the message of rank {source} with tag {tag} {what}");
+        Err(Error::Message { call: site.call, message })
+    };
+    // A message that is too long may have lost its header as well.
+    let header = made.header.as_deref().filter(|&&header| header != Header::NONE);
+    if let Some(header) = header {
+        let came = Datatype::of(header.scalar_type).map(|datatype| datatype.kind);
+        if came != Some(kind) || header.count != count {
+            let came = came.map_or("an unknown kind".to_owned(), |kind| format!("{kind:?}"));
+            return refuse(format!(
+                "has {} elements of {came}; `like` has {count} of {kind:?}",
+                header.count
+            ));
+        }
+        if (header.recorded != 0) != recorded {
+            return refuse(if recorded {
+                "does not require grad, but `like` does".to_owned()
+            } else {
+                "requires grad, but `like` does not".to_owned()
+            });
+        }
+    }
+    let needed =
+        format!("`like` has {count} elements of {kind:?}, which are {} bytes", count * size);
+    if made.truncated && bytes <= count * size {
+        return refuse(format!("is longer than `like`; {needed}"));
+    }
+    if bytes != count * size {
+        return refuse(format!("has {bytes} bytes; {needed}"));
+    }
+    Ok(())
+}
+
+/// A datatype that is freed when dropped.
+pub(super) struct Temporary(pub(super) MPI_Datatype);
+
+impl Temporary {
+    pub(super) fn new(
+        name: &'static str,
+        make: impl FnOnce(&mut MPI_Datatype) -> c_int,
+    ) -> Result<Self> {
+        let mut datatype = mpi_sys::MPI_DATATYPE_NULL;
+        check(name, make(&mut datatype))?;
+        Ok(Self(datatype))
+    }
+
+    /// Blocks of elements (count, address, datatype), ready for use.
+    pub(super) fn structure<const N: usize>(
+        blocks: [(c_int, MPI_Aint, MPI_Datatype); N],
+    ) -> Result<Self> {
+        let (counts, addresses, types) =
+            (blocks.map(|b| b.0), blocks.map(|b| b.1), blocks.map(|b| b.2));
+        let count = c_int::try_from(N).unwrap_or(c_int::MAX);
+        let whole = Self::new("MPI_Type_create_struct", |made| {
+            // SAFETY: each list has N entries; the datatypes are valid.
+            unsafe {
+                mpi_sys::MPI_Type_create_struct(
+                    count,
+                    counts.as_ptr(),
+                    addresses.as_ptr(),
+                    types.as_ptr(),
+                    made,
+                )
+            }
+        })?;
+        whole.commit()?;
+        Ok(whole)
+    }
+
+    pub(super) fn commit(&self) -> Result<()> {
+        let mut datatype = self.0;
+        // SAFETY: a datatype that was made and not freed; committing leaves the handle as it is.
+        check("MPI_Type_commit", unsafe { mpi_sys::MPI_Type_commit(&mut datatype) })
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // SAFETY: a datatype that this made, freed once.
+        unsafe { mpi_sys::MPI_Type_free(&mut self.0) };
+    }
+}

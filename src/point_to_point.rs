@@ -1,0 +1,466 @@
+//! `MPI_Send`, `MPI_Recv`, `MPI_Sendrecv`, `MPI_Probe` and their nonblocking forms.
+//!
+//! Sending is the map that takes the sender's tensor to the receiver's result, and to nothing here;
+//! receiving is its adjoint. What a rank gets of what it has no part in is zeros.
+
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use crate::agreement::{Agreed, Terms};
+use crate::autograd::View;
+use crate::buffer::Input;
+use crate::call::{Call, Finish, Header, Message, Plan};
+use crate::communicator::{Communicator, Rank};
+use crate::dummies::join_dummies;
+use crate::error::{Error, Result, check};
+use crate::operator::{Blocking, Mode, Operator, apply};
+use crate::request::{Nonblocking, Request};
+use crate::status::{Envelope, PROC_NULL, Source, Status, Tag, TagMatch};
+use crate::tape::Traffic;
+
+impl Communicator {
+    /// Sends `x` to the rank `dest`.
+    ///
+    /// Wraps `MPI_Send`: it may wait until `dest` receives.
+    ///
+    /// - Shape: any; the result is `x`, and shares its storage.
+    /// - Kinds: every kind of [`datatype`](crate::datatype).
+    /// - Adjoint: `dest` sends its cotangent here, where it is added: `x̄ = ȳ + recv(dest, tag)`.
+    ///   The backward pass gets there only if the loss depends on the result, or on a
+    ///   [`Tape`](crate::Tape).
+    ///
+    /// # Errors
+    /// `Error::Rank` if there is no rank `dest`; `Error::Argument` if the tag is negative or beyond
+    /// MPI's largest; and what is [common to all](crate#errors).
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::PROC_NULL;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// // From each rank to the next; what the last sends goes nowhere.
+    /// let (rank, last) = (world.rank(), world.size() - 1);
+    /// let x = Tensor::from_slice(&[rank]);
+    /// let x = world.send(&x, if rank < last { rank + 1 } else { PROC_NULL }, 0)?;
+    /// let left = world.recv(&x, if rank > 0 { rank - 1 } else { PROC_NULL }, 0)?;
+    /// assert_eq!(left, Tensor::from_slice(&[if rank > 0 { rank - 1 } else { 0 }]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Send")]
+    #[track_caller]
+    pub fn send(&self, x: &Tensor, dest: Rank, tag: Tag) -> Result<Tensor> {
+        send::<Blocking>(self, x, dest, tag)
+    }
+
+    /// Starts to send `x` to the rank `dest`; the wait's result is `x`.
+    ///
+    /// Wraps `MPI_Isend`. Shape, kinds: as for [`send`](Self::send).
+    ///
+    /// - Adjoint: the wait's pullback starts to receive from `dest`, the start's waits for that.
+    ///
+    /// # Errors
+    /// As for `send`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// A ring, in which each rank gets its left neighbour's tensor:
+    /// ```
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let tape = universe.world().tape();
+    /// let (rank, size) = (tape.rank(), tape.size());
+    /// let a = Tensor::from_slice(&[1.0 + f64::from(rank)]).set_requires_grad(true);
+    /// let request = tape.isend(&a, (rank + 1) % size, 0)?;
+    /// let b = tape.recv(&a, (rank + size - 1) % size, 0)?;
+    /// request.wait()?;
+    /// tape.backward(&(&a + b).sum(Kind::Double))?;
+    /// assert_eq!(a.grad(), Tensor::from_slice(&[2.0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Isend")]
+    #[track_caller]
+    pub fn isend(&self, x: &Tensor, dest: Rank, tag: Tag) -> Result<Request> {
+        send::<Nonblocking>(self, x, dest, tag)
+    }
+
+    /// Receives a tensor like `like` from the rank `source`, or from [any](Source::Any).
+    ///
+    /// Wraps `MPI_Recv`.
+    ///
+    /// - Shape, kind: those of `like`, which is not written. Received from
+    ///   [`PROC_NULL`], the result is zeros.
+    /// - Adjoint: the cotangent is sent to the rank that the message came from; `like` gets zeros.
+    ///   Where `like` does not require grad, nothing is recorded, except on a
+    ///   [`Tape`](crate::Tape).
+    ///
+    /// # Errors
+    /// `Error::Message` if the message is longer or shorter than `like`, or, where the ranks
+    /// [compare their calls](crate#checks-across-ranks), of another kind, or if only one of the two
+    /// ranks records it; `Error::Rank` if there is no rank `source`; `Error::Argument` if the tag
+    /// is negative or beyond MPI's largest; and what is [common to all](crate#errors).
+    ///
+    /// # Examples
+    /// See [`send`](Self::send).
+    #[doc(alias = "MPI_Recv")]
+    #[track_caller]
+    pub fn recv(
+        &self,
+        like: &Tensor,
+        source: impl Into<Source>,
+        tag: impl Into<TagMatch>,
+    ) -> Result<Tensor> {
+        apply::<Blocking>(&Receive::new(source, tag, like), self, like)
+    }
+
+    /// [`recv`](Self::recv), and whose message it was.
+    ///
+    /// # Errors
+    /// As for `recv`.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::{Source, TagMatch};
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let x = Tensor::from_slice(&[1.5]);
+    /// let request = world.isend(&x, (world.rank() + 1) % world.size(), 7)?;
+    /// let (y, status) = world.recv_with_status(&x, Source::Any, TagMatch::Any)?;
+    /// request.wait()?;
+    /// assert_eq!((y, status.tag()), (x, 7));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Recv")]
+    #[doc(alias = "MPI_Status")]
+    #[track_caller]
+    pub fn recv_with_status(
+        &self,
+        like: &Tensor,
+        source: impl Into<Source>,
+        tag: impl Into<TagMatch>,
+    ) -> Result<(Tensor, Status)> {
+        let receive = Receive::new(source, tag, like);
+        let y = apply::<Blocking>(&receive, self, like)?;
+        let nothing = Status { source: PROC_NULL, tag: mpi_sys::MPI_ANY_TAG, bytes: 0 };
+        Ok((y, receive.from.status().unwrap_or(nothing)))
+    }
+
+    /// Starts to receive a tensor like `like`; it is the wait's result.
+    ///
+    /// Wraps `MPI_Irecv`. Shape, kinds: as for [`recv`](Self::recv).
+    ///
+    /// - Adjoint: the wait's pullback starts to send the cotangent, the start's waits for that.
+    ///
+    /// # Errors
+    /// As for `recv`; what is wrong with the message, at the wait.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let x = Tensor::from_slice(&[world.rank()]);
+    /// let (right, left) = ((world.rank() + 1) % world.size(), (world.rank() + world.size() - 1) % world.size());
+    /// let request = world.irecv(&x, left, 0)?;
+    /// world.send(&x, right, 0)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[left]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Irecv")]
+    #[track_caller]
+    pub fn irecv(
+        &self,
+        like: &Tensor,
+        source: impl Into<Source>,
+        tag: impl Into<TagMatch>,
+    ) -> Result<Request> {
+        apply::<Nonblocking>(&Receive::new(source, tag, like), self, like)
+    }
+
+    /// Sends `x` to the rank `dest`, and receives a tensor like `like` from the rank `source`.
+    ///
+    /// Wraps `MPI_Sendrecv`, which does both at once: ranks that shift tensors among each other
+    /// need not care who is first.
+    ///
+    /// - Shape: any for `x`; the result's is that of `like`, which is not written.
+    /// - Kinds: every kind of [`datatype`](crate::datatype), the same for both.
+    /// - Adjoint: `sendrecv` of the cotangent to `source`, of a tensor like `x` from `dest`; `like`
+    ///   gets zeros.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send) and [`recv`](Self::recv); `Error::Argument` if the kinds of `x`
+    /// and `like` differ.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let (rank, size) = (world.rank(), world.size());
+    /// let x = Tensor::from_slice(&[f64::from(rank)]).set_requires_grad(true);
+    /// let left = world.sendrecv(&x, (rank + 1) % size, &x, (rank + size - 1) % size, 0)?;
+    /// (left * 3.0).sum(Kind::Double).backward();
+    /// assert_eq!(x.grad(), Tensor::from_slice(&[3.0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Sendrecv")]
+    #[track_caller]
+    pub fn sendrecv(
+        &self,
+        x: &Tensor,
+        dest: Rank,
+        like: &Tensor,
+        source: Rank,
+        tag: Tag,
+    ) -> Result<Tensor> {
+        let call = "sendrecv";
+        let (sent, received) =
+            (Input::new(call, x)?.datatype(), Input::new(call, like)?.datatype());
+        if sent != received {
+            let message = format!(
+                "`like` is of kind {:?}; {:?} is sent and needed",
+                received.kind, sent.kind
+            );
+            return Err(Error::Argument { call, message });
+        }
+        let operator = SendReceive {
+            to: Envelope::new(dest.into(), tag.into()),
+            from: Envelope::new(source.into(), tag.into()),
+            shape: like.size(),
+        };
+        // The edge to `like`.
+        apply::<Blocking>(&operator, self, &join_dummies(x, &[like]))
+    }
+
+    /// Waits for a message of the rank `source`, or of [any](Source::Any), and tells whose it is
+    /// and how large, without receiving it.
+    ///
+    /// Wraps `MPI_Probe`.
+    ///
+    /// # Errors
+    /// `Error::Rank` if there is no rank `source`; `Error::Argument` if the tag is negative or
+    /// beyond MPI's largest; `Error::Mpi` if MPI fails; `Error::Finalized` after the universe's
+    /// end.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::TagMatch;
+    /// use tch::{Device, Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.isend(&Tensor::from_slice(&[1.0, 2.0]), world.rank(), 0)?;
+    /// let status = world.probe(world.rank(), TagMatch::Any)?;
+    /// let count = status.count(Kind::Double).unwrap_or(0);
+    /// let like = Tensor::zeros([count], (Kind::Double, Device::Cpu));
+    /// assert_eq!(world.recv(&like, status.source(), status.tag())?.size(), [2]);
+    /// request.wait()?;
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Probe")]
+    #[track_caller]
+    pub fn probe(&self, source: impl Into<Source>, tag: impl Into<TagMatch>) -> Result<Status> {
+        let site = self.site("probe");
+        let envelope = Envelope::new(source.into(), tag.into());
+        self.check_envelope(site.call, "source", &envelope)?;
+        let (source, tag) = envelope.to_mpi();
+        let _waiting = self.environment().watch(site);
+        loop {
+            let _guard = self.environment().enter(site.call)?;
+            let (mut found, mut status) = (0, Status::none());
+            // SAFETY: the context is a valid communicator, as `enter` gave leave; the others outlive
+            // the call.
+            check("MPI_Iprobe", unsafe {
+                mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
+            })?;
+            if found != 0 {
+                return Ok(Status::of(&status, Header::bytes(self)));
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Checks the other end of a message.
+    fn check_envelope(
+        &self,
+        call: &'static str,
+        role: &'static str,
+        envelope: &Envelope,
+    ) -> Result<()> {
+        match envelope.source() {
+            Source::Rank(rank) if rank != PROC_NULL && !self.has_rank(rank) => {
+                return Err(Error::Rank { call, role, rank, size: self.size() });
+            }
+            _ => (),
+        }
+        let largest = self.environment().largest_tag();
+        match envelope.tag() {
+            TagMatch::Tag(tag) if !(0..=largest).contains(&tag) => {
+                let message = format!("tag {tag} is out of range; it may be 0 to {largest}");
+                Err(Error::Argument { call, message })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[track_caller]
+fn send<M: Mode>(comm: &Communicator, x: &Tensor, dest: Rank, tag: Tag) -> Result<M::Output> {
+    let operator = Send { to: Envelope::new(dest.into(), tag.into()), shape: vec![0] };
+    let sent = apply::<M>(&operator, comm, x)?;
+    let x = x.shallow_clone();
+    M::then([sent], move |[sent]| Ok(join_dummies(&x, &[&sent])))
+}
+
+/// The adjoint of [`Receive`].
+#[derive(Debug)]
+struct Send {
+    to: Envelope,
+    /// The result's shape: zeros.
+    shape: Vec<i64>,
+}
+
+/// The adjoint of [`Send`]; of its input, only the kind counts.
+#[derive(Debug)]
+struct Receive {
+    from: Envelope,
+    shape: Vec<i64>,
+}
+
+/// Its own adjoint, with the ends exchanged.
+#[derive(Debug)]
+struct SendReceive {
+    to: Envelope,
+    from: Envelope,
+    /// The result's shape.
+    shape: Vec<i64>,
+}
+
+impl Receive {
+    fn new(source: impl Into<Source>, tag: impl Into<TagMatch>, like: &Tensor) -> Self {
+        let view = View::of(like);
+        let shape = if view.is_defined() { like.size() } else { Vec::new() };
+        Self { from: Envelope::new(source.into(), tag.into()), shape }
+    }
+}
+
+/// Where a message goes to.
+fn known(call: &'static str, envelope: &Envelope) -> Result<(Rank, Tag)> {
+    envelope.known().ok_or_else(|| Error::Argument {
+        call,
+        message: "the message of any rank was never waited for, so its sender is not known"
+            .to_owned(),
+    })
+}
+
+/// How MPI is called to send a tensor.
+fn outgoing(
+    call: &'static str,
+    comm: &Communicator,
+    input: &Input,
+    to: &Envelope,
+) -> Result<Message> {
+    let records = comm.records(input.view());
+    Ok(Message::new(comm, known(call, to)?, input.datatype(), input.count(), records))
+}
+
+/// How MPI is called to receive a tensor of `shape`, and what is checked of what has come.
+fn incoming(
+    comm: &Communicator,
+    input: &Input,
+    from: &Envelope,
+    shape: &[i64],
+) -> (Message, Finish) {
+    let recorded = comm.records(input.view());
+    let count = shape.iter().product();
+    let message = Message::new(comm, from.to_mpi(), input.datatype(), count, recorded);
+    let finish = match from.source() {
+        Source::Rank(PROC_NULL) => Finish::Zero,
+        _ => Finish::Receive { envelope: from.clone(), recorded },
+    };
+    (message, finish)
+}
+
+impl Operator for Send {
+    fn name(&self) -> &'static str {
+        "send"
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic::Messages { send: Some(self.to.clone()), receive: None }
+    }
+
+    fn terms<'a>(&'a self, comm: &Communicator, _: &Input<'a>) -> Result<Terms<'a>> {
+        comm.check_envelope(self.name(), "dest", &self.to)?;
+        Ok(Terms::default())
+    }
+
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
+        let call = Call::Send(outgoing(self.name(), comm, &input, &self.to)?);
+        let input = input.contiguous()?;
+        let finish = Finish::Zeros(self.shape.clone());
+        Ok(Plan { input, shape: vec![0].into(), call, context: comm.context(), finish })
+    }
+
+    fn adjoint(&self, shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
+        Arc::new(Receive { from: self.to.clone(), shape: shape.to_vec() })
+    }
+}
+
+impl Operator for Receive {
+    fn name(&self) -> &'static str {
+        "recv"
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic::Messages { send: None, receive: Some(self.from.clone()) }
+    }
+
+    fn terms<'a>(&'a self, comm: &Communicator, _: &Input<'a>) -> Result<Terms<'a>> {
+        comm.check_envelope(self.name(), "source", &self.from)?;
+        Ok(Terms::default())
+    }
+
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
+        let (message, finish) = incoming(comm, &input, &self.from, &self.shape);
+        let (shape, call) = (self.shape.clone().into(), Call::Receive(message));
+        Ok(Plan { input, shape, call, context: comm.context(), finish })
+    }
+
+    fn adjoint(&self, shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
+        Arc::new(Send { to: self.from.clone(), shape: shape.to_vec() })
+    }
+}
+
+impl Operator for SendReceive {
+    fn name(&self) -> &'static str {
+        "sendrecv"
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic::Messages { send: Some(self.to.clone()), receive: Some(self.from.clone()) }
+    }
+
+    fn terms<'a>(&'a self, comm: &Communicator, _: &Input<'a>) -> Result<Terms<'a>> {
+        comm.check_envelope(self.name(), "dest", &self.to)?;
+        comm.check_envelope(self.name(), "source", &self.from)?;
+        Ok(Terms::default())
+    }
+
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
+        let send = outgoing(self.name(), comm, &input, &self.to)?;
+        let (receive, finish) = incoming(comm, &input, &self.from, &self.shape);
+        let (shape, call) = (self.shape.clone().into(), Call::SendReceive { send, receive });
+        Ok(Plan { input: input.contiguous()?, shape, call, context: comm.context(), finish })
+    }
+
+    fn adjoint(&self, shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
+        Arc::new(Self { to: self.from.clone(), from: self.to.clone(), shape: shape.to_vec() })
+    }
+}

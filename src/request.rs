@@ -1,0 +1,549 @@
+//! [`Request`]: an operation that was started, and waiting for it.
+//!
+//! A started operation F is two nodes of the graph, *start* (x → h) and *wait* (h → y), where h is
+//! a tensor without elements that carries the edge between them. In the backward pass wait's
+//! pullback starts F*, and start's pullback waits for it, so what ran between them in the forward
+//! pass runs between them in the backward pass too. The request travels in a slot that the two
+//! nodes share, with an entry for each backward pass that is under way. As both pullbacks go by
+//! the public path, they are recorded when a graph of the derivative is asked for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tch::Tensor;
+
+use crate::agreement::{Agreed, Comparison};
+use crate::autograd;
+use crate::buffer::{Input, Output};
+use crate::call::Started;
+use crate::communicator::Communicator;
+use crate::datatype::Datatype;
+use crate::dummies::join_dummies;
+use crate::error::{Error, Result};
+use crate::operator::{Blocking, Derivative, Mode, Operator, Ready};
+use crate::site::Site;
+use crate::tape::{self, Pulled, Traffic};
+
+/// An operation that was started and is to be waited for.
+///
+/// It comes from the methods of [`Communicator`](crate::Communicator) that begin with an `i`. The
+/// tensor that it was started with must not be changed before the wait; the result is there after
+/// it.
+///
+/// - Adjoint: that of the operation. In the backward pass, the pullback of [`wait`](Self::wait)
+///   starts the adjoint operation, and the pullback of the start waits for it: what lies between
+///   start and wait runs beside the communication in both passes.
+/// - Order: operations that all ranks start must be started in the same order on all of them, and,
+///   where they are to be differentiated, waited for in the same order too.
+/// - A request that is dropped costs no more than its result: the buffers are kept until MPI has
+///   done with them. On a [`Tape`](crate::Tape) its adjoint is still carried out, with zeros; an
+///   operation of all ranks must be dropped by all of them.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::{Kind, Tensor};
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+/// let request = world.iall_reduce(&x, Op::Sum)?;
+/// let meanwhile = x.square(); // beside the communication
+/// let y = request.wait()?;
+/// (y + meanwhile).sum(Kind::Double).backward();
+/// assert_eq!(x.grad(), 2.0 * x.detach() + f64::from(world.size()));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+///
+/// A request is waited for once:
+/// ```compile_fail,E0382
+/// # use mpi4tch::Op;
+/// # let universe = mpi4tch::initialize()?;
+/// # let x = tch::Tensor::from_slice(&[1.0]);
+/// let request = universe.world().iall_reduce(&x, Op::Sum)?;
+/// request.wait()?;
+/// request.wait()?;
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+#[must_use = "a request is to be waited for"]
+#[doc(alias = "MPI_Request")]
+pub struct Request {
+    /// The calls under way.
+    parts: Vec<Part>,
+    /// Local work on their results; without any, there is one part.
+    finish: Option<LocalWork>,
+}
+
+type LocalWork = Box<dyn FnOnce(Vec<Tensor>) -> Result<Tensor> + Send>;
+
+/// What [`Request::test`] tells.
+#[derive(Debug)]
+pub enum Test {
+    /// The operation has ended; its result.
+    Done(Tensor),
+    /// It has not.
+    Pending(Request),
+}
+
+/// One MPI call under way.
+struct Part {
+    started: Started,
+    comparison: Option<Comparison>,
+    comm: Communicator,
+    graph: Option<Graph>,
+}
+
+/// The start's end of the graph.
+struct Graph {
+    handle: Tensor,
+    x: Tensor,
+    /// Records the wait.
+    wait: Arc<dyn Wait>,
+    /// What a tape is told of the wait.
+    traffic: Traffic,
+}
+
+/// Calls that are only started.
+pub(crate) struct Nonblocking;
+
+impl Mode for Nonblocking {
+    type Output = Request;
+
+    #[track_caller]
+    fn carry_out<D: Derivative>(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+        derivative: impl FnOnce(&[i64], &Agreed) -> D,
+    ) -> Result<Request> {
+        let site = comm.site(operator.name());
+        let (ready, comparison) = Ready::to_start(operator, site, comm, x)?;
+        let Ready { plan, agreed, records } = ready;
+        let graph = records.then(|| {
+            let (input, result) = (plan.input.shape(), plan.result_shape());
+            let datatype = plan.input.datatype();
+            Nodes::new(derivative(input, &agreed), (result.to_vec(), datatype))
+        });
+        let started = plan.start(site, comm, x)?;
+        let graph = match graph {
+            Some(nodes) => Some(nodes.record_start(site, comm, operator.traffic(), x)?),
+            None => None,
+        };
+        let part = Part { started, comparison, comm: comm.clone(), graph };
+        Ok(Request { parts: vec![part], finish: None })
+    }
+
+    #[track_caller]
+    fn check(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<Agreed> {
+        if operator.exchanges_sizes() {
+            return Blocking::check(operator, comm, x);
+        }
+        // A start waits for nobody.
+        operator.terms(comm, &Input::new(operator.name(), x)?)?;
+        Ok(Agreed::default())
+    }
+
+    fn then<const N: usize>(
+        outputs: [Request; N],
+        f: impl FnOnce([Tensor; N]) -> Result<Tensor> + Send + 'static,
+    ) -> Result<Request> {
+        let mut parts = Vec::with_capacity(N);
+        let works = outputs.map(|request| {
+            let count = request.parts.len();
+            parts.extend(request.parts);
+            (count, request.finish)
+        });
+        let finish = move |results: Vec<Tensor>| {
+            let mut results = results.into_iter();
+            let mut outputs = Vec::with_capacity(N);
+            for (count, work) in works {
+                let own: Vec<Tensor> = results.by_ref().take(count).collect();
+                outputs.push(finished(own, work)?);
+            }
+            f(outputs.try_into().unwrap_or_else(|_| unreachable!("one result per output")))
+        };
+        Ok(Request { parts, finish: Some(Box::new(finish)) })
+    }
+}
+
+fn finished(mut results: Vec<Tensor>, work: Option<LocalWork>) -> Result<Tensor> {
+    match work {
+        Some(work) => work(results),
+        None => Ok(results.swap_remove(0)),
+    }
+}
+
+impl Request {
+    /// Waits for the operation's end, and returns its result.
+    ///
+    /// Wraps `MPI_Wait`. Other threads of this rank can make calls meanwhile, where the
+    /// [thread level](crate::ThreadLevel) allows them any.
+    ///
+    /// - Adjoint: starts the adjoint operation; see [`Request`].
+    ///
+    /// # Errors
+    /// [`Error::InFlight`] if the tensor that it was started with was changed since;
+    /// [`Error::Message`] if what was received is not what was to be received;
+    /// [`Error::Mismatch`] on all ranks if they disagree on the operation; [`Error::Mpi`] if MPI
+    /// fails; [`Error::Finalized`] after the universe's end.
+    ///
+    /// # Examples
+    /// See [`Request`].
+    #[doc(alias = "MPI_Wait")]
+    #[track_caller]
+    pub fn wait(self) -> Result<Tensor> {
+        self.complete(Site::new("wait"), None)
+    }
+
+    /// Whether the operation has ended: its result, or the request again.
+    ///
+    /// Wraps `MPI_Test`. An operation may need calls to go on: this is one.
+    ///
+    /// - Adjoint: where it gives the result, as [`wait`](Self::wait).
+    ///
+    /// # Errors
+    /// As for [`wait`](Self::wait).
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::{Op, Test};
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let mut request = universe.world().iall_reduce(&Tensor::from_slice(&[1_i64]), Op::Sum)?;
+    /// let y = loop {
+    ///     match request.test()? {
+    ///         Test::Done(y) => break y,
+    ///         Test::Pending(again) => request = again,
+    ///     }
+    /// };
+    /// assert_eq!(y, Tensor::from_slice(&[i64::from(universe.world().size())]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Test")]
+    #[track_caller]
+    pub fn test(self) -> Result<Test> {
+        Ok(if self.has_ended()? { Test::Done(self.wait()?) } else { Test::Pending(self) })
+    }
+
+    /// A tensor without elements that depends on the start: joined to another tensor by
+    /// [`join_dummies`](crate::join_dummies), it lets the backward pass reach the start only after
+    /// that tensor.
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// # let x = tch::Tensor::from_slice(&[1.0]);
+    /// let request = universe.world().iall_reduce(&x, mpi4tch::Op::Sum)?;
+    /// let y = mpi4tch::join_dummies(&x, &[&request.dummy()]);
+    /// assert_eq!(y, request.wait()?);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    pub fn dummy(&self) -> Tensor {
+        let graph = self.parts.iter().find_map(|part| part.graph.as_ref());
+        graph.map_or_else(
+            || Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)),
+            |graph| graph.handle.shallow_clone(),
+        )
+    }
+
+    /// Lets the wait depend on the dummies too: the backward pass reaches what they come from only
+    /// after the wait. See [`join_dummies`](crate::join_dummies).
+    ///
+    /// It has no effect where nothing of the request is recorded: what is waited for then takes no
+    /// part in the backward pass.
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// # let x = tch::Tensor::from_slice(&[1.0]);
+    /// let before = tch::Tensor::from_slice(&[2.0]).set_requires_grad(true);
+    /// let request = universe.world().iall_reduce(&x, mpi4tch::Op::Sum)?;
+    /// let y = request.join_dummies(&[&before]).wait()?;
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    pub fn join_dummies(mut self, dummies: &[&Tensor]) -> Self {
+        for graph in self.parts.iter_mut().filter_map(|part| part.graph.as_mut()) {
+            graph.handle = join_dummies(&graph.handle, dummies);
+        }
+        self
+    }
+
+    /// Whether all calls have ended.
+    fn has_ended(&self) -> Result<bool> {
+        for part in &self.parts {
+            if !part.has_ended()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits; in the backward pass for `comm`'s.
+    fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
+        let results: Vec<Result<Tensor>> =
+            self.parts.into_iter().map(|part| part.complete(site, comm)).collect();
+        finished(results.into_iter().collect::<Result<_>>()?, self.finish)
+    }
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sites = self.parts.iter().map(|part| part.started.flight.site().to_string());
+        f.debug_tuple("Request").field(&sites.collect::<Vec<_>>()).finish()
+    }
+}
+
+impl Part {
+    fn has_ended(&self) -> Result<bool> {
+        let compared = self.comparison.as_ref().map_or(Ok(true), Comparison::has_ended)?;
+        Ok(compared && self.started.flight.test()?)
+    }
+
+    fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
+        if let Some(comparison) = self.comparison {
+            comparison.end(site)?;
+        }
+        let y = self.started.result(site)?;
+        if let Some(Graph { handle, x, wait, traffic }) = self.graph {
+            wait.record(site, comm.unwrap_or(&self.comm), traffic, (&handle, &x, &y))?;
+        }
+        Ok(y)
+    }
+}
+
+/// What the two nodes of a started operation share.
+struct Nodes<D> {
+    derivative: D,
+    /// The result's shape and kind.
+    result: (Vec<i64>, Datatype),
+    /// The adjoints under way, by backward pass.
+    slots: Mutex<HashMap<i32, Request>>,
+    /// The result without its history, where the derivative needs it and it has been waited for.
+    waited: Mutex<Option<Tensor>>,
+}
+
+/// Records the node of the wait, whatever the derivative is.
+trait Wait: Send + Sync {
+    fn record(
+        self: Arc<Self>,
+        site: Site,
+        comm: &Communicator,
+        traffic: Traffic,
+        tensors: (&Tensor, &Tensor, &Tensor),
+    ) -> Result<()>;
+}
+
+impl<D: Derivative> Nodes<D> {
+    fn new(derivative: D, result: (Vec<i64>, Datatype)) -> Arc<Self> {
+        let (slots, waited) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { derivative, result, slots, waited })
+    }
+
+    fn record_start(
+        self: Arc<Self>,
+        site: Site,
+        comm: &Communicator,
+        traffic: Traffic,
+        x: &Tensor,
+    ) -> Result<Graph> {
+        let datatype = self.result.1;
+        let handle = Output::new(site.call, &[0], datatype)?.into_tensor();
+        let saved: &[&Tensor] = if D::READS { &[x] } else { &[] };
+        let nodes = Arc::clone(&self);
+        let collective = traffic.is_collective();
+        let number =
+            tape::record(site, comm, traffic, [x, &handle], saved, move |comm, mut pulled| {
+                let request = match nodes.take() {
+                    Some(request) => request,
+                    None => nodes.start_unreached(site, comm, &mut pulled)?,
+                };
+                request.join_dummies(&[&pulled.cotangent]).complete(site, Some(comm)).map(Some)
+            })?;
+        // Messages may be waited for in any order.
+        let traffic = if collective { Traffic::Wait(number) } else { Traffic::Local };
+        Ok(Graph { handle, x: x.shallow_clone(), wait: self, traffic })
+    }
+
+    /// The adjoint for a result that nobody asked for: other ranks count on this one.
+    fn start_unreached(
+        &self,
+        site: Site,
+        comm: &Communicator,
+        pulled: &mut Pulled,
+    ) -> Result<Request> {
+        let saved = pulled.saved(site.call, comm)?;
+        let (shape, datatype) = &self.result;
+        let options = (datatype.kind, tch::Device::Cpu);
+        let zeros = Tensor::f_zeros(&shape[..], options)?;
+        if !D::READS {
+            return self.derivative.pull::<Nonblocking>(comm, &[], &zeros);
+        }
+        let waited = self
+            .waited
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(Tensor::shallow_clone);
+        if let Some(y) = waited {
+            return self.derivative.pull::<Nonblocking>(
+                comm,
+                &[saved[0].shallow_clone(), y],
+                &zeros,
+            );
+        }
+        // The derivative needs a result, and there is none on this rank.
+        let nowhere = Tensor::f_full(&shape[..], f64::NAN, options)?;
+        let saved = [saved[0].shallow_clone(), nowhere];
+        let _ = self.derivative.pull::<Nonblocking>(comm, &saved, &zeros)?.wait()?;
+        Err(Error::Unreached { call: site.call, at: site.at })
+    }
+
+    fn take(&self) -> Option<Request> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.remove(&autograd::graph_task())
+    }
+
+    fn put(&self, request: Request) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.insert(autograd::graph_task(), request);
+    }
+}
+
+impl<D: Derivative> Wait for Nodes<D> {
+    fn record(
+        self: Arc<Self>,
+        site: Site,
+        comm: &Communicator,
+        traffic: Traffic,
+        (handle, x, y): (&Tensor, &Tensor, &Tensor),
+    ) -> Result<()> {
+        if D::READS {
+            *self.waited.lock().unwrap_or_else(PoisonError::into_inner) = Some(y.f_detach()?);
+        }
+        let saved: &[&Tensor] = if D::READS { &[x, y] } else { &[] };
+        let nodes = Arc::clone(&self);
+        tape::record(site, comm, traffic, [handle, y], saved, move |comm, mut pulled| {
+            let saved = pulled.saved(site.call, comm)?;
+            nodes.put(nodes.derivative.pull::<Nonblocking>(comm, &saved, &pulled.cotangent)?);
+            // The handle's cotangent has no elements, and the slot carries what depends on it.
+            Ok(None)
+        })?;
+        Ok(())
+    }
+}
+
+/// Places of requests that have ended: at least one.
+fn ended(site: Site, requests: &[Request]) -> Result<Vec<usize>> {
+    let Some(first) = requests.first().and_then(|request| request.parts.first()) else {
+        let message = "there are no requests to wait for".to_owned();
+        return Err(Error::Argument { call: site.call, message });
+    };
+    let _waiting = first.comm.environment().watch(site);
+    loop {
+        let mut places = Vec::new();
+        for (place, request) in requests.iter().enumerate() {
+            // What went wrong is told to who takes the request.
+            if request.has_ended().unwrap_or(true) {
+                places.push(place);
+            }
+        }
+        if !places.is_empty() {
+            return Ok(places);
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Waits for all requests, and returns their results in order.
+///
+/// Wraps `MPI_Waitall`. All are waited for, also where one fails.
+///
+/// # Errors
+/// The first of those of [`Request::wait`].
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = Tensor::from_slice(&[1.0]);
+/// let results = mpi4tch::wait_all([world.iall_reduce(&x, Op::Sum)?, world.iscan(&x, Op::Sum)?])?;
+/// assert_eq!(results.len(), 2);
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+#[doc(alias = "MPI_Waitall")]
+#[track_caller]
+pub fn wait_all(requests: impl IntoIterator<Item = Request>) -> Result<Vec<Tensor>> {
+    let site = Site::new("wait_all");
+    let results: Vec<_> =
+        requests.into_iter().map(|request| request.complete(site, None)).collect();
+    results.into_iter().collect()
+}
+
+/// Waits for one of the requests, and takes it out: its place, and its result.
+///
+/// Wraps `MPI_Waitany`. Which one it is may differ from rank to rank: messages may be waited for
+/// so, but not operations of all ranks that are to be differentiated, as their adjoints are
+/// carried out in the order of the waits. A [`Tape`](crate::Tape) notices.
+///
+/// # Errors
+/// [`Error::Argument`] if there are no requests; those of [`Request::wait`] for the one that
+/// failed, which is taken out as well.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let mut requests = vec![universe.world().iall_reduce(&Tensor::from_slice(&[1.0]), Op::Sum)?];
+/// let (place, _result) = mpi4tch::wait_any(&mut requests)?;
+/// assert_eq!((place, requests.len()), (0, 0));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+#[doc(alias = "MPI_Waitany")]
+#[track_caller]
+pub fn wait_any(requests: &mut Vec<Request>) -> Result<(usize, Tensor)> {
+    let site = Site::new("wait_any");
+    let place = ended(site, requests)?[0];
+    Ok((place, requests.remove(place).complete(site, None)?))
+}
+
+/// Waits for at least one of the requests, and takes out all that have ended: their places, in
+/// order, and their results.
+///
+/// Wraps `MPI_Waitsome`; else as [`wait_any`].
+///
+/// # Errors
+/// As for [`wait_any`].
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let mut requests = vec![universe.world().iall_reduce(&Tensor::from_slice(&[1.0]), Op::Sum)?];
+/// let done = mpi4tch::wait_some(&mut requests)?;
+/// assert_eq!((done.len(), requests.len()), (1, 0));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+#[doc(alias = "MPI_Waitsome")]
+#[track_caller]
+pub fn wait_some(requests: &mut Vec<Request>) -> Result<Vec<(usize, Tensor)>> {
+    let site = Site::new("wait_some");
+    let places = ended(site, requests)?;
+    let mut taken = Vec::with_capacity(places.len());
+    for &place in places.iter().rev() {
+        taken.push((place, requests.remove(place)));
+    }
+    let results: Vec<_> = taken
+        .into_iter()
+        .rev()
+        .map(|(place, request)| Ok((place, request.complete(site, None)?)))
+        .collect();
+    results.into_iter().collect()
+}

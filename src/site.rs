@@ -1,0 +1,33 @@
+//! Where a call was made, for the tape, the watch and reports.
+
+use std::fmt;
+use std::panic::Location;
+
+/// An operation, and the line of the user's that called it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    /// The method's name.
+    pub(crate) call: &'static str,
+    pub(crate) at: &'static Location<'static>,
+}
+
+impl Site {
+    /// The caller's.
+    #[track_caller]
+    pub(crate) fn new(call: &'static str) -> Self {
+        Self { call, at: Location::caller() }
+    }
+}
+
+impl From<&'static str> for Site {
+    #[track_caller]
+    fn from(call: &'static str) -> Self {
+        Self::new(call)
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.call, self.at)
+    }
+}

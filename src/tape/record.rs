@@ -1,0 +1,142 @@
+//! What a tape records, and how the token is threaded through a node of the graph.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tch::Tensor;
+
+use super::comparison::{Entry, Traffic};
+use crate::agreement::refuse;
+use crate::autograd::{self, Backward, View};
+use crate::communicator::Communicator;
+use crate::datatype::{Class, Datatype};
+use crate::error::Result;
+use crate::site::Site;
+
+/// What a tape has recorded.
+#[derive(Debug)]
+pub(crate) struct Record {
+    thread: Mutex<Thread>,
+}
+
+#[derive(Debug)]
+pub(super) struct Thread {
+    /// The first token.
+    pub(super) leaf: Tensor,
+    /// The last one.
+    pub(super) token: Tensor,
+    pub(super) calls: Vec<Entry>,
+    /// How many of them are of all ranks.
+    collectives: usize,
+}
+
+impl Thread {
+    pub(super) fn new(token: Tensor) -> Self {
+        Self { leaf: token.shallow_clone(), token, calls: Vec::new(), collectives: 0 }
+    }
+}
+
+impl Record {
+    pub(super) fn new(token: Tensor) -> Self {
+        Self { thread: Mutex::new(Thread::new(token)) }
+    }
+
+    pub(super) fn thread(&self) -> MutexGuard<'_, Thread> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn token(&self) -> Tensor {
+        self.thread().token.shallow_clone()
+    }
+
+    /// Whether what is done on the tape is recorded.
+    pub(crate) fn is_recording(&self) -> bool {
+        View::of(&self.thread().token).requires_grad()
+    }
+}
+
+/// A tensor without elements that requires grad.
+pub(super) fn first_token() -> Tensor {
+    tch::no_grad(|| Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)))
+        .set_requires_grad(true)
+}
+
+impl Communicator {
+    /// Whether a call on a tensor is to be recorded.
+    #[inline]
+    pub(crate) fn records(&self, x: &View) -> bool {
+        x.requires_grad()
+            || self.record().is_some_and(|record| carries_gradient(x) && record.is_recording())
+    }
+
+    /// Whether calls are recorded on a tape.
+    pub(crate) fn is_on_tape(&self) -> bool {
+        self.record().is_some_and(|record| record.is_recording())
+    }
+}
+
+fn carries_gradient(x: &View) -> bool {
+    let class = Datatype::of(x.scalar_type()).map(|datatype| datatype.class);
+    matches!(class, Some(Class::Half | Class::Real | Class::Complex))
+}
+
+/// What the pullback of a call gets.
+pub(crate) struct Pulled {
+    pub(crate) cotangent: Tensor,
+    saved: Result<Vec<Tensor>>,
+}
+
+impl Pulled {
+    fn new(mut backward: Backward) -> (Self, Option<Tensor>) {
+        let token = (backward.cotangents.len() > 1).then(|| backward.cotangents.swap_remove(1));
+        let cotangent = backward.cotangents.swap_remove(0);
+        (Self { cotangent, saved: backward.saved }, token)
+    }
+
+    /// The tensors saved with the node. A rank that has lost them says so to the others.
+    pub(crate) fn saved(&mut self, call: &'static str, comm: &Communicator) -> Result<Vec<Tensor>> {
+        let saved = std::mem::replace(&mut self.saved, Ok(Vec::new()));
+        saved.map_err(|error| refuse(call, comm, error, false))
+    }
+}
+
+/// Records a call as a node from `x` to `y`, on the communicator's tape if it is on one. Returns how
+/// many calls of all ranks the tape then has.
+///
+/// The pullback gets the communicator for the backward pass, and returns `x`'s cotangent, if any.
+#[inline]
+pub(crate) fn record<F>(
+    site: Site,
+    comm: &Communicator,
+    traffic: Traffic,
+    [x, y]: [&Tensor; 2],
+    saved: &[&Tensor],
+    pullback: F,
+) -> Result<usize>
+where
+    F: Fn(&Communicator, Pulled) -> Result<Option<Tensor>> + Send + Sync + 'static,
+{
+    let backward = comm.backward(site);
+    let Some(record) = comm.record().filter(|record| record.is_recording()) else {
+        autograd::record(site.call, &[x], &[y], saved, move |given| {
+            Ok(vec![pullback(&backward, Pulled::new(given).0)?])
+        })?;
+        return Ok(0);
+    };
+    let mut thread = record.thread();
+    let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
+    autograd::record(site.call, &[x, &thread.token], &[y, &token], saved, move |given| {
+        let (pulled, token) = Pulled::new(given);
+        let token = token.unwrap_or_else(|| unreachable!("the token is the second output"));
+        // What the pullback does goes on from the cotangent of the token.
+        let passing = Arc::new(Record::new(token));
+        let x = pullback(&backward.on(Arc::clone(&passing)), pulled)?;
+        Ok(vec![x, Some(passing.token())])
+    })?;
+    thread.token = token;
+    thread.collectives += usize::from(traffic.is_collective());
+    thread.calls.push(Entry { site, traffic });
+    Ok(thread.collectives)
+}
+
+/// The token's scalar type: `Float`.
+const TOKEN: i32 = 6;
