@@ -9,16 +9,17 @@ use std::process::ExitCode;
 
 use common::{Context, communicators, start};
 use mpi4tch::{Communicator, Op, Result, testing};
-use table::{Arguments, KINDS, OPERATIONS, Operation, Takes, is_defined, is_floating};
+use table::{Arguments, KINDS, OPERATIONS, Operation, STARTED, Takes, is_defined, is_floating};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
     let mut tests = harness::tests![extrema_and_their_owners];
-    for operation in &OPERATIONS {
+    for operation in OPERATIONS.iter().chain(&STARTED) {
         tests.push(harness::Test::new(operation.name, |context: &Context| {
             let all = communicators(&context.world);
             // On the world as many calls as it takes; elsewhere enough to see another group.
-            all.iter().try_for_each(|(name, comm)| sweep(operation, comm, *name == "world"))
+            all.iter().try_for_each(|(name, comm)| sweep(operation, comm, *name == "world"))?;
+            sweep(operation, &context.world.tape(), false)
         }));
     }
     harness::run(start, tests)

@@ -95,6 +95,26 @@ pub const OPERATIONS: [Operation; 19] = [
     moves("broadcast of gather", Takes::Block, true, |c, x, a| { let y = c.all_gather(x, a.axis)?; Ok(c.broadcast(&y, a.root)? + y) }, twice_all_gather),
 ];
 
+/// Those that can be started, waited for at once.
+#[rustfmt::skip]
+pub const STARTED: [Operation; 15] = [
+    combines("iall_reduce", Takes::Same, every, false, |c, x, a| c.iall_reduce(x, a.op)?.wait(), all_reduce),
+    combines("ireduce", Takes::Same, every, true, |c, x, a| c.ireduce(x, a.op, a.root)?.wait(), reduce),
+    combines("iscan", Takes::Same, every, false, |c, x, a| c.iscan(x, a.op)?.wait(), scan),
+    combines("iexscan", Takes::Same, all_but_mean, false, |c, x, a| c.iexscan(x, a.op)?.wait(), exscan),
+    combines("ireduce_scatter", Takes::Whole, every, false, |c, x, a| c.ireduce_scatter(x, a.axis, own(c, &a.counts), a.op)?.wait(), reduce_scatter),
+    combines("ireduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.ireduce_scatter_with_counts(x, a.axis, &a.counts, a.op)?.wait(), reduce_scatter),
+    moves("ibroadcast", Takes::Same, true, |c, x, a| c.ibroadcast(x, a.root)?.wait(), broadcast),
+    moves("igather", Takes::Block, true, |c, x, a| c.igather(x, a.axis, a.root)?.wait(), gather),
+    moves("igather_with_counts", Takes::Block, true, |c, x, a| c.igather_with_counts(x, a.axis, &a.counts, a.root)?.wait(), gather),
+    moves("iall_gather", Takes::Block, false, |c, x, a| c.iall_gather(x, a.axis)?.wait(), all_gather),
+    moves("iall_gather_with_counts", Takes::Block, false, |c, x, a| c.iall_gather_with_counts(x, a.axis, &a.counts)?.wait(), all_gather),
+    moves("iscatter", Takes::WholeOnRoot, true, |c, x, a| c.iscatter(x, a.axis, own(c, &a.counts), a.root)?.wait(), scatter),
+    moves("iscatter_with_counts", Takes::Whole, true, |c, x, a| c.iscatter_with_counts(x, a.axis, &a.counts, a.root)?.wait(), scatter),
+    moves("iall_to_all", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all(x, a.axis, a.scatter_axis, own(c, &a.scatter_counts))?.wait(), all_to_all),
+    moves("iall_to_all_with_counts", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all_with_counts(x, a.axis, &a.counts, a.scatter_axis, &a.scatter_counts)?.wait(), all_to_all),
+];
+
 /// The rank's own entry.
 pub fn own(comm: &Communicator, counts: &[i64]) -> i64 {
     counts[comm.rank().unsigned_abs() as usize]
