@@ -313,8 +313,15 @@ fn decode(text: &[u8]) -> Vec<(String, String)> {
     lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values.
+/// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values; if none
+/// has, for each that only some ranks have.
 pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
+    let text = differing(all, None);
+    if text.is_empty() { differing(all, Some("none")) } else { text }
+}
+
+/// `absent` stands for the value that a rank does not have.
+fn differing(all: &[Vec<(String, String)>], absent: Option<&str>) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in all.iter().flatten() {
         if !names.contains(&name.as_str()) {
@@ -328,11 +335,8 @@ pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
             let value = lines.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
             // A rank that was refused has no terms, and one with terms was not refused.
             let refused = lines.iter().any(|(n, _)| n == "refused");
-            let value = match value {
-                Some(value) => value,
-                None if refused || name == "refused" => continue,
-                None => "none",
-            };
+            let absent = absent.filter(|_| !refused && name != "refused");
+            let Some(value) = value.or(absent) else { continue };
             match values.iter_mut().find(|(v, _)| *v == value) {
                 Some((_, ranks)) => ranks.push(rank),
                 None => values.push((value, vec![rank])),
