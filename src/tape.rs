@@ -263,8 +263,8 @@ impl Tape {
         let site = Site::new(pass.name);
         let comm = &self.comm;
         let _waiting = comm.environment().watch(site);
-        let calls = self.record.thread().calls.clone();
-        let told = Told { counts: fingerprint(comm.rank(), &calls), shape: &[] };
+        let counts = fingerprint(comm.rank(), &self.record.thread().calls);
+        let told = Told { counts, shape: &[] };
         let terms = checked.map(|()| Terms { told: Some(told), ..Terms::default() });
         let agreed = agree(pass.operation(), comm, None, terms, true)?;
         let (collective, messages) = (agreed.counts(0), agreed.counts(1));
@@ -272,7 +272,7 @@ impl Tape {
         if balance == 0 && collective.iter().all(|other| *other == collective[0]) {
             return Ok(());
         }
-        let text = encode(comm.rank(), &calls);
+        let text = encode(comm.rank(), &self.record.thread().calls);
         let all: Vec<_> =
             comm.exchange(pass.name, text.as_bytes())?.iter().map(|t| decode(t)).collect();
         Err(Error::Tape { differences: differences(&all) })

@@ -38,13 +38,16 @@ pub(super) struct Entry {
 pub(super) fn fingerprint(rank: Rank, calls: &[Entry]) -> [i64; 2] {
     let mut collective = DefaultHasher::new();
     let mut balance = 0_i64;
-    for line in lines(rank, calls) {
-        match line {
-            Line::Collective { what, .. } => what.hash(&mut collective),
-            Line::Message { sends, from, to, tag, .. } => {
-                let part = hash(&(from, to, tag));
-                balance =
-                    if sends { balance.wrapping_add(part) } else { balance.wrapping_sub(part) };
+    for Entry { site, traffic } in calls {
+        match traffic {
+            Traffic::Collective => site.call.hash(&mut collective),
+            Traffic::Wait(number) => number.hash(&mut collective),
+            Traffic::Local => (),
+            Traffic::Messages { send, receive } => {
+                for Message { sends, from, to, tag } in messages(rank, send, receive) {
+                    let part = hash(&(from, to, tag));
+                    balance = balance.wrapping_add(if sends { part } else { part.wrapping_neg() });
+                }
             }
         }
     }
@@ -57,18 +60,52 @@ fn hash(value: &impl Hash) -> i64 {
     hasher.finish().cast_signed()
 }
 
+/// A message from or to this rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    sends: bool,
+    from: Rank,
+    to: Rank,
+    tag: Tag,
+}
+
+impl Message {
+    /// Whether the one is the other's counterpart.
+    fn meets(&self, other: &Self) -> bool {
+        *self == Self { sends: !other.sends, ..other.clone() }
+    }
+}
+
+/// What a call sends and receives.
+fn messages(
+    rank: Rank,
+    send: &Option<Envelope>,
+    receive: &Option<Envelope>,
+) -> impl Iterator<Item = Message> {
+    // What was never waited for is from nobody.
+    let end = |envelope: &Envelope| envelope.known().unwrap_or((mpi_sys::MPI_ANY_SOURCE, -1));
+    let send =
+        send.as_ref().map(end).map(|(to, tag)| (to, Message { sends: true, from: rank, to, tag }));
+    let receive = receive
+        .as_ref()
+        .map(end)
+        .map(|(from, tag)| (from, Message { sends: false, from, to: rank, tag }));
+    [send, receive]
+        .into_iter()
+        .flatten()
+        .filter(|(peer, _)| *peer != PROC_NULL)
+        .map(|(_, message)| message)
+}
+
 /// A call as the ranks tell each other of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Line {
     Collective { what: String, at: String },
-    Message { sends: bool, from: Rank, to: Rank, tag: Tag, at: String },
+    Message { message: Message, at: String },
 }
 
 fn lines(rank: Rank, calls: &[Entry]) -> impl Iterator<Item = Line> {
     calls.iter().flat_map(move |Entry { site, traffic }| {
-        let at = site.to_string();
-        // What was never waited for is from nobody.
-        let end = |envelope: &Envelope| envelope.known().unwrap_or((mpi_sys::MPI_ANY_SOURCE, -1));
         let collective = |what: String| {
             let at = format!("{what} at {}", site.at);
             vec![Line::Collective { what, at }]
@@ -77,17 +114,9 @@ fn lines(rank: Rank, calls: &[Entry]) -> impl Iterator<Item = Line> {
             Traffic::Collective => collective(site.call.to_owned()),
             Traffic::Wait(number) => collective(format!("wait for call {number}")),
             Traffic::Local => Vec::new(),
-            Traffic::Messages { send, receive } => {
-                let send = send.as_ref().map(|envelope| (true, end(envelope)));
-                let receive = receive.as_ref().map(|envelope| (false, end(envelope)));
-                let ends = [send, receive].into_iter().flatten();
-                ends.filter(|(_, (peer, _))| *peer != PROC_NULL)
-                    .map(|(sends, (peer, tag))| {
-                        let (from, to) = if sends { (rank, peer) } else { (peer, rank) };
-                        Line::Message { sends, from, to, tag, at: at.clone() }
-                    })
-                    .collect()
-            }
+            Traffic::Messages { send, receive } => messages(rank, send, receive)
+                .map(|message| Line::Message { message, at: site.to_string() })
+                .collect(),
         }
     })
 }
@@ -95,7 +124,7 @@ fn lines(rank: Rank, calls: &[Entry]) -> impl Iterator<Item = Line> {
 pub(super) fn encode(rank: Rank, calls: &[Entry]) -> String {
     let lines = lines(rank, calls).map(|line| match line {
         Line::Collective { what, at } => format!("{what}\t{at}"),
-        Line::Message { sends, from, to, tag, at } => {
+        Line::Message { message: Message { sends, from, to, tag }, at } => {
             format!("{}\t{from}\t{to}\t{tag}\t{at}", if sends { ">" } else { "<" })
         }
     });
@@ -109,10 +138,12 @@ pub(super) fn decode(text: &[u8]) -> Vec<Line> {
         match fields[..] {
             [what, at] => Some(Line::Collective { what: what.to_owned(), at: at.to_owned() }),
             [direction, from, to, tag, at] => Some(Line::Message {
-                sends: direction == ">",
-                from: from.parse().ok()?,
-                to: to.parse().ok()?,
-                tag: tag.parse().ok()?,
+                message: Message {
+                    sends: direction == ">",
+                    from: from.parse().ok()?,
+                    to: to.parse().ok()?,
+                    tag: tag.parse().ok()?,
+                },
                 at: at.to_owned(),
             }),
             _ => None,
@@ -152,22 +183,17 @@ pub(super) fn differences(all: &[Vec<Line>]) -> String {
             .collect();
         text += &agreement::differences(&values);
     }
-    let mut left: Vec<&Line> = Vec::new();
+    let mut left: Vec<(&Message, &str)> = Vec::new();
     for line in all.iter().flatten() {
-        let Line::Message { sends, from, to, tag, .. } = line else { continue };
-        let meets = |other: &&Line| {
-            matches!(other, Line::Message { sends: s, from: f, to: t, tag: g, .. }
-            if s != sends && f == from && t == to && g == tag)
-        };
-        match left.iter().position(meets) {
+        let Line::Message { message, at } = line else { continue };
+        match left.iter().position(|(other, _)| other.meets(message)) {
             Some(place) => {
                 left.remove(place);
             }
-            None => left.push(line),
+            None => left.push((message, at)),
         }
     }
-    for line in left.iter().take(MOST_NAMED) {
-        let Line::Message { sends, from, to, tag, at } = line else { continue };
+    for (Message { sends, from, to, tag }, at) in left.iter().take(MOST_NAMED) {
         text += &match (*sends, *from) {
             (true, _) => format!(
                 "\n  {at} on rank {from}, to rank {to} with tag {tag}: not received on the tape"
