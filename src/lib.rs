@@ -156,6 +156,7 @@ mod dummies;
 mod environment;
 mod error;
 mod flight;
+pub mod guide;
 mod operator;
 mod point_to_point;
 mod reduction;

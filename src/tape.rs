@@ -33,7 +33,7 @@ use record::{Thread, first_token};
 ///
 /// Each rank has a graph of its own, and a backward pass goes only through what this rank's loss
 /// depends on. A rank that leaves out a communication lets the others wait for ever. On a tape no
-/// communication is left out: see the [guide](crate).
+/// communication is left out: see the [guide](crate::guide).
 ///
 /// - Collective: [`backward`](Self::backward) and [`grad`](Self::grad) must be called by every
 ///   rank, with or without a loss of its own.
