@@ -17,7 +17,7 @@
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```
 //!
-//! The [guide](guide) is for who is new to derivatives across ranks. A [`Tape`] sees to it that all
+//! The [guide] is for who is new to derivatives across ranks. A [`Tape`] sees to it that all
 //! ranks go back through the same communication.
 //!
 //! # Operations
