@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use mpi_sys::MPI_Comm;
 
 use super::Inner;
+use crate::status::Status;
 
 /// The contexts of a communicator, and the entries of those made from it.
 #[derive(Debug)]
@@ -105,6 +106,10 @@ impl Node {
     /// MPI can be called, no call uses them any more, and all ranks free what they have in common
     /// in one order.
     pub(crate) unsafe fn free(&self) {
+        for (context, pass) in [(self.forward, "forward"), (self.backward, "backward")] {
+            // SAFETY: passed on to the caller.
+            unsafe { report_unreceived(context, pass) };
+        }
         let reversed = self.reversed.lock().unwrap_or_else(PoisonError::into_inner).take();
         for mut context in [self.forward, self.backward, self.control].into_iter().chain(reversed) {
             // Errors are of no use here: what is not freed is lost.
@@ -117,5 +122,33 @@ impl Node {
             // SAFETY: as for this one.
             unsafe { node.free() };
         }
+    }
+}
+
+/// Says of a message that has come and that nobody has received: in the backward pass, it is a
+/// cotangent that somebody's gradient lacks.
+///
+/// # Safety
+/// MPI can be called, and the context has not been freed.
+unsafe fn report_unreceived(context: MPI_Comm, pass: &str) {
+    let (mut found, mut status, mut rank) = (0, Status::none(), 0);
+    // SAFETY: the context is a communicator; the others outlive the call.
+    let code = unsafe {
+        mpi_sys::MPI_Iprobe(
+            mpi_sys::MPI_ANY_SOURCE,
+            mpi_sys::MPI_ANY_TAG,
+            context,
+            &mut found,
+            &mut status,
+        )
+    };
+    if code == mpi_sys::MPI_SUCCESS && found != 0 {
+        // SAFETY: as above.
+        unsafe { mpi_sys::MPI_Comm_rank(context, &mut rank) };
+        eprintln!(
+            "mpi4tch: rank {rank} has never received a message of the {pass} pass, of rank {} with \
+             tag {}",
+            status.MPI_SOURCE, status.MPI_TAG
+        );
     }
 }
