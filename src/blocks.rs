@@ -48,7 +48,8 @@ impl Parts {
 
     /// One past the last element.
     pub(crate) fn end(&self) -> i64 {
-        saturating_sum(&self.counts)
+        // No tensor has as many elements as an i64 cannot hold: what saturates has no memory.
+        self.counts.iter().fold(0, |sum: i64, count| sum.saturating_add(*count))
     }
 
     /// The count of all parts, if they have the same.
@@ -63,9 +64,13 @@ impl Blocks {
         Self { axis, counts: counts.into() }
     }
 
-    /// The extent of the whole.
-    pub(crate) fn total(&self) -> i64 {
-        saturating_sum(&self.counts)
+    /// The extent of the whole. Tensors without elements may be too long to be joined.
+    pub(crate) fn total(&self, call: &'static str) -> Result<i64> {
+        let sum = self.counts.iter().try_fold(0_i64, |sum, count| sum.checked_add(*count));
+        sum.ok_or_else(|| {
+            let message = format!("counts {:?} sum to more than an extent can be", self.counts);
+            Error::Counts { call, message }
+        })
     }
 
     /// `shape` with `extent` along the axis.
@@ -151,11 +156,6 @@ impl Blocks {
         }
         Ok(())
     }
-}
-
-/// No tensor has as many elements as an `i64` cannot hold: what saturates has no memory.
-fn saturating_sum(counts: &[i64]) -> i64 {
-    counts.iter().fold(0, |sum: i64, count| sum.saturating_add(*count))
 }
 
 /// How many elements one step along the axis has.

@@ -193,7 +193,8 @@ impl AllToAll {
         let scatter_axis = axis_of(self.name(), self.scatter_axis, shape)?;
         let before = Blocks::new(gather_axis, self.gathered.resolve(agreed, 0));
         let after = Blocks::new(scatter_axis, self.scattered.resolve(agreed, 1));
-        let whole = if gather_axis == scatter_axis { before.total() } else { shape[scatter_axis] };
+        let joined = before.total(self.name())?;
+        let whole = if gather_axis == scatter_axis { joined } else { shape[scatter_axis] };
         Counts::check_sum(self.name(), &after.counts, whole)?;
         Ok((before, after))
     }
@@ -231,7 +232,8 @@ impl Operator for AllToAll {
         let (before, after) = self.blocks(input.shape(), agreed)?;
         let rank = index(comm.rank());
         let own = after.counts[rank];
-        let shape = after.shape_with(&before.shape_with(input.shape(), before.total()), own);
+        let (joined, cut) = (before.total(self.name())?, after.total(self.name())?);
+        let shape = after.shape_with(&before.shape_with(input.shape(), joined), own);
         let (sent, received, largest, common) = if before.axis == after.axis {
             let (old, new) = (ranges(&before.counts), ranges(&after.counts));
             let row = elements_of_row(&shape, before.axis);
@@ -241,8 +243,9 @@ impl Operator for AllToAll {
             (Blocks::new(before.axis, sent), Blocks::new(after.axis, received), largest, false)
         } else {
             let most = |blocks: &Blocks| blocks.counts.iter().copied().max().unwrap_or(0);
-            let cell = elements_of_row(&shape, after.axis) / before.total().max(1);
-            let largest = cell * (most(&before) * after.total()).max(before.total() * most(&after));
+            let cell = elements_of_row(&shape, after.axis) / joined.max(1);
+            let cells = |sent: i64, cut: i64| cell.saturating_mul(sent).saturating_mul(cut);
+            let largest = cells(most(&before), cut).max(cells(joined, most(&after)));
             let common = all_equal(&before.counts) && all_equal(&after.counts);
             (after, before, largest, common)
         };
