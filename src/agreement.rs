@@ -313,30 +313,33 @@ fn decode(text: &[u8]) -> Vec<(String, String)> {
     lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values; if none
-/// has, for each that only some ranks have.
-pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
-    let text = differing(all, None);
-    if text.is_empty() { differing(all, Some("none")) } else { text }
+fn value_of<'a>(lines: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    lines.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
 }
 
-/// `absent` stands for the value that a rank does not have.
-fn differing(all: &[Vec<(String, String)>], absent: Option<&str>) -> String {
+/// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values.
+pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in all.iter().flatten() {
         if !names.contains(&name.as_str()) {
             names.push(name);
         }
     }
+    let mut operations = all.iter().filter_map(|lines| value_of(lines, "operation"));
+    let first = operations.next();
+    let several = operations.any(|operation| Some(operation) != first);
     let mut text = String::new();
     for name in names {
         let mut values: Vec<(&str, Vec<usize>)> = Vec::new();
         for (rank, lines) in all.iter().enumerate() {
-            let value = lines.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-            // A rank that was refused has no terms, and one with terms was not refused.
-            let refused = lines.iter().any(|(n, _)| n == "refused");
-            let absent = absent.filter(|_| !refused && name != "refused");
-            let Some(value) = value.or(absent) else { continue };
+            // A rank that was refused has no terms, and one with terms was not refused. Nor has
+            // each operation the terms of another.
+            let refused = name == "refused" || value_of(lines, "refused").is_some();
+            let value = match value_of(lines, name) {
+                Some(value) => value,
+                None if refused || several => continue,
+                None => "none",
+            };
             match values.iter_mut().find(|(v, _)| *v == value) {
                 Some((_, ranks)) => ranks.push(rank),
                 None => values.push((value, vec![rank])),
