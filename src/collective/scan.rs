@@ -27,9 +27,8 @@ impl Communicator {
     ///   ranks so far.
     /// - Adjoint: of `Sum`, x̄_r = Σ_{s≥r} ȳ_s: the scan from the other end, as one `MPI_Scan` on a
     ///   communicator with reversed ranks. With `Max`, `Min` and `Prod`, an `x` that requires grad
-    ///   goes by [`all_gather`](Self::all_gather), and takes the memory of all ranks' `x`. There the
-    ///   gradient of `Max` and `Min` is NaN where the result is, and where the result is the op's
-    ///   identity, −∞ or ∞, later ranks count as ties and part of the cotangent is lost.
+    ///   goes by [`all_gather`](Self::all_gather), and takes the memory of all ranks' `x`. `Max` and
+    ///   `Min` share the cotangent among the ranks so far that have the extreme value.
     ///
     /// # Errors
     /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has
