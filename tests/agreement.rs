@@ -6,7 +6,7 @@ mod common;
 use std::process::ExitCode;
 
 use common::{Context, start};
-use mpi4tch::{Communicator, Error, Op, Result};
+use mpi4tch::{Communicator, Error, Op, Result, testing};
 use tch::{Device, Kind, Tensor};
 
 fn main() -> ExitCode {
@@ -17,7 +17,11 @@ fn main() -> ExitCode {
             a_mistake_on_one_rank_is_told_to_the_others,
             ranks_that_disagree_get_the_same_error,
             ranks_that_disagree_in_a_composed_call,
+            kinds_that_differ_where_means_are_widened,
+            counts_on_some_ranks_only,
             counts_that_do_not_fit_together,
+            sizes_that_no_integer_holds,
+            shapes_of_many_axes_travel,
         ],
     )
 }
@@ -137,7 +141,8 @@ fn assert_disagree(world: &Communicator, most: Call, last: Call, text: &str) -> 
     let noun = if end == 1 { "rank" } else { "ranks" };
     let expected = text
         .replace("{most}", &format!("{noun} {}", others.join(", ")))
-        .replace("{last}", &format!("rank {end}"));
+        .replace("{last}", &format!("rank {end}"))
+        .replace("{p}", &world.size().to_string());
     assert!(matches!(error, Error::Mismatch { .. }), "{error}");
     assert_eq!(error.to_string(), format!("the ranks disagree on a call:\n{expected}"));
     works(world)
@@ -147,7 +152,7 @@ fn ranks_that_disagree_get_the_same_error(context: &Context) -> Result<()> {
     let world = &context.world;
     let x = zeros(&[2, 3]);
     let variable = x.copy().set_requires_grad(true);
-    let cases: [(Call, Call, &str); 9] = [
+    let cases: [(Call, Call, &str); 11] = [
         (
             &|c| c.all_reduce(&x, Op::Sum).map(drop),
             &|c| c.all_reduce(&x, Op::Max).map(drop),
@@ -194,6 +199,17 @@ fn ranks_that_disagree_get_the_same_error(context: &Context) -> Result<()> {
             "  axis: 0 and 1 on {most}; 1 and 0 on {last}\n  \
              shape: [_, 3] on {most}; [2, _] on {last}",
         ),
+        // The extent to cut, which is the sum of the counts on one rank only.
+        (
+            &|c| c.reduce_scatter(&zeros(&[2, c.size().into()]), 1, 1, Op::Sum).map(drop),
+            &|c| c.reduce_scatter(&zeros(&[2, 100]), 1, 1, Op::Sum).map(drop),
+            "  shape: [2, {p}] on {most}; [2, 100] on {last}",
+        ),
+        (
+            &|c| c.max_loc(&x).map(drop),
+            &|c| c.all_reduce(&x, Op::Max).map(drop),
+            "  operation: max_loc on {most}; all_reduce on {last}",
+        ),
     ];
     for (most, last, text) in cases {
         assert_disagree(world, most, last, text)?;
@@ -230,6 +246,74 @@ fn ranks_that_disagree_in_a_composed_call(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// The sums travel in `Float`, whatever the kind.
+fn kinds_that_differ_where_means_are_widened(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let size = i64::from(world.size());
+    let calls: [fn(&Communicator, &Tensor) -> Result<Tensor>; 7] = [
+        |c, x| c.all_reduce(x, Op::Mean),
+        |c, x| c.reduce(x, Op::Mean, 0),
+        |c, x| c.scan(x, Op::Mean),
+        |c, x| c.reduce_scatter(x, 0, 1, Op::Mean),
+        |c, x| c.reduce_scatter_with_counts(x, 0, &vec![1; c.size() as usize], Op::Mean),
+        |c, x| c.all_reduce_(&mut x.copy(), Op::Mean).map(|()| x.copy()),
+        |c, x| c.reduce_(&mut x.copy(), Op::Mean, 0).map(|()| x.copy()),
+    ];
+    for call in calls {
+        for (most, last) in [(Kind::Half, Kind::Float), (Kind::BFloat16, Kind::Half)] {
+            let [x, y] = [most, last].map(|kind| zeros(&[size]).to_kind(kind));
+            assert_disagree(
+                world,
+                &|c| call(c, &x).map(drop),
+                &|c| call(c, &y).map(drop),
+                &format!("  kind: {most:?} on {{most}}; {last:?} on {{last}}"),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn counts_on_some_ranks_only(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let size = i64::from(world.size());
+    let ones = vec![1; usize::try_from(size).unwrap_or(0)];
+    let (ones, part, whole) = (&ones[..], zeros(&[1]), zeros(&[size]));
+    let counts = format!("  counts: none on {{most}}; {ones:?} on {{last}}");
+    let cases: [(Call, Call, &str); 5] = [
+        (
+            &|c| c.all_gather(&part, 0).map(drop),
+            &|c| c.all_gather_with_counts(&part, 0, ones).map(drop),
+            "",
+        ),
+        (
+            &|c| c.gather(&part, 0, 0).map(drop),
+            &|c| c.gather_with_counts(&part, 0, ones, 0).map(drop),
+            "",
+        ),
+        (
+            &|c| c.reduce_scatter(&whole, 0, 1, Op::Sum).map(drop),
+            &|c| c.reduce_scatter_with_counts(&whole, 0, ones, Op::Sum).map(drop),
+            "",
+        ),
+        // Where all know the counts, all give the shape; where not, the root tells it.
+        (
+            &|c| c.scatter(&whole, 0, 1, 0).map(drop),
+            &|c| c.scatter_with_counts(&whole, 0, ones, 0).map(drop),
+            "\n  shape: none on {most}; [_] on {last}",
+        ),
+        (
+            &|c| c.all_to_all(&zeros(&[1, size]), 0, 1, 1).map(drop),
+            &|c| c.all_to_all_with_counts(&zeros(&[1, size]), 0, ones, 1, ones).map(drop),
+            "\n  counts to scatter: none on {most}; {ones} on {last}",
+        ),
+    ];
+    for (most, last, more) in cases {
+        let text = counts.clone() + &more.replace("{ones}", &format!("{ones:?}"));
+        assert_disagree(world, most, last, &text)?;
+    }
+    Ok(())
+}
+
 fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
     let world = &context.world;
     let size = i64::from(world.size());
@@ -260,4 +344,51 @@ fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
     let error = world.reduce_scatter_with_counts(&x, 0, &huge, Op::Sum).unwrap_err();
     assert!(matches!(error, Error::Counts { .. }), "{error}");
     works(world)
+}
+
+/// Tensors without elements may have any extent, but no more than one.
+fn sizes_that_no_integer_holds(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let extent = 1 << 62;
+    let (tall, wide) = (zeros(&[extent, 0]), zeros(&[extent, 0, 0]));
+    let counts = vec![extent; world.size().unsigned_abs() as usize];
+    let none = vec![0; counts.len()];
+    let calls: [(&str, Call); 8] = [
+        ("all_gather", &|c| c.all_gather(&tall, 0).map(drop)),
+        ("all_gather", &|c| c.all_gather_with_counts(&tall, 0, &counts).map(drop)),
+        ("gather", &|c| c.gather(&tall, 0, 0).map(drop)),
+        ("gather", &|c| c.gather_with_counts(&tall, 0, &counts, 0).map(drop)),
+        ("all_to_all", &|c| c.all_to_all(&wide, 0, 1, 0).map(drop)),
+        ("all_to_all", &|c| c.all_to_all_with_counts(&wide, 0, &counts, 1, &none).map(drop)),
+        ("all_to_all", &|c| c.all_to_all(&tall, 0, 0, extent).map(drop)),
+        ("all_to_all", &|c| c.all_to_all_with_counts(&tall, 0, &counts, 0, &counts).map(drop)),
+    ];
+    for (call, f) in calls {
+        let error = f(world).unwrap_err().to_string();
+        assert_eq!(error, format!("{call}: counts {counts:?} sum to more than an extent can be"));
+        works(world)?;
+    }
+    // What is not sent may have any size.
+    let size = i64::from(world.size());
+    let long = zeros(&[1 << 40, 0, size << 40]);
+    assert_eq!(world.all_to_all(&long, 0, 2, 1 << 40)?.size(), [size << 40, 0, 1 << 40]);
+    Ok(())
+}
+
+/// More axes than a rank's message holds: the root's shape comes in another.
+fn shapes_of_many_axes_travel(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let size = i64::from(world.size());
+    for root in 0..world.size() {
+        let shape = [1, 1, 1, 2, 1, 1, 1, 1, 1, 2 * size, 3];
+        let shape = if world.rank() == root { &shape[..] } else { &[] };
+        let x = testing::random(world, shape, Kind::Double)?;
+        assert_eq!(world.scatter(&x, -2, 2, root)?.size(), [1, 1, 1, 2, 1, 1, 1, 1, 1, 2, 3]);
+        testing::assert_adjoint(world, &x, |x| world.scatter(x, -2, 2, root))?;
+        testing::gradgradcheck(world, &x, |x| Ok(world.scatter(x, 9, 2, root)?.square()))?;
+    }
+    Ok(())
 }
