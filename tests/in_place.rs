@@ -15,8 +15,10 @@ fn main() -> ExitCode {
             same_as_out_of_place,
             derivatives,
             views_and_their_base,
+            views_whose_cotangent_is_undefined_on_one_rank,
             any_layout,
             leaves_are_refused_on_all_ranks,
+            expanded_tensors_are_refused_on_all_ranks,
             leaves_without_recording,
             the_version_counter_is_bumped,
             cotangents_are_not_changed,
@@ -28,13 +30,14 @@ fn main() -> ExitCode {
 type InPlace = fn(&Communicator, &mut Tensor) -> Result<()>;
 type OutOfPlace = fn(&Communicator, &Tensor) -> Result<Tensor>;
 
-const PAIRS: [(InPlace, OutOfPlace); 8] = [
+const PAIRS: [(InPlace, OutOfPlace); 9] = [
     (|c, x| c.all_reduce_(x, Op::Sum), |c, x| c.all_reduce(x, Op::Sum)),
     (|c, x| c.all_reduce_(x, Op::Mean), |c, x| c.all_reduce(x, Op::Mean)),
     (|c, x| c.all_reduce_(x, Op::Max), |c, x| c.all_reduce(x, Op::Max)),
     (|c, x| c.all_reduce_(x, Op::Prod), |c, x| c.all_reduce(x, Op::Prod)),
     (|c, x| c.reduce_(x, Op::Sum, c.size() - 1), |c, x| c.reduce(x, Op::Sum, c.size() - 1)),
     (|c, x| c.reduce_(x, Op::Min, 0), |c, x| c.reduce(x, Op::Min, 0)),
+    (|c, x| c.reduce_(x, Op::Mean, 0), |c, x| c.reduce(x, Op::Mean, 0)),
     (|c, x| c.broadcast_(x, 0), |c, x| c.broadcast(x, 0)),
     (|c, x| c.broadcast_(x, c.size() - 1), |c, x| c.broadcast(x, c.size() - 1)),
 ];
@@ -102,6 +105,39 @@ fn views_and_their_base(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// libtorch has no cotangent where nothing depends on a tensor differentiably. The rank
+/// communicates all the same.
+fn views_whose_cotangent_is_undefined_on_one_rank(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let views: [fn(&Tensor) -> Tensor; 3] =
+        [|y| y.narrow(0, 1, 2), |y| y.narrow(1, 1, 2), |y| y.transpose(0, 1)];
+    for (in_place, _) in PAIRS {
+        for (view, rank) in views.into_iter().flat_map(|v| [(v, 0), (v, world.size() - 1)]) {
+            let x = testing::random(world, &[3, 3], Kind::Double)?.set_requires_grad(true);
+            let weights = testing::random(world, &[3, 3], Kind::Double)?;
+            let gradient = |undefined: bool| -> Result<Tensor> {
+                // What the node of the product gets on each rank is defined, on any number of them.
+                let y = &x * 1.0;
+                let before = &y + 0.0;
+                in_place(world, &mut view(&y))?;
+                let loss = if world.rank() != rank {
+                    &y * &weights
+                } else if undefined {
+                    // The sign is constant, and its derivative left out.
+                    Tensor::linalg_slogdet(&y).0
+                } else {
+                    &y * 0.0
+                };
+                let loss = loss.sum(Kind::Double) + before.sum(Kind::Double);
+                let one = loss.ones_like();
+                Ok(testing::vjp(&[&loss], &[&one], &[&x], false)?.remove(0))
+            };
+            assert!(gradient(true)?.allclose(&gradient(false)?, 1e-12, 1e-12, false));
+        }
+    }
+    Ok(())
+}
+
 fn any_layout(context: &Context) -> Result<()> {
     let world = &context.world;
     for (in_place, out_of_place) in PAIRS {
@@ -135,6 +171,29 @@ fn leaves_are_refused_on_all_ranks(context: &Context) -> Result<()> {
         let error = in_place(world, mine).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
         assert_eq!(x, Tensor::ones([2], (Kind::Double, Device::Cpu)));
+        world.barrier()?;
+    }
+    Ok(())
+}
+
+/// Several of whose elements lie in one place.
+fn expanded_tensors_are_refused_on_all_ranks(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let last = world.size() - 1;
+    for (in_place, _) in PAIRS {
+        let value = f64::from(world.rank());
+        let mut x = Tensor::full([2, 3], value, (Kind::Double, Device::Cpu));
+        let mut expanded =
+            Tensor::full([1, 3], value, (Kind::Double, Device::Cpu)).expand([2, 3], false);
+        let mine = if world.rank() == last { &mut expanded } else { &mut x };
+        let error = in_place(world, mine).unwrap_err().to_string();
+        let why =
+            "more than one element of the written-to tensor refers to a single memory location";
+        assert!(error.contains(why), "{error}");
+        let told = format!(" on rank {last}");
+        assert_eq!(world.rank() != last, error.contains(&told), "{error}");
+        assert_eq!(x, x.full_like(value));
+        assert_eq!(expanded, x.full_like(value));
         world.barrier()?;
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use common::Context;
 use mpi4tch::mpi_sys::{self, MPI_Comm, MPI_Datatype, MPI_Op};
 use mpi4tch::{Op, Result, testing};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
     harness::run(
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
             scan,
             nonlinear_reductions,
             in_place,
+            in_place_of_any_layout,
             beyond_an_int,
         ],
     )
@@ -44,17 +45,25 @@ struct Call {
     context: MPI_Comm,
     /// The larger of the buffers that this rank sends and receives, in bytes.
     volume: i64,
+    /// The first two arguments: of a reduction, the buffers that are sent and received.
+    buffers: [usize; 2],
 }
 
 static CALLS: Mutex<Vec<Call>> = Mutex::new(Vec::new());
 
-fn note(name: &'static str, context: MPI_Comm, datatype: MPI_Datatype, elements: &[i64]) {
+fn note(
+    name: &'static str,
+    context: MPI_Comm,
+    datatype: MPI_Datatype,
+    elements: &[i64],
+    buffers: [usize; 2],
+) {
     let mut size = 0;
     // SAFETY: the caller of the function that is noted gives a valid datatype.
     unsafe { mpi_sys::PMPI_Type_size(datatype, &mut size) };
     let volume = elements.iter().max().unwrap_or(&0) * i64::from(size);
     let mut calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
-    calls.push(Call { name, context, volume });
+    calls.push(Call { name, context, volume, buffers });
 }
 
 /// The sum of a list with an entry per rank; 0 if only the root has the list, and this is not it.
@@ -92,19 +101,24 @@ fn each(count: c_int, comm: MPI_Comm, root: Option<c_int>) -> i64 {
 /// Defines MPI's functions in front of the library's: `name = the library's(arguments), communicator,
 /// datatype, elements of each buffer`.
 macro_rules! noted {
-    ($($name:ident = $library:ident($($argument:ident: $type:ty),* $(,)?), $comm:ident, $datatype:expr,
-       [$($elements:expr),*];)*) => {$(
+    ($($name:ident = $library:ident(
+           $first:ident: $first_type:ty, $second:ident: $second_type:ty,
+           $($argument:ident: $type:ty),* $(,)?
+       ), $comm:ident, $datatype:expr, [$($elements:expr),*];)*) => {$(
         /// MPI's function of this name, noted.
         ///
         /// # Safety
         /// As for MPI's.
         #[allow(non_snake_case, clippy::too_many_arguments)]
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
+        pub unsafe extern "C" fn $name(
+            $first: $first_type, $second: $second_type, $($argument: $type),*
+        ) -> c_int {
+            let buffers = [$first as usize, $second as usize];
             // SAFETY: the lists are as MPI needs them.
-            note(stringify!($name), $comm, $datatype, &[$(unsafe { $elements }),*]);
+            note(stringify!($name), $comm, $datatype, &[$(unsafe { $elements }),*], buffers);
             // SAFETY: passed on to the caller.
-            unsafe { mpi_sys::$library($($argument),*) }
+            unsafe { mpi_sys::$library($first, $second, $($argument),*) }
         }
     )*};
 }
@@ -428,15 +442,64 @@ fn nonlinear_reductions(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// One call, which reads and writes the tensor itself.
 fn in_place(context: &Context) -> Result<()> {
     let world = &context.world;
-    let mut x = Tensor::ones([3], (Kind::Double, Device::Cpu));
-    let (_, made) = calls(|| world.all_reduce_(&mut x, Op::Sum))?;
-    assert_eq!(names(&made), ["MPI_Allreduce"]);
-    let (_, made) = calls(|| world.reduce_(&mut x, Op::Sum, 0))?;
-    assert_eq!(names(&made), ["MPI_Reduce"]);
-    let (_, made) = calls(|| world.broadcast_(&mut x, 0))?;
-    assert_eq!(names(&made), ["MPI_Bcast"]);
+    let last = world.size() - 1;
+    let in_place = mpi_sys::MPI_IN_PLACE as usize;
+    for kind in [Kind::Double, Kind::Half, Kind::ComplexDouble, Kind::Int, Kind::Uint8] {
+        for op in [Op::Sum, Op::Prod, Op::Max, Op::Min, Op::BitwiseOr] {
+            // Small integers: MPI may sum in another order in place.
+            let mut x = testing::random(world, &[2, 3], Kind::Int)?.to_kind(kind);
+            let place = x.data_ptr() as usize;
+            let Ok(expected) = world.all_reduce(&x, op) else { continue };
+            let (_, made) = calls(|| world.all_reduce_(&mut x, op))?;
+            assert_eq!(names(&made), ["MPI_Allreduce"], "{op:?} {kind:?}");
+            assert_eq!(made[0].buffers, [in_place, place], "{op:?} {kind:?}");
+            assert_eq!(x, expected);
+
+            let (_, made) = calls(|| world.reduce_(&mut x, op, last))?;
+            assert_eq!(names(&made), ["MPI_Reduce"], "{op:?} {kind:?}");
+            let root = world.rank() == last;
+            let buffers = if root { [in_place, place] } else { [place, 0] };
+            assert_eq!(made[0].buffers, buffers, "{op:?} {kind:?}");
+            let (_, made) = calls(|| world.broadcast_(&mut x, 0))?;
+            assert_eq!(names(&made), ["MPI_Bcast"]);
+            assert_eq!(made[0].buffers[0], place);
+            assert_eq!(x.data_ptr() as usize, place);
+        }
+    }
+    Ok(())
+}
+
+/// All ranks give `MPI_IN_PLACE` or none, as MPI wants it, although each chooses its layout.
+fn in_place_of_any_layout(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let last = world.size() - 1;
+    let in_place = mpi_sys::MPI_IN_PLACE as usize;
+    // Recorded, a view goes by a copy; what is no view does not.
+    for records in [false, true] {
+        let x = matrix(context, 4, 3)?.round().set_requires_grad(records);
+        let y = &x * 1.0;
+        let layouts: [fn(&Tensor) -> Tensor; 3] = [
+            Tensor::copy,
+            |y| y.transpose(0, 1).contiguous().transpose(0, 1),
+            |y| y.unsqueeze(2).repeat([1, 1, 2]).select(2, 0),
+        ];
+        let mine =
+            layouts[usize::try_from(world.rank()).unwrap_or(0) % if records { 2 } else { 3 }];
+        let mine = || if records { mine(&y).alias_copy() } else { mine(&y) };
+        let mut reduced = mine();
+        let (_, made) = calls(|| world.all_reduce_(&mut reduced, Op::Sum))?;
+        assert_eq!(names(&made), ["MPI_Allreduce"]);
+        assert_eq!(made[0].buffers[0], in_place);
+        assert_eq!(reduced, world.all_reduce(&y, Op::Sum)?);
+        let mut reduced = mine();
+        let (_, made) = calls(|| world.reduce_(&mut reduced, Op::Sum, last))?;
+        assert_eq!(names(&made), ["MPI_Reduce"]);
+        assert_eq!(made[0].buffers[0] == in_place, world.rank() == last, "on the root alone");
+        assert_eq!(reduced, world.reduce(&y, Op::Sum, last)?);
+    }
     Ok(())
 }
 
