@@ -37,6 +37,8 @@ struct Case {
     axis: i64,
     other_axis: i64,
     counts: Vec<i64>,
+    /// Along the other axis; if that is the axis itself, of the same sum as the counts.
+    other_counts: Vec<i64>,
     root: Rank,
     kind: Kind,
     layout: Layout,
@@ -64,18 +66,28 @@ fn cases(ranks: usize) -> impl Strategy<Value = Case> {
     prop::collection::vec(0..4_i64, 1..5).prop_flat_map(move |shape| {
         let dim = i64::try_from(shape.len()).unwrap_or(1);
         let rank = 0..Rank::try_from(ranks).unwrap_or(1);
-        let counts = prop::collection::vec(0..4_i64, ranks);
+        let counts = || {
+            prop_oneof![
+                3 => prop::collection::vec(0..4_i64, ranks),
+                1 => (0..4_i64).prop_map(move |count| vec![count; ranks]),
+            ]
+        };
+        let counts = (counts(), counts());
         let axes = (-dim..dim, -dim..dim);
         (Just(shape), axes, counts, rank, kinds.clone(), layouts.clone(), ops.clone()).prop_map(
-            |(shape, (axis, other_axis), counts, root, kind, layout, op)| Case {
+            move |(
                 shape,
-                axis,
-                other_axis,
-                counts,
+                (axis, other_axis),
+                (counts, mut other_counts),
                 root,
                 kind,
                 layout,
                 op,
+            )| {
+                if axis.rem_euclid(dim) == other_axis.rem_euclid(dim) {
+                    other_counts = counts.iter().rev().copied().collect();
+                }
+                Case { shape, axis, other_axis, counts, other_counts, root, kind, layout, op }
             },
         )
     })
@@ -95,11 +107,6 @@ impl Case {
 
     fn own(&self, comm: &Communicator) -> i64 {
         self.counts[usize::try_from(comm.rank()).unwrap_or(0)]
-    }
-
-    /// The same as the counts, for the other axis.
-    fn reversed_counts(&self) -> Vec<i64> {
-        self.counts.iter().rev().copied().collect()
     }
 
     fn random(&self, comm: &Communicator, shape: &[i64]) -> Result<Tensor> {
@@ -231,16 +238,16 @@ fn all_gathers_and_reduce_scatters(context: &Context) -> Result<()> {
 fn transpositions_and_repartitions(context: &Context) -> Result<()> {
     for_all(context, |comm, case| {
         let (axis, other) = (case.axis, case.other_axis);
-        let after = case.reversed_counts();
+        let after = &case.other_counts;
         let wanted = after[usize::try_from(comm.rank()).unwrap_or(0)];
-        let outer = Case { shape: case.shape_with(other, case.total()), ..case.clone() };
+        let outer = Case { shape: case.shape_with(other, after.iter().sum()), ..case.clone() };
         let x = case.random(comm, &outer.shape_with(axis, case.own(comm)))?;
-        let serial = |xs: &[Tensor]| cut(&Tensor::cat(xs, axis), other, &after);
+        let serial = |xs: &[Tensor]| cut(&Tensor::cat(xs, axis), other, after);
         case.check(comm, &x, |x| comm.all_to_all(x, axis, other, wanted), serial)?;
         case.check(
             comm,
             &x,
-            |x| comm.all_to_all_with_counts(x, axis, &case.counts, other, &after),
+            |x| comm.all_to_all_with_counts(x, axis, &case.counts, other, after),
             serial,
         )
     })

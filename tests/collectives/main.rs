@@ -13,7 +13,8 @@ use table::{Arguments, KINDS, OPERATIONS, Operation, STARTED, Takes, is_defined,
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
-    let mut tests = harness::tests![extrema_and_their_owners];
+    let mut tests =
+        harness::tests![extrema_and_their_owners, scans_of_what_is_equal_to_the_identity];
     for operation in OPERATIONS.iter().chain(&STARTED) {
         tests.push(harness::Test::new(operation.name, |context: &Context| {
             let all = communicators(&context.world);
@@ -49,15 +50,19 @@ fn sweep(operation: &Operation, comm: &Communicator, every_kind: bool) -> Result
 
 fn arguments(comm: &Communicator, op: Op, turn: i32) -> Arguments {
     let ranks = comm.size().unsigned_abs() as usize;
+    let axis = i64::from(turn % 6 - 3);
+    let scatter_axis = i64::from(turn / 6 % 3);
     // Unequal blocks, empty ones among them; the same ones from the other end; or equal ones.
     let mut counts: Vec<i64> = (0..comm.size()).map(|r| i64::from((r + turn) % 3)).collect();
     let mut scatter_counts: Vec<i64> = counts.iter().rev().copied().collect();
-    if turn % 5 == 0 {
+    // Of two axes, either may be the one that is cut evenly.
+    let same_axis = axis.rem_euclid(3) == scatter_axis;
+    if matches!(turn % 5, 0 | 1) && !(same_axis && turn % 5 == 1) {
         counts.fill(2);
+    }
+    if matches!(turn % 5, 0 | 2) && !(same_axis && turn % 5 == 2) {
         scatter_counts.fill(2);
     }
-    let axis = i64::from(turn % 6 - 3);
-    let scatter_axis = i64::from(turn / 6 % 3);
     Arguments {
         ranks,
         shape: vec![2, 3, 2],
@@ -136,6 +141,69 @@ fn extrema_and_their_owners(context: &Context) -> Result<()> {
         let x = testing::random(&comm, &[4], Kind::Double)?;
         testing::gradgradcheck(&comm, &x, |x| Ok(comm.max_loc(x)?.0))?;
         testing::gradgradcheck(&comm, &x, |x| Ok(comm.min_loc(x)?.0))?;
+    }
+    Ok(())
+}
+
+/// The extremum of the first ranks, where what is infinite ties as well and a NaN wins.
+///
+/// The cotangent is shared by those of them that have it; ranks that come later get none.
+fn scans_of_what_is_equal_to_the_identity(context: &Context) -> Result<()> {
+    let first = |xs: &[Tensor], largest: bool| {
+        let all = Tensor::stack(xs, 0);
+        let detached = all.detach();
+        let y = if largest { detached.amax(0, false) } else { detached.amin(0, false) };
+        let nan = detached.isnan().logical_and(&y.isnan());
+        let has_it = detached.eq_tensor(&y).logical_or(&nan);
+        let ties = has_it.sum_dim_intlist(0, false, Kind::Double);
+        let sum = all.where_self(&has_it, &all.zeros_like());
+        sum.sum_dim_intlist(0, false, Kind::Double) / ties
+    };
+    let infinity = f64::INFINITY;
+    for (_, comm) in communicators(&context.world) {
+        let rank = f64::from(comm.rank());
+        let on = |is: bool, value: f64| if is { value } else { rank - 1.0 };
+        let last = comm.rank() == comm.size() - 1;
+        let x = Tensor::from_slice(&[
+            infinity,
+            -infinity,
+            on(comm.rank() == 0, infinity),
+            on(comm.rank() == 0, -infinity),
+            on(last, infinity),
+            on(last, -infinity),
+            if rank % 2.0 == 0.0 { infinity } else { -infinity },
+            on(comm.rank() == 0, f64::NAN),
+            on(last, f64::NAN),
+            f64::NAN,
+            if rank % 2.0 == 0.0 { f64::NAN } else { infinity },
+            1.0,
+        ]);
+        for (op, largest) in [(Op::Max, true), (Op::Min, false)] {
+            testing::assert_serial(
+                &comm,
+                &x,
+                |x| comm.scan(x, op),
+                |xs| (1..=xs.len()).map(|ranks| first(&xs[..ranks], largest)).collect(),
+            )?;
+            let identity = if largest { -infinity } else { infinity };
+            testing::assert_serial(
+                &comm,
+                &x,
+                |x| comm.exscan(x, op),
+                |xs| {
+                    let nothing = xs[0].detach().full_like(identity);
+                    let rest = (1..xs.len()).map(|ranks| first(&xs[..ranks], largest));
+                    std::iter::once(nothing).chain(rest).collect()
+                },
+            )?;
+        }
+    }
+    // Two ranks share what both have, and the second gets what it alone sees too.
+    if context.world.size() == 2 {
+        let x = Tensor::from_slice(&[-infinity]).set_requires_grad(true);
+        context.world.scan(&x, Op::Max)?.sum(Kind::Double).f_backward()?;
+        let expected = if context.world.rank() == 0 { 1.5 } else { 0.5 };
+        assert_eq!(x.grad(), Tensor::from_slice(&[expected]));
     }
     Ok(())
 }
