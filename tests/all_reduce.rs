@@ -145,7 +145,11 @@ fn lazy_conjugates_and_negatives(context: &Context) -> Result<()> {
     assert_serial(world, &z.conj(), Op::Prod)?;
     let negative = z.conj().imag();
     assert!(negative.is_neg());
-    assert_serial(world, &negative, Op::Max)
+    assert_serial(world, &negative, Op::Max)?;
+    // One element is contiguous, and yet not what lies in memory.
+    let one = z.narrow(0, 0, 1).conj().imag();
+    assert!(one.is_neg() && one.is_contiguous());
+    assert_serial(world, &one, Op::Sum)
 }
 
 fn sums_are_their_own_adjoints(context: &Context) -> Result<()> {
