@@ -1,0 +1,177 @@
+//! What is wrong with a call where the ranks compare only what they exchange anyway, as release
+//! builds do: the calls that exchange sizes still fail on all ranks, and the communicator works
+//! afterwards.
+
+mod common;
+
+use std::process::ExitCode;
+
+use common::Context;
+use mpi4tch::{Communicator, Error, Op, Result, testing};
+use tch::{Device, Kind, Tensor};
+
+fn main() -> ExitCode {
+    harness::run(
+        start,
+        harness::tests![
+            mistakes_are_told_where_sizes_are_exchanged,
+            ranks_that_disagree_where_sizes_are_exchanged,
+            counts_that_do_not_fit_together,
+            mistakes_on_all_ranks,
+            requires_grad_may_differ_where_nobody_goes_back,
+        ],
+    )
+}
+
+fn start() -> (Context, i32, i32) {
+    // SAFETY: the harness calls this before it makes any thread.
+    unsafe { std::env::set_var("MPI4TCH_CHECK", "local") };
+    common::start()
+}
+
+fn zeros(shape: &[i64]) -> Tensor {
+    Tensor::zeros(shape, (Kind::Double, Device::Cpu))
+}
+
+/// The communicator works, and all ranks are here: with and without an exchange of sizes.
+fn works(world: &Communicator) -> Result<()> {
+    let sum = world.all_reduce(&Tensor::from_slice(&[1]), Op::Sum)?;
+    assert_eq!(sum, Tensor::from_slice(&[world.size()]));
+    let ranks: Vec<_> = (0..world.size()).collect();
+    let gathered = world.all_gather(&Tensor::from_slice(&[world.rank()]), 0)?;
+    assert_eq!(gathered, Tensor::from_slice(&ranks));
+    Ok(())
+}
+
+type Call = fn(&Communicator, &Tensor) -> Result<Tensor>;
+
+/// The calls that exchange sizes, on a square with a row per rank.
+const EXCHANGING: [(&str, Call); 5] = [
+    ("gather", |c, x| c.gather(x, 0, 0)),
+    ("all_gather", |c, x| c.all_gather(x, 0)),
+    ("scatter", |c, x| c.scatter(x, 0, 1, c.size() - 1)),
+    ("all_to_all", |c, x| c.all_to_all(x, 0, 1, 1)),
+    ("reduce_scatter", |c, x| c.reduce_scatter(x, 0, 1, Op::Sum)),
+];
+
+fn square(world: &Communicator) -> Tensor {
+    let size = i64::from(world.size());
+    zeros(&[size, size])
+}
+
+fn mistakes_are_told_where_sizes_are_exchanged(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let last = world.size() - 1;
+    let mistakes = [
+        ("kind Float8e5m2 has no MPI datatype", zeros(&[2]).to_kind(Kind::Float8e5m2)),
+        ("the tensor is undefined, like a gradient that was never computed", Tensor::new()),
+    ];
+    for (call, f) in EXCHANGING {
+        for (text, mistake) in &mistakes {
+            let x = if world.rank() == last { mistake } else { &square(world) };
+            let error = f(world, x).unwrap_err();
+            let own = format!("{call}: {text}");
+            if world.rank() == last {
+                assert_eq!(error.to_string(), own);
+            } else {
+                assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+                let told =
+                    format!("the ranks disagree on a call:\n  refused: {own} on rank {last}");
+                assert_eq!(error.to_string(), told);
+            }
+            works(world)?;
+        }
+    }
+    Ok(())
+}
+
+fn ranks_that_disagree_where_sizes_are_exchanged(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let last = world.size() - 1;
+    if last == 0 {
+        return Ok(());
+    }
+    let most: Vec<String> = (0..last).map(|rank| rank.to_string()).collect();
+    let noun = if last == 1 { "rank" } else { "ranks" };
+    let others = format!("{noun} {}", most.join(", "));
+    let expect = |outcome: Result<Tensor>, text: &str| -> Result<()> {
+        let error = outcome.unwrap_err();
+        assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+        assert_eq!(error.to_string(), format!("the ranks disagree on a call:\n  {text}"));
+        works(world)
+    };
+    for (_, f) in EXCHANGING {
+        let kind = if world.rank() == last { Kind::Float } else { Kind::Double };
+        let text = format!("kind: Double on {others}; Float on rank {last}");
+        expect(f(world, &square(world).to_kind(kind)), &text)?;
+    }
+    // Another call that exchanges sizes.
+    let x = square(world);
+    let other = if world.rank() == last { world.gather(&x, 0, 0) } else { world.all_gather(&x, 0) };
+    expect(other, &format!("operation: all_gather on {others}; gather on rank {last}"))?;
+    let other = world.scatter(&x, 0, 1, world.rank() / last);
+    expect(other, &format!("root: 0 on {others}; 1 on rank {last}"))
+}
+
+fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let size = i64::from(world.size());
+    let ones = vec![1; world.size().unsigned_abs() as usize];
+    let x = zeros(&[1, size + 1]);
+    let sum = format!("counts {ones:?} sum to {size}, but the extent to cut is {}", size + 1);
+    for root in 0..world.size() {
+        let error = world.scatter(&x, 1, 1, root).unwrap_err().to_string();
+        assert_eq!(error, format!("scatter: {sum}"));
+        works(world)?;
+    }
+    let error = world.reduce_scatter(&x, 1, 1, Op::Sum).unwrap_err().to_string();
+    assert_eq!(error, format!("reduce_scatter: {sum}"));
+    works(world)?;
+    let error = world.all_to_all(&x, 0, 1, 1).unwrap_err().to_string();
+    assert_eq!(error, format!("all_to_all: {sum}"));
+    works(world)
+}
+
+/// Calls that exchange nothing check what each rank can see by itself.
+fn mistakes_on_all_ranks(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let size = world.size();
+    let x = zeros(&[2]);
+    let errors = [
+        (
+            world.all_reduce(&x, Op::BitwiseOr),
+            "all_reduce: Op::BitwiseOr is not defined for kind Double".to_owned(),
+        ),
+        (
+            world.broadcast(&x, size),
+            format!("broadcast: root {size} is out of range for {size} ranks"),
+        ),
+        (
+            world.exscan(&x, Op::Mean),
+            "exscan: Op::Mean is not defined; rank 0 would have the mean of nothing".to_owned(),
+        ),
+        (
+            world.all_gather_with_counts(&x, 0, &[]),
+            format!("all_gather: 0 counts were given for {size} ranks"),
+        ),
+    ];
+    for (error, text) in errors {
+        assert_eq!(error.unwrap_err().to_string(), text);
+    }
+    works(world)
+}
+
+/// Whether a call is recorded is compared only where all terms are.
+fn requires_grad_may_differ_where_nobody_goes_back(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for (_, f) in EXCHANGING {
+        let x = square(world).set_requires_grad(world.rank() == 0);
+        assert_eq!(f(world, &x)?.requires_grad(), world.rank() == 0);
+    }
+    // On all ranks, derivatives are as ever.
+    for (_, f) in EXCHANGING {
+        let x = testing::random(world, &square(world).size(), Kind::Double)?;
+        testing::assert_adjoint(world, &x, |x| f(world, x))?;
+    }
+    works(world)
+}
