@@ -183,10 +183,16 @@ pub(crate) fn apply_in_place(
         Ok(target) => target,
         Err(error) => return Err(refuse(site.call, comm, error, operator.exchanges_sizes())),
     };
-    // libtorch leaves out the node of a view where the view's cotangent is undefined, and lets it
-    // have no other output, as a tape's have.
-    if comm.is_on_tape() || (target.is_view() && comm.records(&View::of(x))) {
+    // libtorch lets a node in place have no other output, as a tape's have.
+    if comm.is_on_tape() {
         return replace(site.call, comm, x, |x| apply::<Blocking>(operator, comm, x));
+    }
+    // It leaves out the node of a view where the view's cotangent is undefined. The call is then made
+    // in place of a copy, as others may have no view, and all give MPI_IN_PLACE or none.
+    if target.is_view() && comm.records(&View::of(x)) {
+        let mut y = x.f_alias_copy()?;
+        apply_in_place(operator, comm, &mut y)?;
+        return Ok(x.f_copy_(&y)?);
     }
     let Ready { plan, agreed, records } = Ready::new(operator, site, comm, x)?;
     let adjoint = records.then(|| Linear(operator.adjoint(plan.input.shape(), &agreed)));
