@@ -486,8 +486,7 @@ fn in_place_of_any_layout(context: &Context) -> Result<()> {
             |y| y.transpose(0, 1).contiguous().transpose(0, 1),
             |y| y.unsqueeze(2).repeat([1, 1, 2]).select(2, 0),
         ];
-        let mine =
-            layouts[usize::try_from(world.rank()).unwrap_or(0) % 3];
+        let mine = layouts[usize::try_from(world.rank()).unwrap_or(0) % 3];
         let mine = || mine(&y);
         let mut reduced = mine();
         let (_, made) = calls(|| world.all_reduce_(&mut reduced, Op::Sum))?;
