@@ -425,9 +425,12 @@ impl<D: Derivative> Wait for Nodes<D> {
         let nodes = Arc::clone(&self);
         tape::record(site, comm, traffic, [handle, y], saved, move |comm, mut pulled| {
             let saved = pulled.saved(site.call, comm)?;
-            nodes.put(nodes.derivative.pull::<Nonblocking>(comm, &saved, &pulled.cotangent)?);
-            // The handle's cotangent has no elements, and the slot carries what depends on it.
-            Ok(None)
+            let request = nodes.derivative.pull::<Nonblocking>(comm, &saved, &pulled.cotangent)?;
+            // What lies between wait and start depends on the adjoint's start, where that is
+            // recorded: it is recorded too then.
+            let dummy = request.dummy();
+            nodes.put(request);
+            Ok(dummy.requires_grad().then_some(dummy))
         })?;
         Ok(())
     }
