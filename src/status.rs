@@ -161,6 +161,8 @@ impl Envelope {
         match (self.source, self.tag, self.status()) {
             (Source::Rank(rank), TagMatch::Tag(tag), _) => Some((rank, tag)),
             (_, _, Some(status)) => Some((status.source, status.tag)),
+            // What nobody sends has no tag.
+            (Source::Rank(PROC_NULL), TagMatch::Any, None) => Some((PROC_NULL, 0)),
             _ => None,
         }
     }
