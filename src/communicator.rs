@@ -329,8 +329,9 @@ fn context(parent: MPI_Comm) -> Result<MPI_Comm> {
     Ok(duplicate)
 }
 
-fn return_errors(context: MPI_Comm) -> Result<()> {
-    // SAFETY: a communicator that was just made, and one of MPI's own error handlers.
+/// Lets MPI return errors instead of aborting.
+pub(crate) fn return_errors(context: MPI_Comm) -> Result<()> {
+    // SAFETY: a communicator, and one of MPI's own error handlers.
     check("MPI_Comm_set_errhandler", unsafe {
         mpi_sys::MPI_Comm_set_errhandler(context, mpi_sys::MPI_ERRORS_RETURN)
     })

@@ -10,7 +10,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use crate::agreement::Check;
-use crate::communicator::Communicator;
+use crate::communicator::{Communicator, return_errors};
 use crate::error::{Error, Result, check};
 use crate::watch::{self, Watch};
 
@@ -194,6 +194,10 @@ impl Shared {
                 )
             };
             check("MPI_Init_thread", code)?;
+            // Errors of requests are those of none of our communicators: of receives in MPICH, of
+            // started collectives in Open MPI.
+            return_errors(mpi_sys::MPI_COMM_WORLD)?;
+            return_errors(mpi_sys::MPI_COMM_SELF)?;
         }
         let settings = match agreed_settings() {
             Ok(settings) => settings,
