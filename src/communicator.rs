@@ -178,15 +178,17 @@ impl Communicator {
         Ok(context)
     }
 
-    /// Waits until every rank is here, by the control context, and calls `impatient` once if that
-    /// takes longer than `patience`. Collective.
+    /// Waits until every rank of the program is here, and calls `impatient` once if that takes
+    /// longer than `patience`. Collective over all of them.
+    ///
+    /// By MPI's own communicator: on this crate's, ranks may have started different calls.
     pub(crate) fn meet(&self, patience: Duration, impatient: impl FnOnce()) -> Result<()> {
         let mut request = mpi_sys::MPI_REQUEST_NULL;
         {
             let _guard = self.environment().enter("barrier")?;
-            // SAFETY: the context is a valid communicator, as `enter` gave leave.
+            // SAFETY: MPI is there, as `enter` gave leave.
             check("MPI_Ibarrier", unsafe {
-                mpi_sys::MPI_Ibarrier(self.inner.node.control, &mut request)
+                mpi_sys::MPI_Ibarrier(mpi_sys::MPI_COMM_WORLD, &mut request)
             })?;
         }
         let start = Instant::now();
