@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use common::Context;
-use mpi4tch::mpi_sys::{self, MPI_Comm, MPI_Datatype, MPI_Op};
-use mpi4tch::{Op, Result, testing};
-use tch::{Kind, Tensor};
+use mpi4tch::mpi_sys::{self, MPI_Comm, MPI_Datatype, MPI_Op, MPI_Request, MPI_Status};
+use mpi4tch::{Communicator, Op, Result, join_dummies, testing};
+use tch::{Device, Kind, Tensor};
 
 fn main() -> ExitCode {
     harness::run(
@@ -27,6 +27,9 @@ fn main() -> ExitCode {
             in_place,
             in_place_of_any_layout,
             beyond_an_int,
+            started_and_waited_for,
+            messages,
+            work_between_start_and_wait,
         ],
     )
 }
@@ -188,9 +191,61 @@ mod functions {
         MPI_Reduce_scatter = PMPI_Reduce_scatter(
             send: In, receive: Out, counts: Ints, datatype: MPI_Datatype, op: MPI_Op, comm: MPI_Comm,
         ), comm, datatype, [sum(counts, comm, None)];
+        MPI_Iallreduce = PMPI_Iallreduce(
+            send: In, receive: Out, count: c_int, datatype: MPI_Datatype, op: MPI_Op, comm: MPI_Comm,
+            request: *mut MPI_Request,
+        ), comm, datatype, [count.into()];
+        MPI_Ibcast = PMPI_Ibcast(
+            buffer: Out, count: c_int, datatype: MPI_Datatype, root: c_int, comm: MPI_Comm,
+            request: *mut MPI_Request,
+        ), comm, datatype, [count.into()];
+        MPI_Ireduce = PMPI_Ireduce(
+            send: In, receive: Out, count: c_int, datatype: MPI_Datatype, op: MPI_Op, root: c_int,
+            comm: MPI_Comm, request: *mut MPI_Request,
+        ), comm, datatype, [count.into()];
+        MPI_Send = PMPI_Send(
+            send: In, count: c_int, datatype: MPI_Datatype, dest: c_int, tag: c_int, comm: MPI_Comm,
+        ), comm, datatype, [count.into()];
+        MPI_Recv = PMPI_Recv(
+            receive: Out, count: c_int, datatype: MPI_Datatype, source: c_int, tag: c_int,
+            comm: MPI_Comm, status: *mut MPI_Status,
+        ), comm, datatype, [count.into()];
+        MPI_Sendrecv = PMPI_Sendrecv(
+            send: In, sent: c_int, datatype: MPI_Datatype, dest: c_int, send_tag: c_int,
+            receive: Out, received: c_int, receive_type: MPI_Datatype, source: c_int,
+            receive_tag: c_int, comm: MPI_Comm, status: *mut MPI_Status,
+        ), comm, datatype, [sent.into(), received.into()];
+        MPI_Isend = PMPI_Isend(
+            send: In, count: c_int, datatype: MPI_Datatype, dest: c_int, tag: c_int, comm: MPI_Comm,
+            request: *mut MPI_Request,
+        ), comm, datatype, [count.into()];
+        MPI_Irecv = PMPI_Irecv(
+            receive: Out, count: c_int, datatype: MPI_Datatype, source: c_int, tag: c_int,
+            comm: MPI_Comm, request: *mut MPI_Request,
+        ), comm, datatype, [count.into()];
         MPI_Reduce_scatter_block = PMPI_Reduce_scatter_block(
             send: In, receive: Out, count: c_int, datatype: MPI_Datatype, op: MPI_Op, comm: MPI_Comm,
         ), comm, datatype, [each(count, comm, None)];
+    }
+
+    /// MPI's function of this name, noted where it sees a call end.
+    ///
+    /// # Safety
+    /// As for MPI's.
+    #[allow(non_snake_case)]
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn MPI_Test(
+        request: *mut MPI_Request,
+        done: *mut c_int,
+        status: *mut MPI_Status,
+    ) -> c_int {
+        // SAFETY: passed on to the caller.
+        let code = unsafe { mpi_sys::PMPI_Test(request, done, status) };
+        // SAFETY: MPI has written it.
+        if unsafe { *done } != 0 {
+            note("MPI_Test", mpi_sys::MPI_COMM_NULL, mpi_sys::MPI_BYTE, &[]);
+        }
+        code
     }
 
     /// With the wide counts of MPI 4.
@@ -522,5 +577,113 @@ fn beyond_an_int(context: &Context) -> Result<()> {
         testing::set_largest_count(c_int::MAX);
         assert_eq!(names(&made?.1), [name]);
     }
+    Ok(())
+}
+
+/// The calls of a forward pass, and of the backward pass of its result.
+fn both(x: &Tensor, f: Operation) -> Result<[Vec<&'static str>; 2]> {
+    let x = x.detach().set_requires_grad(true);
+    let (y, forward) = calls(|| f(&x))?;
+    let ((), backward) = calls(|| Ok(y.sum(Kind::Double).f_backward()?))?;
+    Ok([names(&forward), names(&backward)])
+}
+
+fn started_and_waited_for(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = matrix(context, 2, 3)?;
+    let operations: [(&str, &str, Operation); 3] = [
+        ("MPI_Iallreduce", "MPI_Iallreduce", &|x| world.iall_reduce(x, Op::Sum)?.wait()),
+        ("MPI_Ibcast", "MPI_Ireduce", &|x| world.ibroadcast(x, 0)?.wait()),
+        ("MPI_Ireduce", "MPI_Ibcast", &|x| world.ireduce(x, Op::Sum, 0)?.wait()),
+    ];
+    for (forward, backward, f) in operations {
+        assert_eq!(both(&x, f)?, [[forward, "MPI_Test"], [backward, "MPI_Test"]]);
+        assert_calls_with_test(context, &x, f, [forward, backward])?;
+    }
+    Ok(())
+}
+
+/// Contexts and volumes of what is started, as in [`assert_calls`].
+fn assert_calls_with_test(
+    context: &Context,
+    x: &Tensor,
+    f: Operation,
+    [forward, backward]: [&str; 2],
+) -> Result<()> {
+    let x = x.detach().set_requires_grad(true);
+    let (y, made) = calls(|| f(&x))?;
+    let cotangent = testing::random(&context.world, &y.size(), Kind::Double)?;
+    let cotangent = cotangent.set_requires_grad(true);
+    let (gradient, back) =
+        calls(|| Ok(testing::vjp(&[&y], &[&cotangent], &[&x], true)?.remove(0)))?;
+    assert_eq!(names(&back), [backward, "MPI_Test"]);
+    assert_eq!(back[0].volume, made[0].volume, "bytes of {backward} and {forward}");
+    assert_ne!(back[0].context, made[0].context, "a context for the backward pass");
+    let direction = gradient.ones_like();
+    let (_, made) = calls(|| testing::vjp(&[&gradient], &[&direction], &[&cotangent], false))?;
+    assert_eq!(names(&made), [forward, "MPI_Test"], "second derivative of {forward}");
+    Ok(())
+}
+
+fn messages(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (rank, size) = (world.rank(), world.size());
+    let (right, left) = ((rank + 1) % size, (rank + size - 1) % size);
+    let x = matrix(context, 2, 3)?;
+    let f = |x: &Tensor| world.sendrecv(x, right, x, left, 0);
+    assert_calls(context, &x, &f, false, ["MPI_Sendrecv"; 2])?;
+    if size == 1 {
+        return Ok(());
+    }
+    // From the even to the odd; the last may be alone.
+    if rank % 2 == 0 && rank + 1 < size {
+        let f = |x: &Tensor| world.send(x, rank + 1, 0);
+        assert_eq!(both(&x, &f)?, [["MPI_Send"], ["MPI_Recv"]]);
+        let f = |x: &Tensor| world.isend(x, rank + 1, 0)?.wait();
+        assert_eq!(both(&x, &f)?, [["MPI_Isend", "MPI_Test"], ["MPI_Irecv", "MPI_Test"]]);
+    } else if rank % 2 == 1 {
+        let f = |x: &Tensor| world.recv(x, rank - 1, 0);
+        assert_eq!(both(&x, &f)?, [["MPI_Recv"], ["MPI_Send"]]);
+        let f = |x: &Tensor| world.irecv(x, rank - 1, 0)?.wait();
+        assert_eq!(both(&x, &f)?, [["MPI_Irecv", "MPI_Test"], ["MPI_Isend", "MPI_Test"]]);
+    }
+    Ok(())
+}
+
+/// What lies between start and wait in the forward pass lies between them in the backward pass too,
+/// by dummies and on a tape, and in the derivative of the derivative.
+fn work_between_start_and_wait(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let duplicate = world.duplicate()?;
+    let x = matrix(context, 2, 3)?;
+    let expected = ["MPI_Iallreduce", "MPI_Allreduce", "MPI_Test"];
+    let between = |x: &Tensor, comm: &Communicator| {
+        let request = world.iall_reduce(x, Op::Sum)?;
+        let between = comm.all_reduce(&join_dummies(x, &[&request.dummy()]), Op::Sum)?;
+        request.join_dummies(&[&between]).wait()
+    };
+    assert_eq!(both(&x, &|x| between(x, world))?, [expected; 2]);
+    assert_eq!(both(&x, &|x| between(x, &duplicate))?, [expected; 2]);
+
+    let variable = x.detach().set_requires_grad(true);
+    let y = between(&variable, &duplicate)?;
+    let cotangent = x.ones_like().set_requires_grad(true);
+    let (gradient, made) =
+        calls(|| Ok(testing::vjp(&[&y], &[&cotangent], &[&variable], true)?.remove(0)))?;
+    assert_eq!(names(&made), expected, "recorded");
+    let (_, made) = calls(|| testing::vjp(&[&gradient], &[&x.ones_like()], &[&cotangent], false))?;
+    assert_eq!(names(&made), expected, "second derivative");
+
+    let tape = world.tape();
+    let (loss, made) = calls(|| {
+        let request = tape.iall_reduce(&variable, Op::Sum)?;
+        let between = tape.all_reduce(&variable, Op::Sum)?;
+        Ok((request.wait()? + between).sum(Kind::Double))
+    })?;
+    assert_eq!(names(&made), expected);
+    let ((), mut made) = calls(|| tape.backward(&loss))?;
+    // The ranks compare their tapes first.
+    assert_eq!(made.remove(0).name, "MPI_Allgather");
+    assert_eq!(names(&made), expected, "on a tape");
     Ok(())
 }
