@@ -503,6 +503,29 @@ fn refused(world: &Communicator, sent: &Tensor, like: &Tensor) -> Result<Vec<Str
     Ok(texts)
 }
 
+/// How many elements, and of which kind.
+type Elements = (i64, Kind);
+
+fn is_longer(sent: Elements, like: Elements) -> bool {
+    let bytes = |(count, kind): Elements| count.unsigned_abs() as usize * kind.elt_size_in_bytes();
+    bytes(sent) > bytes(like)
+}
+
+/// What is said of a message that is too long, where MPI has lost what it brought.
+fn longer(call: &str, from: Rank, like: Elements, sent: Elements) -> String {
+    if !MPICH || !is_longer(sent, like) {
+        return String::new();
+    }
+    let bytes = like.0.unsigned_abs() as usize * like.1.elt_size_in_bytes();
+    format!(
+        "{call}: the message of rank {from} with tag 3 is longer than `like`; `like` has {} \
+         elements of {:?}, which are {bytes} bytes",
+        like.0, like.1
+    )
+}
+
+const MPICH: bool = matches!(mpi_sys::VENDOR, mpi_sys::Vendor::Mpich);
+
 fn messages_that_do_not_fit(context: &Context) -> Result<()> {
     let world = &context.world;
     let left = away(world, -1);
@@ -521,13 +544,19 @@ fn messages_that_do_not_fit(context: &Context) -> Result<()> {
         ((200_000, Kind::Double), (300_000, Kind::Double)),
         ((300_000, Kind::Double), (1, Kind::Double)),
     ] {
+        if left == world.rank() && is_longer(sent, like) && MPICH {
+            // MPICH 4.0 aborts where a message to oneself is too long for a datatype with gaps.
+            continue;
+        }
         let expected = format!(
             "the message of rank {left} with tag 3 has {} elements of {:?}; `like` has {} of {:?}",
             sent.0, sent.1, like.0, like.1
         );
         let texts = refused(world, &of(sent.0, sent.1), &of(like.0, like.1))?;
         for (text, call) in texts.iter().zip(["recv", "recv", "sendrecv"]) {
-            assert_eq!(*text, format!("{call}: {expected}"), "{sent:?} into {like:?}");
+            if *text != longer(call, left, like, sent) {
+                assert_eq!(*text, format!("{call}: {expected}"), "{sent:?} into {like:?}");
+            }
         }
     }
     Ok(())
@@ -649,12 +678,18 @@ fn beyond_an_int(context: &Context) -> Result<()> {
             }
         }
         for (sent, like) in [(7, 5), (5, 7)] {
+            if left == world.rank() && sent > like && MPICH {
+                continue;
+            }
             let texts = refused(world, &zeros(&[sent]), &zeros(&[like]))?;
             let expected = format!(
                 "recv: the message of rank {left} with tag 3 has {sent} elements of Double; `like` \
                  has {like} of Double"
             );
-            assert_eq!(texts[0], expected);
+            let [sent, like] = [(sent, Kind::Double), (like, Kind::Double)];
+            if texts[0] != longer("recv", left, like, sent) {
+                assert_eq!(texts[0], expected);
+            }
         }
         Ok(())
     })();
