@@ -1,0 +1,66 @@
+//! Jobs of their own, for what a job does not survive: `mpiexec` runs this very program, of which
+//! each rank carries out one test, the scenario's.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// The variable that says which scenario a rank is to carry out.
+const SCENARIO: &str = "MPI4TCH_TEST_SCENARIO";
+
+/// How long a job may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Jobs share the cores.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// How a job ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub status: ExitStatus,
+    /// What the ranks wrote to stderr.
+    pub printed: String,
+}
+
+/// Whether this process is a rank, which is to carry out this scenario.
+pub fn is_rank_of(scenario: &str) -> bool {
+    std::env::var(SCENARIO).is_ok_and(|name| name == scenario)
+}
+
+/// Runs the test `rank`, as the scenario of this name, on so many ranks and with these variables.
+pub fn run(scenario: &str, ranks: usize, variables: &[(&str, &str)]) -> Outcome {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut command = harness::mpiexec(ranks);
+    command
+        .arg(std::env::current_exe().expect("this program has a path"))
+        // On the main thread, with what it prints.
+        .args(["--exact", "rank", "--nocapture", "--test-threads=1"])
+        .env(SCENARIO, scenario)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let job = command.spawn().expect("mpiexec starts");
+    let group = job.id();
+    let (sender, ended) = mpsc::channel();
+    let waiting = std::thread::spawn(move || sender.send(job.wait_with_output()));
+    let Ok(output) = ended.recv_timeout(LIMIT) else {
+        for signal in ["-TERM", "-KILL"] {
+            let _ = Command::new("kill").args([signal, "--", &format!("-{group}")]).status();
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let _ = waiting.join();
+        let output = ended.recv().expect("a last word").expect("the output is read");
+        panic!(
+            "{scenario} on {ranks} ranks hangs; it printed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    let output = output.expect("the output is read");
+    // MPICH's launcher may send all to stdout.
+    let printed = [output.stderr, output.stdout].concat();
+    Outcome { status: output.status, printed: String::from_utf8_lossy(&printed).into_owned() }
+}

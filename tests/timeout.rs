@@ -1,0 +1,149 @@
+//! `MPI4TCH_TIMEOUT`: a job in which one rank never comes says who waits for what, and ends.
+
+#[path = "common/job.rs"]
+mod job;
+
+use std::time::Duration;
+
+use mpi4tch::{Communicator, Error, Op, Result};
+use tch::{Kind, Tensor};
+
+fn x() -> Tensor {
+    Tensor::from_slice(&[1.0, 2.0])
+}
+
+/// What all ranks do, but the last only if `comes`.
+type Call = fn(&Communicator, comes: bool) -> Result<()>;
+
+/// A scenario: the call that is named, and its line.
+type Scenario = (&'static str, &'static str, u32, Call);
+
+#[rustfmt::skip]
+const SCENARIOS: [Scenario; 9] = [
+    ("all_reduce", "all_reduce", line!(), |c, comes| if comes { c.all_reduce(&x(), Op::Sum).map(drop) } else { Ok(()) }),
+    ("barrier", "barrier", line!(), |c, comes| if comes { c.barrier() } else { Ok(()) }),
+    ("recv", "recv", line!(), |c, comes| if comes { c.recv(&x(), c.size() - 1, 0).map(drop) } else { Ok(()) }),
+    ("probe", "probe", line!(), |c, comes| if comes { c.probe(c.size() - 1, 0).map(drop) } else { Ok(()) }),
+    ("irecv", "recv", line!(), |c, comes| if comes { c.irecv(&x(), c.size() - 1, 0)?.wait().map(drop) } else { Ok(()) }),
+    ("iall_reduce", "all_reduce", line!(), |c, comes| if comes { c.iall_reduce(&x(), Op::Sum)?.wait().map(drop) } else { Ok(()) }),
+    ("wait_any", "wait_any", line!() + 1, |c, comes| if comes {
+        mpi4tch::wait_any(&mut vec![c.irecv(&x(), c.size() - 1, 0)?]).map(drop)
+    } else { Ok(()) }),
+    ("backward", "all_reduce", line!() + 2, |c, comes| {
+        let x = x().set_requires_grad(true);
+        let loss = c.all_reduce(&x, Op::Sum)?.sum(Kind::Double);
+        if comes { Ok(loss.f_backward()?) } else { Ok(()) }
+    }),
+    ("tape", "Tape::backward", line!(), |c, comes| if comes { c.tape().backward(None) } else { Ok(()) }),
+];
+
+/// Carried out by the ranks of a job.
+#[test]
+fn rank() {
+    if job::is_rank_of("malformed") {
+        return malformed();
+    }
+    if job::is_rank_of("patient") {
+        return patient().expect("nothing takes long");
+    }
+    let Some((_, _, _, call)) = SCENARIOS.iter().find(|(name, ..)| job::is_rank_of(name)) else {
+        return;
+    };
+    let universe = mpi4tch::initialize().expect("MPI starts");
+    let world = universe.world();
+    world.barrier().expect("all are here");
+    call(&world, world.rank() + 1 < world.size()).expect("it does not return");
+    // The last rank is busy elsewhere.
+    std::thread::sleep(Duration::from_secs(50));
+}
+
+#[test]
+fn a_rank_that_never_comes() {
+    for (ranks, seconds) in [(3, "1.5")] {
+        for (scenario, call, line, _) in SCENARIOS {
+            let outcome = job::run(scenario, ranks, &[("MPI4TCH_TIMEOUT", seconds)]);
+            let printed = &outcome.printed;
+            assert!(!outcome.status.success(), "{scenario}: {outcome:?}");
+            for rank in 0..ranks - 1 {
+                let start = format!("mpi4tch: rank {rank} of {ranks} has waited ");
+                let place = format!(" s in {call} at tests/timeout.rs:{line}:");
+                let found = printed.lines().any(|line| {
+                    let waited = line.find(&start).map(|at| &line[at + start.len()..]);
+                    waited.is_some_and(|rest| {
+                        let (time, rest) = rest.split_once(&place).unwrap_or(("", ""));
+                        let number = rest.split_once(", its call ").map(|(_, number)| number);
+                        time.parse().is_ok_and(|time: f64| (1.5..10.0).contains(&time))
+                            && number.is_some_and(|number| number.trim().parse::<u64>().is_ok())
+                    })
+                });
+                assert!(found, "{scenario}: {start}_{place}_ is not in\n{printed}");
+            }
+            assert!(!printed.contains(&format!("rank {} of {ranks} has", ranks - 1)), "{printed}");
+            let end = format!(
+                " ends the job: MPI4TCH_TIMEOUT is {seconds} s; ranks that have said nothing are \
+                 in no call"
+            );
+            assert!(printed.contains(&end), "{printed}");
+        }
+    }
+}
+
+/// Longer than the timeout, but not in a call.
+fn patient() -> Result<()> {
+    let universe = mpi4tch::initialize()?;
+    let world = universe.world();
+    let request = world.iall_reduce(&x(), Op::Sum)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let _ = request.wait()?;
+    for _ in 0..20 {
+        world.barrier()?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_no_call_may_take_long() {
+    let outcome = job::run("patient", 2, &[("MPI4TCH_TIMEOUT", "1.5")]);
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert!(!outcome.printed.contains("has waited"), "{outcome:?}");
+}
+
+/// Starts MPI with a value that means nothing, on all ranks or on the last.
+fn malformed() {
+    let rank =
+        ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].iter().find_map(|name| std::env::var(name).ok());
+    let rank: i32 = rank.and_then(|rank| rank.parse().ok()).expect("the launcher says");
+    let value = std::env::var("MPI4TCH_TEST_VALUE").expect("the job has one");
+    let everywhere = std::env::var("MPI4TCH_TEST_EVERYWHERE").is_ok();
+    let is_here = everywhere || rank == 1;
+    if is_here {
+        // SAFETY: nothing else runs in this process yet.
+        unsafe { std::env::set_var("MPI4TCH_TIMEOUT", &value) };
+    }
+    let error = mpi4tch::initialize().expect_err("the value means nothing");
+    if is_here {
+        assert!(matches!(error, Error::Setting { .. }));
+        let expected = format!(
+            "initialize: MPI4TCH_TIMEOUT is {value:?}; it may be a number of seconds above 0"
+        );
+        assert_eq!(error.to_string(), expected);
+    } else {
+        let expected = "the ranks disagree on a call:\n  refused: initialize: a setting on rank 1";
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn values_that_mean_nothing() {
+    for value in ["", "soon", "0", "-1", "inf", "NaN", "1e400", "5 s"] {
+        let outcome = job::run(
+            "malformed",
+            2,
+            &[("MPI4TCH_TEST_VALUE", value), ("MPI4TCH_TEST_EVERYWHERE", "1")],
+        );
+        assert!(outcome.status.success(), "{value:?}: {outcome:?}");
+    }
+    let outcome = job::run("malformed", 3, &[("MPI4TCH_TEST_VALUE", "soon")]);
+    assert!(outcome.status.success(), "{outcome:?}");
+}
