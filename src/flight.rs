@@ -265,5 +265,7 @@ impl fmt::Debug for Flights {
 fn report(call: &Call, what: &str) {
     let rank = call.comm.rank();
     let of: c_int = call.comm.size();
-    eprintln!("mpi4tch: rank {rank} of {of}: {}, started there, {what}", call.site);
+    let line = format!("mpi4tch: rank {rank} of {of}: {}, started there, {what}\n", call.site);
+    // At once: other ranks report too.
+    eprint!("{line}");
 }

@@ -108,12 +108,13 @@ fn look(watched: &Weak<Watch>) {
         if let Some(text) = watch.overdue() {
             eprint!("{text}");
             std::thread::sleep(GRACE);
-            eprintln!(
+            let last = format!(
                 "mpi4tch: rank {} ends the job: MPI4TCH_TIMEOUT is {} s; ranks that have said \
-                 nothing are in no call",
+                 nothing are in no call\n",
                 watch.rank,
                 watch.timeout.as_secs_f64()
             );
+            eprint!("{last}");
             // MPI cannot be called here, nor can what it left be cleaned up.
             // SAFETY: ends the process without running anything of it.
             unsafe { libc::_exit(EXIT_CODE) };
