@@ -272,13 +272,15 @@ impl Communicator {
         let (source, tag) = envelope.to_mpi();
         let _waiting = self.environment().watch(site);
         loop {
-            let _guard = self.environment().enter(site.call)?;
             let (mut found, mut status) = (0, Status::none());
-            // SAFETY: the context is a valid communicator, as `enter` gave leave; the others outlive
-            // the call.
-            check("MPI_Iprobe", unsafe {
-                mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
-            })?;
+            {
+                let _guard = self.environment().enter(site.call)?;
+                // SAFETY: the context is a valid communicator, as `enter` gave leave; the others
+                // outlive the call.
+                check("MPI_Iprobe", unsafe {
+                    mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
+                })?;
+            }
             if found != 0 {
                 return Ok(Status::of(&status, Header::bytes(self)));
             }
