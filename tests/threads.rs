@@ -1,7 +1,24 @@
-//! Several threads, in a process of one rank that no launcher started.
+//! Several threads: in a process of one rank that no launcher started, and in jobs.
 
-use mpi4tch::{Communicator, Error, Op, ThreadLevel};
+#[path = "common/job.rs"]
+mod job;
+
+use mpi4tch::{Communicator, Error, Op, Request, Result, Tape, ThreadLevel};
 use tch::{Device, Kind, Tensor};
+
+/// What may go to another thread, and what may be used by several.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    const fn is_sync<T: Sync>() {}
+    is_send::<Request>();
+    is_send::<mpi4tch::Test>();
+    is_send::<Communicator>();
+    is_sync::<Communicator>();
+    is_send::<Tape>();
+    is_sync::<Tape>();
+    is_send::<Error>();
+    is_sync::<Error>();
+};
 
 /// All-reduces until that fails.
 fn until_error(comm: &Communicator) -> Error {
@@ -9,6 +26,144 @@ fn until_error(comm: &Communicator) -> Error {
     loop {
         if let Err(error) = comm.all_reduce(&x, Op::Max) {
             return error;
+        }
+    }
+}
+
+/// Carried out by the ranks of a job.
+#[test]
+fn rank() {
+    let scenarios: [(&str, ThreadLevel, fn(&Communicator) -> Result<()>); 5] = [
+        ("serialized", ThreadLevel::Serialized, on_other_threads),
+        ("multiple", ThreadLevel::Multiple, on_other_threads),
+        ("two serialized", ThreadLevel::Serialized, two_communicators),
+        ("two multiple", ThreadLevel::Multiple, two_communicators),
+        ("funneled", ThreadLevel::Funneled, on_the_main_thread_only),
+    ];
+    for (name, level, scenario) in scenarios {
+        if job::is_rank_of(name) {
+            let universe = mpi4tch::initialize_with(level).expect("MPI starts");
+            // More may be given than was asked for.
+            if universe.library().thread_level() == level {
+                scenario(&universe.world()).expect("it works");
+                eprintln!("{name}: carried out");
+            }
+        }
+    }
+}
+
+fn ring(comm: &Communicator) -> (i32, i32) {
+    let (rank, size) = (comm.rank(), comm.size());
+    ((rank + 1) % size, (rank + size - 1) % size)
+}
+
+fn double(value: f64) -> Tensor {
+    Tensor::from_slice(&[value, -value])
+}
+
+/// Runs `f` on a thread of its own.
+fn elsewhere<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    std::thread::spawn(f).join().expect("no panic")
+}
+
+/// Started on one thread, waited for on another, gone back through on a third.
+fn on_other_threads(comm: &Communicator) -> Result<()> {
+    let (right, left) = ring(comm);
+    let (rank, size) = (f64::from(comm.rank()), f64::from(comm.size()));
+    for _ in 0..20 {
+        let x = double(rank + 1.0).set_requires_grad(true);
+        let sum = comm.iall_reduce(&x, Op::Sum)?;
+        let message = comm.isend(&x.detach(), right, 0)?;
+        let clone = comm.clone();
+        let receive = elsewhere(move || clone.irecv(&double(0.0), left, 0))?;
+        let y = elsewhere(move || sum.wait())?;
+        assert_eq!(y.detach(), double(size * (size + 1.0) / 2.0));
+        assert_eq!(receive.wait()?, double(f64::from(left) + 1.0));
+        let _ = elsewhere(move || message.wait())?;
+        let loss = (y * (rank + 1.0)).sum(Kind::Double);
+        elsewhere(move || Ok(loss.f_backward()?))?;
+        assert_eq!(x.grad(), double(0.0) + size * (size + 1.0) / 2.0);
+    }
+    Ok(())
+}
+
+/// Each of two threads has a communicator of its own. Where calls take turns, only those that are
+/// started leave the other thread's a turn, so that no order is needed.
+fn two_communicators(comm: &Communicator) -> Result<()> {
+    let work = |comm: Communicator, weight: f64| {
+        std::thread::spawn(move || -> Result<()> {
+            let size = f64::from(comm.size());
+            let (right, left) = ring(&comm);
+            for i in 0..50 {
+                let own = weight * f64::from(comm.rank() + i);
+                let x = double(own).set_requires_grad(true);
+                let receive = comm.irecv(&double(0.0), left, i)?;
+                let send = comm.isend(&double(own), right, i)?;
+                let y = comm.iall_reduce(&x, Op::Sum)?.wait()?;
+                assert_eq!(receive.wait()?, double(weight * f64::from(left + i)));
+                let _ = send.wait()?;
+                (y * weight).sum(Kind::Double).f_backward()?;
+                assert_eq!(x.grad(), double(0.0) + weight * size);
+            }
+            Ok(())
+        })
+    };
+    let threads = [work(comm.duplicate()?, 1.0), work(comm.duplicate()?, 1000.0)];
+    for thread in threads {
+        thread.join().expect("no panic")?;
+    }
+    Ok(())
+}
+
+/// Start and wait are refused elsewhere, and nothing is lost by it.
+fn on_the_main_thread_only(comm: &Communicator) -> Result<()> {
+    let text = |call: &str| {
+        format!(
+            "{call}: called from a thread that may not call MPI (thread level Funneled); call from \
+             the main thread, or initialize with ThreadLevel::Serialized"
+        )
+    };
+    let (right, left) = ring(comm);
+    let clone = comm.clone();
+    let errors = elsewhere(move || {
+        let start = [
+            clone.iall_reduce(&double(1.0), Op::Sum).err(),
+            clone.isend(&double(1.0), right, 0).err(),
+            clone.irecv(&double(1.0), left, 0).err(),
+        ];
+        let whole = [
+            clone.send(&double(1.0), right, 0).err(),
+            clone.sendrecv(&double(1.0), right, &double(1.0), left, 0).err(),
+            clone.probe(left, 0).err(),
+        ];
+        Ok(start.into_iter().chain(whole).collect::<Vec<_>>())
+    })?;
+    let calls = ["all_reduce", "send", "recv", "send", "sendrecv", "probe"];
+    for (error, call) in errors.into_iter().zip(calls) {
+        assert_eq!(error.expect("refused").to_string(), text(call));
+    }
+    for _ in 0..2 {
+        let sum = comm.iall_reduce(&double(1.0), Op::Sum)?;
+        let error = elsewhere(move || sum.wait()).expect_err("refused");
+        assert_eq!(error.to_string(), text("all_reduce"));
+        let receive = comm.irecv(&double(1.0), left, 0)?;
+        let error = elsewhere(move || receive.test().map(drop)).expect_err("refused");
+        assert_eq!(error.to_string(), text("recv"));
+        let _ = comm.send(&double(1.0), right, 0)?;
+    }
+    // The thread that may goes on.
+    let sum = comm.iall_reduce(&double(1.0), Op::Sum)?.wait()?;
+    assert_eq!(sum, double(f64::from(comm.size())));
+    Ok(())
+}
+
+#[test]
+fn jobs_of_several_threads() {
+    for scenario in ["serialized", "multiple", "two serialized", "two multiple", "funneled"] {
+        for ranks in [2, 3] {
+            let outcome = job::run(scenario, ranks, &[]);
+            assert!(outcome.status.success(), "{scenario}: {outcome:?}");
+            assert!(outcome.printed.contains(&format!("{scenario}: carried out")), "{outcome:?}");
         }
     }
 }
