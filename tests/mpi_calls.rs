@@ -674,6 +674,17 @@ fn work_between_start_and_wait(context: &Context) -> Result<()> {
     let (_, made) = calls(|| testing::vjp(&[&gradient], &[&x.ones_like()], &[&cotangent], false))?;
     assert_eq!(names(&made), expected, "second derivative");
 
+    // Also where what lies between contributes nothing.
+    let (own, other) = (x.detach().set_requires_grad(true), x.detach().set_requires_grad(true));
+    let request = world.iall_reduce(&own, Op::Sum)?;
+    let between = duplicate.all_reduce(&join_dummies(&other, &[&request.dummy()]), Op::Sum)?;
+    let y = request.join_dummies(&[&between]).wait()?;
+    let (gradient, made) =
+        calls(|| Ok(testing::vjp(&[&y], &[&cotangent], &[&own], true)?.remove(0)))?;
+    assert_eq!(names(&made), expected, "unrelated");
+    let (_, made) = calls(|| testing::vjp(&[&gradient], &[&x.ones_like()], &[&cotangent], false))?;
+    assert_eq!(names(&made), expected, "second derivative, unrelated");
+
     let tape = world.tape();
     let (loss, made) = calls(|| {
         let request = tape.iall_reduce(&variable, Op::Sum)?;
