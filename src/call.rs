@@ -200,6 +200,11 @@ pub(crate) struct Started {
 }
 
 impl Started {
+    /// What MPI writes.
+    pub(crate) fn written(&self) -> &Tensor {
+        &self.written
+    }
+
     /// The result, once the flight has ended, which is waited for at `site`.
     pub(crate) fn result(self, site: Site) -> Result<Tensor> {
         let start = self.flight.site();

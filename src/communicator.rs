@@ -12,6 +12,7 @@ use mpi_sys::MPI_Comm;
 
 use crate::environment::Environment;
 use crate::error::{Error, Result, check};
+use crate::request::Messages;
 use crate::site::Site;
 use crate::tape::Record;
 
@@ -57,6 +58,8 @@ struct Inner {
     rank: Rank,
     size: Rank,
     environment: Arc<Environment>,
+    /// The messages of the forward pass that are to be waited for.
+    messages: Messages,
 }
 
 /// Which pass the calls of a communicator belong to.
@@ -84,7 +87,8 @@ impl Communicator {
         check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(forward, &mut size) })?;
         let node = Arc::new(Node::new(forward, backward, control));
         let (_parent, environment) = (parent.cloned(), Arc::clone(environment));
-        let inner = Arc::new(Inner { node, _parent, rank, size, environment });
+        let messages = Messages::default();
+        let inner = Arc::new(Inner { node, _parent, rank, size, environment, messages });
         Ok(Self { inner, pass: Pass::Forward, record: None, origin: None })
     }
 
@@ -131,6 +135,12 @@ impl Communicator {
     #[inline]
     pub(crate) fn record(&self) -> Option<&Arc<Record>> {
         self.record.as_ref()
+    }
+
+    /// Messages that are to be waited for, whose order counts: in the backward pass it is that of
+    /// the forward pass.
+    pub(crate) fn messages(&self) -> Option<&Messages> {
+        matches!(self.pass, Pass::Forward).then_some(&self.inner.messages)
     }
 
     /// Where a call is made: by the user, or in the backward pass of what the user called.

@@ -150,6 +150,9 @@ impl Mode for Blocking {
         }
         let derivative = derivative(plan.input.shape(), &agreed);
         let y = plan.run(site, comm)?;
+        if let Some(messages) = comm.messages().filter(|_| !operator.traffic().is_collective()) {
+            messages.settle(&operator.traffic())?;
+        }
         let saved: &[&Tensor] = if D::READS { &[x, &y] } else { &[] };
         tape::record(site, comm, operator.traffic(), [x, &y], saved, move |comm, mut pulled| {
             let saved = pulled.saved(site.call, comm)?;

@@ -406,7 +406,11 @@ impl Operator for Send {
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
         let call = Call::Send(outgoing(self.name(), comm, &input, &self.to)?);
         let input = input.contiguous()?;
-        let finish = Finish::Zeros(self.shape.clone());
+        let finish = match &self.shape[..] {
+            // What there is of it can be recorded before it is waited for.
+            [0] => Finish::Nothing,
+            shape => Finish::Zeros(shape.to_vec()),
+        };
         Ok(Plan { input, shape: vec![0].into(), call, context: comm.context(), finish })
     }
 

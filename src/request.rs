@@ -7,22 +7,22 @@
 //! nodes share, with an entry for each backward pass that is under way. As both pullbacks go by
 //! the public path, they are recorded when a graph of the derivative is asked for.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+mod nodes;
+mod order;
 
 use tch::Tensor;
 
 use crate::agreement::{Agreed, Comparison};
-use crate::autograd;
-use crate::buffer::{Input, Output};
+use crate::buffer::Input;
 use crate::call::Started;
 use crate::communicator::Communicator;
-use crate::datatype::Datatype;
 use crate::dummies::join_dummies;
 use crate::error::{Error, Result};
 use crate::operator::{Blocking, Derivative, Mode, Operator, Ready};
 use crate::site::Site;
-use crate::tape::{self, Pulled, Traffic};
+use nodes::Nodes;
+pub(crate) use order::Messages;
+use order::{Due, Owed};
 
 /// An operation that was started and is to be waited for.
 ///
@@ -90,17 +90,7 @@ struct Part {
     started: Started,
     comparison: Option<Comparison>,
     comm: Communicator,
-    graph: Option<Graph>,
-}
-
-/// The start's end of the graph.
-struct Graph {
-    handle: Tensor,
-    x: Tensor,
-    /// Records the wait.
-    wait: Arc<dyn Wait>,
-    /// What a tape is told of the wait.
-    traffic: Traffic,
+    owed: Option<Owed>,
 }
 
 /// Calls that are only started.
@@ -119,17 +109,20 @@ impl Mode for Nonblocking {
         let site = comm.site(operator.name());
         let (ready, comparison) = Ready::to_start(operator, site, comm, x)?;
         let Ready { plan, agreed, records } = ready;
-        let graph = records.then(|| {
+        let nodes = records.then(|| {
             let (input, result) = (plan.input.shape(), plan.result_shape());
             let datatype = plan.input.datatype();
             Nodes::new(derivative(input, &agreed), (result.to_vec(), datatype))
         });
         let started = plan.start(site, comm, x)?;
-        let graph = match graph {
-            Some(nodes) => Some(nodes.record_start(site, comm, operator.traffic(), x)?),
+        let owed = match nodes {
+            Some(nodes) => {
+                let node = nodes.record_start(site, comm, operator.traffic(), x)?;
+                Some(Owed(Due::new(site, comm, operator.traffic(), node, started.written())))
+            }
             None => None,
         };
-        let part = Part { started, comparison, comm: comm.clone(), graph };
+        let part = Part { started, comparison, comm: comm.clone(), owed };
         Ok(Request { parts: vec![part], finish: None })
     }
 
@@ -240,10 +233,10 @@ impl Request {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     pub fn dummy(&self) -> Tensor {
-        let graph = self.parts.iter().find_map(|part| part.graph.as_ref());
-        graph.map_or_else(
+        let owed = self.parts.iter().find_map(|part| part.owed.as_ref());
+        owed.map_or_else(
             || Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)),
-            |graph| graph.handle.shallow_clone(),
+            |owed| owed.0.handle(),
         )
     }
 
@@ -262,9 +255,9 @@ impl Request {
     /// let y = request.join_dummies(&[&before]).wait()?;
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    pub fn join_dummies(mut self, dummies: &[&Tensor]) -> Self {
-        for graph in self.parts.iter_mut().filter_map(|part| part.graph.as_mut()) {
-            graph.handle = join_dummies(&graph.handle, dummies);
+    pub fn join_dummies(self, dummies: &[&Tensor]) -> Self {
+        for owed in self.parts.iter().filter_map(|part| part.owed.as_ref()) {
+            owed.0.update(|handle| join_dummies(handle, dummies));
         }
         self
     }
@@ -305,156 +298,10 @@ impl Part {
             comparison.end(site)?;
         }
         let y = self.started.result(site)?;
-        if let Some(Graph { handle, x, wait, traffic }) = self.graph {
-            wait.record(site, comm.unwrap_or(&self.comm), traffic, (&handle, &x, &y))?;
+        if let Some(owed) = self.owed {
+            owed.0.record(site, comm, &y)?;
         }
         Ok(y)
-    }
-}
-
-/// What the two nodes of a started operation share.
-struct Nodes<D> {
-    derivative: D,
-    /// The result's shape and kind.
-    result: (Vec<i64>, Datatype),
-    /// The adjoints under way, by backward pass.
-    slots: Mutex<HashMap<i32, Request>>,
-    /// The result without its history, where the derivative needs it and it has been waited for.
-    waited: Mutex<Option<Tensor>>,
-}
-
-/// Records the node of the wait, whatever the derivative is.
-trait Wait: Send + Sync {
-    fn record(
-        self: Arc<Self>,
-        site: Site,
-        comm: &Communicator,
-        traffic: Traffic,
-        tensors: (&Tensor, &Tensor, &Tensor),
-    ) -> Result<()>;
-}
-
-impl<D: Derivative> Nodes<D> {
-    fn new(derivative: D, result: (Vec<i64>, Datatype)) -> Arc<Self> {
-        let (slots, waited) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { derivative, result, slots, waited })
-    }
-
-    fn record_start(
-        self: Arc<Self>,
-        site: Site,
-        comm: &Communicator,
-        traffic: Traffic,
-        x: &Tensor,
-    ) -> Result<Graph> {
-        let datatype = self.result.1;
-        let handle = Output::new(site.call, &[0], datatype)?.into_tensor();
-        let saved: &[&Tensor] = if D::READS { &[x] } else { &[] };
-        let nodes = Arc::clone(&self);
-        let collective = traffic.is_collective();
-        let number =
-            tape::record(site, comm, traffic, [x, &handle], saved, move |comm, mut pulled| {
-                let request = match nodes.take() {
-                    Some(request) => request,
-                    None => nodes.start_unreached(site, comm, &mut pulled)?,
-                };
-                request.join_dummies(&[&pulled.cotangent]).complete(site, Some(comm)).map(Some)
-            })?;
-        // Messages may be waited for in any order.
-        let traffic = if collective { Traffic::Wait(number) } else { Traffic::Local };
-        Ok(Graph { handle, x: x.shallow_clone(), wait: self, traffic })
-    }
-
-    /// The adjoint for a result that nobody asked for: other ranks count on this one.
-    fn start_unreached(
-        &self,
-        site: Site,
-        comm: &Communicator,
-        pulled: &mut Pulled,
-    ) -> Result<Request> {
-        let saved = pulled.saved(site.call, comm)?;
-        let (shape, datatype) = &self.result;
-        let options = (datatype.kind, tch::Device::Cpu);
-        let zeros = Tensor::f_zeros(&shape[..], options)?;
-        if !D::READS {
-            return self.derivative.pull::<Nonblocking>(comm, &[], &zeros);
-        }
-        let waited = self
-            .waited
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map(Tensor::shallow_clone);
-        if let Some(y) = waited {
-            return self.derivative.pull::<Nonblocking>(
-                comm,
-                &[saved[0].shallow_clone(), y],
-                &zeros,
-            );
-        }
-        // The derivative needs a result, and there is none on this rank.
-        let nowhere = Tensor::f_full(&shape[..], f64::NAN, options)?;
-        let saved = [saved[0].shallow_clone(), nowhere];
-        let _ = self.derivative.pull::<Nonblocking>(comm, &saved, &zeros)?.wait()?;
-        Err(Error::Unreached { call: site.call, at: site.at })
-    }
-
-    fn take(&self) -> Option<Request> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.remove(&autograd::graph_task())
-    }
-
-    fn put(&self, request: Request) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.insert(autograd::graph_task(), request);
-    }
-}
-
-impl<D: Derivative> Wait for Nodes<D> {
-    fn record(
-        self: Arc<Self>,
-        site: Site,
-        comm: &Communicator,
-        traffic: Traffic,
-        (handle, x, y): (&Tensor, &Tensor, &Tensor),
-    ) -> Result<()> {
-        if D::READS {
-            *self.waited.lock().unwrap_or_else(PoisonError::into_inner) = Some(y.f_detach()?);
-        }
-        let saved: &[&Tensor] = if D::READS { &[x, y] } else { &[] };
-        let nodes = Arc::clone(&self);
-        tape::record(site, comm, traffic, [handle, y], saved, move |comm, mut pulled| {
-            let saved = pulled.saved(site.call, comm)?;
-            let request = nodes.derivative.pull::<Nonblocking>(comm, &saved, &pulled.cotangent)?;
-            // What lies between wait and start depends on the adjoint's start, where that is
-            // recorded: it is recorded too then.
-            let dummy = request.dummy();
-            nodes.put(request);
-            Ok(dummy.requires_grad().then_some(dummy))
-        })?;
-        Ok(())
-    }
-}
-
-/// Places of requests that have ended: at least one.
-fn ended(site: Site, requests: &[Request]) -> Result<Vec<usize>> {
-    let Some(first) = requests.first().and_then(|request| request.parts.first()) else {
-        let message = "there are no requests to wait for".to_owned();
-        return Err(Error::Argument { call: site.call, message });
-    };
-    let _waiting = first.comm.environment().watch(site);
-    loop {
-        let mut places = Vec::new();
-        for (place, request) in requests.iter().enumerate() {
-            // What went wrong is told to who takes the request.
-            if request.has_ended().unwrap_or(true) {
-                places.push(place);
-            }
-        }
-        if !places.is_empty() {
-            return Ok(places);
-        }
-        std::thread::yield_now();
     }
 }
 
@@ -549,4 +396,26 @@ pub fn wait_some(requests: &mut Vec<Request>) -> Result<Vec<(usize, Tensor)>> {
         .map(|(place, request)| Ok((place, request.complete(site, None)?)))
         .collect();
     results.into_iter().collect()
+}
+
+/// Places of requests that have ended: at least one.
+fn ended(site: Site, requests: &[Request]) -> Result<Vec<usize>> {
+    let Some(first) = requests.first().and_then(|request| request.parts.first()) else {
+        let message = "there are no requests to wait for".to_owned();
+        return Err(Error::Argument { call: site.call, message });
+    };
+    let _waiting = first.comm.environment().watch(site);
+    loop {
+        let mut places = Vec::new();
+        for (place, request) in requests.iter().enumerate() {
+            // What went wrong is told to who takes the request.
+            if request.has_ended().unwrap_or(true) {
+                places.push(place);
+            }
+        }
+        if !places.is_empty() {
+            return Ok(places);
+        }
+        std::thread::yield_now();
+    }
 }

@@ -1,0 +1,147 @@
+//! The order of messages that are alike.
+//!
+//! MPI matches messages of one rank to another with one tag in the order of their starts, and so it
+//! does with their adjoints, which are started by the waits' pullbacks. The two ends may wait in
+//! different orders, each with other calls in between. So before the wait for a message, or a
+//! blocking one, is recorded, the waits for those like it that were started before are recorded
+//! first, though they are yet to come: on both ends the waits are then in the order of the starts.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tch::Tensor;
+
+use super::nodes::WaitNode;
+use crate::communicator::Communicator;
+use crate::error::Result;
+use crate::site::Site;
+use crate::tape::Traffic;
+
+/// The wait that a request owes the graph.
+pub(super) struct Due {
+    start: Site,
+    comm: Communicator,
+    traffic: Traffic,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// None once it has been recorded.
+    node: Option<WaitNode>,
+    /// The start's end of the graph.
+    handle: Tensor,
+    /// What will be the result of a message.
+    written: Tensor,
+}
+
+/// The messages of a communicator that were started and are to be waited for, in that order.
+#[derive(Default)]
+pub(crate) struct Messages(Mutex<Vec<Weak<Due>>>);
+
+impl Messages {
+    /// Records the waits for the messages like these that were started before `own`.
+    pub(crate) fn settle(&self, traffic: &Traffic) -> Result<()> {
+        self.settle_before(traffic, None)
+    }
+
+    fn settle_before(&self, traffic: &Traffic, own: Option<&Due>) -> Result<()> {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut due: Vec<Arc<Due>> = Vec::new();
+        list.retain(|other| {
+            let Some(other) = other.upgrade().filter(|other| other.is_due()) else { return false };
+            due.push(other);
+            true
+        });
+        drop(list);
+        for other in due {
+            if own.is_some_and(|own| std::ptr::eq(own, &raw const *other)) {
+                break;
+            }
+            if other.traffic.is_like(traffic) {
+                other.record_early()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Due {
+    pub(super) fn new(
+        start: Site,
+        comm: &Communicator,
+        traffic: Traffic,
+        node: WaitNode,
+        written: &Tensor,
+    ) -> Arc<Self> {
+        let due = Arc::new(Self {
+            start,
+            comm: comm.clone(),
+            traffic,
+            state: Mutex::new(State {
+                handle: node.handle.shallow_clone(),
+                written: written.shallow_clone(),
+                node: Some(node),
+            }),
+        });
+        if let (Some(messages), false) = (comm.messages(), due.traffic.is_collective()) {
+            let mut list = messages.0.lock().unwrap_or_else(PoisonError::into_inner);
+            list.push(Arc::downgrade(&due));
+        }
+        due
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn handle(&self) -> Tensor {
+        self.state().handle.shallow_clone()
+    }
+
+    /// Changes the handle that the wait is recorded on.
+    pub(super) fn update(&self, f: impl FnOnce(&Tensor) -> Tensor) {
+        if let Some(node) = &mut self.state().node {
+            node.handle = f(&node.handle);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.state().node.is_some()
+    }
+
+    /// Makes `y` the result of the wait, if it is not yet; in the backward pass, `comm` is that of
+    /// the pullback.
+    pub(super) fn record(&self, site: Site, comm: Option<&Communicator>, y: &Tensor) -> Result<()> {
+        if let Some(messages) = self.comm.messages() {
+            messages.settle_before(&self.traffic, Some(self))?;
+        }
+        let node = self.state().node.take();
+        node.map_or(Ok(()), |node| node.record(site, comm.unwrap_or(&self.comm), y))
+    }
+
+    /// Makes what will be written the result of the wait.
+    fn record_early(&self) -> Result<()> {
+        let (node, written) = {
+            let mut state = self.state();
+            (state.node.take(), state.written.shallow_clone())
+        };
+        let site = Site { call: "wait", at: self.start.at };
+        node.map_or(Ok(()), |node| node.record(site, &self.comm, &written))
+    }
+}
+
+/// A request's hold on what it owes: a message that is dropped has its place in the order, too.
+pub(super) struct Owed(pub(super) Arc<Due>);
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        let due = &self.0;
+        if let Some(messages) = due.comm.messages()
+            && !due.traffic.is_collective()
+            && due.is_due()
+        {
+            // Nobody is left to be told of an error.
+            let _ =
+                messages.settle_before(&due.traffic, Some(due)).and_then(|()| due.record_early());
+        }
+    }
+}
