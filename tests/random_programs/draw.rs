@@ -1,0 +1,513 @@
+//! Programs drawn at random.
+//!
+//! All ranks draw the same one. So that values can be compared, no tensor gets large: a bound on
+//! its elements is kept, and where it grows a step divides by it. Ties are exact, or there are
+//! none: extrema are of what a random factor on each rank has set apart, or of what was broadcast.
+
+use mpi4tch::{Op, Rank, Tag};
+
+use crate::program::{
+    Call, Counts, Derivative, End, How, Input, Local, Message, Program, Shift, Step, Var,
+};
+
+/// The program of this seed.
+pub fn program(seed: u64, ranks: usize) -> Program {
+    let random = Random(seed);
+    let mut draft =
+        Draft { random, ranks, vars: 0, pool: Vec::new(), pending: Vec::new(), steps: Vec::new() };
+    let inputs = (0..2 + draft.random.below(3)).map(|_| draft.input()).collect();
+    for _ in 0..6 + draft.random.below(14) {
+        draft.step();
+    }
+    while !draft.pending.is_empty() {
+        draft.settle();
+    }
+    let losses = draft.losses();
+    let derivative = match draft.random.below(6) {
+        0 => Derivative::Backward,
+        1 => Derivative::BackwardTwice,
+        2 => Derivative::Grad,
+        _ => Derivative::Second(draft.some_ranks()),
+    };
+    Program { inputs, steps: draft.steps, losses, derivative }
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.next() % n.max(1) as u64).expect("it is below n")
+    }
+
+    fn extent(&mut self, from: i64, to: i64) -> i64 {
+        let count = usize::try_from(to - from + 1).expect("from is no more than to");
+        from + i64::try_from(self.below(count)).expect("extents are small")
+    }
+
+    /// Once in `n` times.
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    fn among<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())].clone()
+    }
+
+    /// From 0.5 to 1.5, and of either sign.
+    fn factor(&mut self) -> f64 {
+        let size = 0.5 + self.extent(0, 1 << 30) as f64 / f64::from(1 << 30);
+        if self.one_in(2) { size } else { -size }
+    }
+}
+
+/// What is known of a tensor on each rank.
+#[derive(Clone)]
+struct Known {
+    var: Var,
+    shapes: Vec<Vec<i64>>,
+    /// Of the absolute values of its elements.
+    bound: f64,
+    /// It is equal on all ranks, bit for bit.
+    is_copied: bool,
+}
+
+/// What was started and neither waited for nor dropped.
+struct Pending {
+    result: Known,
+    /// The ends of a message, with their ranks; none of a collective.
+    ends: Vec<(End, usize)>,
+    /// From where to where.
+    message: Option<(usize, usize)>,
+    /// Whether it can be dropped: the derivative of what is not linear needs a result.
+    can_be_dropped: bool,
+    /// The result holds infinities on rank 0.
+    is_infinite: bool,
+}
+
+struct Draft {
+    random: Random,
+    ranks: usize,
+    vars: usize,
+    pool: Vec<Known>,
+    pending: Vec<Pending>,
+    steps: Vec<Step>,
+}
+
+const LARGEST: f64 = 4.0;
+const MOST_ELEMENTS: i64 = 40;
+
+impl Draft {
+    fn var(&mut self) -> Var {
+        self.vars += 1;
+        self.vars - 1
+    }
+
+    fn rank(&mut self) -> Rank {
+        Rank::try_from(self.random.below(self.ranks)).expect("ranks are few")
+    }
+
+    fn some_ranks(&mut self) -> Vec<bool> {
+        if self.random.one_in(2) {
+            return vec![true; self.ranks];
+        }
+        (0..self.ranks).map(|_| self.random.one_in(2)).collect()
+    }
+
+    fn input(&mut self) -> Input {
+        let dim = 1 + self.random.below(2);
+        let shape: Vec<i64> = (0..dim).map(|_| self.random.extent(1, 4)).collect();
+        let mut shapes = vec![shape; self.ranks];
+        if self.random.one_in(3) {
+            let axis = self.random.below(dim);
+            for shape in &mut shapes {
+                shape[axis] = self.random.extent(0, 4);
+            }
+        }
+        let (var, requires_grad) = (self.var(), self.some_ranks());
+        self.pool.push(Known { var, shapes: shapes.clone(), bound: 2.0, is_copied: false });
+        Input { var, shapes, requires_grad }
+    }
+
+    /// Each rank's loss is of some of the tensors, and some ranks have none.
+    fn losses(&mut self) -> Vec<Vec<Var>> {
+        let with_loss = self.some_ranks();
+        let some = |of: bool| {
+            let all = self.pool.iter().map(|known| known.var);
+            all.filter(|_| of && self.random.one_in(3)).collect()
+        };
+        with_loss.into_iter().map(some).collect()
+    }
+
+    fn step(&mut self) {
+        match self.random.below(20) {
+            0..4 => self.local(),
+            4..11 => self.collective(),
+            11..14 => self.message(),
+            14 => self.shift(),
+            15 => self.steps.push(Step::Barrier),
+            _ => self.settle(),
+        }
+    }
+
+    /// The later ones more often.
+    fn any(&mut self) -> Known {
+        let count = self.pool.len();
+        let place = self.random.below(count).max(self.random.below(count));
+        self.pool[place].clone()
+    }
+
+    /// A step of local work, whose result later steps may use.
+    fn work(&mut self, work: Local, shapes: Vec<Vec<i64>>, bound: f64) -> Known {
+        let y = self.var();
+        self.steps.push(Step::Local { y, work });
+        self.add(Known { var: y, shapes, bound, is_copied: false })
+    }
+
+    /// Lets later steps use a tensor, or what it is made small by.
+    fn add(&mut self, known: Known) -> Known {
+        let largest = known.shapes.iter().map(|shape| shape.iter().product::<i64>()).max();
+        if largest > Some(MOST_ELEMENTS) {
+            return self.narrowed(&known);
+        }
+        if known.bound > LARGEST {
+            return self.scaled(&known);
+        }
+        self.pool.push(known.clone());
+        known
+    }
+
+    /// By a factor that differs from rank to rank.
+    fn scaled(&mut self, x: &Known) -> Known {
+        let factors = (0..self.ranks).map(|_| self.random.factor() / x.bound.max(1.0)).collect();
+        let bound = 1.5 * (x.bound / x.bound.max(1.0));
+        self.work(Local::Scale(x.var, factors), x.shapes.clone(), bound)
+    }
+
+    /// A few rows or columns, other ones on each rank.
+    fn narrowed(&mut self, x: &Known) -> Known {
+        let axis = self.random.below(x.shapes.iter().map(Vec::len).min().unwrap_or(1));
+        let same = self.random.one_in(2) && is_same(&x.shapes);
+        let most = x.shapes[0][axis].min(4);
+        let length = self.random.extent(most.min(1), most);
+        let (mut parts, mut shapes) = (Vec::new(), x.shapes.clone());
+        for shape in &mut shapes {
+            let most = shape[axis].min(4);
+            let length = if same { length } else { self.random.extent(0, most) };
+            parts.push((self.random.extent(0, shape[axis] - length), length));
+            shape[axis] = length;
+        }
+        let axis = i64::try_from(axis).expect("axes are few");
+        self.work(Local::Narrow(x.var, axis, parts), shapes, x.bound)
+    }
+
+    fn local(&mut self) {
+        let (x, y) = (self.any(), self.any());
+        let alike = x.shapes == y.shapes;
+        let joins =
+            x.shapes.iter().zip(&y.shapes).all(|(a, b)| a.len() == b.len() && a[1..] == b[1..]);
+        let most = y.shapes.iter().map(|shape| shape.iter().product::<i64>()).max().unwrap_or(0);
+        let flat = x.shapes.iter().all(|shape| shape.len() == 1);
+        let plane = x.shapes.iter().all(|shape| shape.len() == 2);
+        let each = |f: fn(&Vec<i64>) -> Vec<i64>| x.shapes.iter().map(f).collect::<Vec<_>>();
+        match self.random.below(9) {
+            0 => self.work(Local::Sin(x.var), x.shapes, 1.0),
+            1 => self.scaled(&x),
+            2 if self.random.one_in(2) => {
+                let ranks = self.some_ranks();
+                self.work(Local::Detach(x.var, ranks), x.shapes, x.bound)
+            }
+            3 if alike => self.work(Local::Add(x.var, y.var), x.shapes, x.bound + y.bound),
+            4 if alike => self.work(Local::Mul(x.var, y.var), x.shapes, x.bound * y.bound),
+            5 if joins => {
+                let ends = x.shapes.iter().zip(&y.shapes);
+                let shapes = ends
+                    .map(|(a, b)| {
+                        let mut shape = a.clone();
+                        shape[0] += b[0];
+                        shape
+                    })
+                    .collect();
+                self.work(Local::Cat(x.var, y.var), shapes, x.bound.max(y.bound))
+            }
+            6 => self.narrowed(&x),
+            7 if plane => {
+                let shapes = each(|shape| vec![shape[1], shape[0]]);
+                self.work(Local::Transpose(x.var), shapes, x.bound)
+            }
+            8 if !flat => {
+                let shapes = each(|shape| vec![shape.iter().product()]);
+                self.work(Local::Flatten(x.var), shapes, x.bound)
+            }
+            _ => {
+                let bound = x.bound + most as f64 * y.bound;
+                self.work(Local::AddSum(x.var, y.var), x.shapes, bound)
+            }
+        };
+    }
+
+    fn collective(&mut self) {
+        let mut x = self.any();
+        if !is_same(&x.shapes) && self.random.one_in(2) {
+            // Most calls take the same shape everywhere: look for one.
+            if let Some(same) = self.pool.iter().rev().find(|known| is_same(&known.shapes)) {
+                x = same.clone();
+            }
+        }
+        let call = self.call(&x);
+        let op = call.op();
+        let is_extremum = matches!(op, Some(Op::Max | Op::Min));
+        if (is_extremum && !x.is_copied) || (op == Some(Op::Prod) && x.bound > 1.0) {
+            x = self.scaled(&x);
+        }
+        let can_start = !matches!(call, Call::MaxLoc | Call::MinLoc);
+        let in_place = matches!(call, Call::AllReduce(_) | Call::Reduce(..) | Call::Broadcast(_));
+        let how = match self.random.below(8) {
+            0..4 if can_start => How::Started,
+            4 if in_place => How::InPlace,
+            5 if in_place => How::InPlaceOnPart,
+            _ => How::Blocking,
+        };
+        let bound = match op {
+            Some(Op::Sum) => x.bound * self.ranks as f64,
+            Some(Op::Prod) => x.bound.max(1.0).powi(i32::try_from(self.ranks).unwrap_or(1)),
+            _ => x.bound,
+        };
+        let shapes = if in_place { x.shapes.clone() } else { call.result_shapes(&x.shapes) };
+        let is_copied = matches!(call, Call::Broadcast(_)) && how != How::InPlaceOnPart;
+        let bound = bound.max(x.bound);
+        let result = Known { var: self.var(), shapes, bound, is_copied };
+        let is_infinite = matches!(call, Call::Exscan(Op::Max | Op::Min));
+        let can_be_dropped = matches!(op, None | Some(Op::Sum | Op::Mean));
+        self.steps.push(Step::Collective { y: result.var, x: x.var, call, how });
+        let pending =
+            Pending { result, ends: Vec::new(), message: None, can_be_dropped, is_infinite };
+        match how {
+            How::Started => self.pending.push(pending),
+            _ => self.finish(pending),
+        }
+    }
+
+    /// The result is there.
+    fn finish(&mut self, Pending { result, is_infinite, .. }: Pending) {
+        if is_infinite {
+            let bound = 1.5 * result.bound;
+            self.work(Local::Clamp(result.var, bound), result.shapes, bound);
+        } else {
+            self.add(result);
+        }
+    }
+
+    /// One that takes such a tensor.
+    fn call(&mut self, x: &Known) -> Call {
+        let op = self.random.among(&[Op::Sum, Op::Sum, Op::Mean, Op::Max, Op::Min, Op::Prod]);
+        let root = self.rank();
+        let dim = x.shapes.iter().map(Vec::len).min().unwrap_or(1);
+        let same = is_same(&x.shapes);
+        if same && self.random.one_in(2) {
+            return match self.random.below(8) {
+                0 => Call::AllReduce(op),
+                1 => Call::Reduce(op, root),
+                2 => Call::Broadcast(root),
+                3 => Call::Scan(op),
+                4 => Call::Exscan(if op == Op::Mean { Op::Sum } else { op }),
+                5 => self.random.among(&[Call::MaxLoc, Call::MinLoc]),
+                _ => {
+                    let axis = self.random.below(dim);
+                    let counts = self.partition(x.shapes[0][axis]);
+                    Call::ReduceScatter(self.signed(axis, dim), counts, op)
+                }
+            };
+        }
+        let axis = (0..dim).filter(|axis| is_same_off(&x.shapes, *axis)).collect::<Vec<_>>();
+        let Some(axis) = (!axis.is_empty()).then(|| self.random.among(&axis)) else {
+            // The root's alone is looked at.
+            let shape = &x.shapes[root.unsigned_abs() as usize];
+            let axis = self.random.below(shape.len());
+            let counts = match self.partition(shape[axis]) {
+                Counts::Known(counts) | Counts::Own(counts) => Counts::Own(counts),
+            };
+            return Call::Scatter(i64::try_from(axis).unwrap_or(0), counts, root);
+        };
+        let extents: Vec<i64> = x.shapes.iter().map(|shape| shape[axis]).collect();
+        let known = self.random.one_in(2);
+        let counts =
+            if known { Counts::Known(extents.clone()) } else { Counts::Own(extents.clone()) };
+        let at = self.signed(axis, dim);
+        match self.random.below(4) {
+            0 => Call::Gather(at, counts, root),
+            1 => Call::AllGather(at, counts),
+            2 => {
+                let cuts = self.partition(extents[root.unsigned_abs() as usize]);
+                Call::Scatter(at, cuts, root)
+            }
+            _ => {
+                let other = self.random.below(dim);
+                let total = if other == axis { extents.iter().sum() } else { x.shapes[0][other] };
+                let cuts = match (self.partition(total), known) {
+                    (Counts::Known(cuts) | Counts::Own(cuts), true) => Counts::Known(cuts),
+                    (Counts::Known(cuts) | Counts::Own(cuts), false) => Counts::Own(cuts),
+                };
+                Call::AllToAll(at, counts, self.signed(other, dim), cuts)
+            }
+        }
+    }
+
+    /// The axis, now and then counted from the end.
+    fn signed(&mut self, axis: usize, dim: usize) -> i64 {
+        let (axis, dim) = (i64::try_from(axis).unwrap_or(0), i64::try_from(dim).unwrap_or(1));
+        if self.random.one_in(2) { axis } else { axis - dim }
+    }
+
+    /// An extent as a sum of one count per rank.
+    fn partition(&mut self, extent: i64) -> Counts {
+        let mut counts = vec![0; self.ranks];
+        for _ in 0..extent {
+            counts[self.random.below(self.ranks)] += 1;
+        }
+        if self.random.one_in(2) { Counts::Known(counts) } else { Counts::Own(counts) }
+    }
+
+    fn message(&mut self) {
+        let x = self.any();
+        let (from, to) = (self.random.below(self.ranks), self.random.below(self.ranks));
+        let y = self.var();
+        let mut started = self.random.among(&[
+            vec![End::Send, End::Receive],
+            vec![End::Send, End::Receive],
+            vec![End::Send],
+            vec![End::Receive],
+            vec![],
+        ]);
+        if from == to {
+            // A rank cannot wait for itself.
+            started = vec![End::Send, End::Receive];
+        }
+        // Who receives from anybody must not get what is for another receive. And in the backward
+        // pass, messages that have ranks and tag in common meet in the order of the waits: none is
+        // under way between the same ranks.
+        let any_source = self.random.one_in(4);
+        let meets = |other: &Pending| other.message == Some((from, to));
+        let tag = if any_source || self.pending.iter().any(meets) {
+            100 + Tag::try_from(y).expect("names are few")
+        } else {
+            5
+        };
+        let shape = x.shapes[from].clone();
+        let mut shapes = x.shapes.clone();
+        shapes[to].clone_from(&shape);
+        let ends: Vec<_> =
+            started.iter().map(|end| (*end, if *end == End::Send { from } else { to })).collect();
+        let message = Message { from, to, tag, shape, any_source, started };
+        self.steps.push(Step::Message { y, x: x.var, message });
+        let result = Known { var: y, shapes, bound: x.bound, is_copied: x.is_copied };
+        // Whose message it was is known only after the wait.
+        let can_be_dropped = !any_source;
+        let pending =
+            Pending { result, ends, message: Some((from, to)), can_be_dropped, is_infinite: false };
+        if pending.ends.is_empty() { self.finish(pending) } else { self.pending.push(pending) }
+    }
+
+    fn shift(&mut self) {
+        let x = self.any();
+        let (y, by) = (self.var(), self.random.below(self.ranks));
+        let around = self.random.one_in(2);
+        let in_parts = self.random.one_in(2);
+        let mut shift = Shift { by, around, shapes: x.shapes.clone(), in_parts };
+        for rank in 0..self.ranks {
+            if let Some(from) = shift.peer(rank, self.ranks, false) {
+                shift.shapes[rank].clone_from(&x.shapes[from]);
+            }
+        }
+        let shapes = shift.shapes.clone();
+        self.steps.push(Step::Shift { y, x: x.var, shift });
+        self.add(Known { var: y, shapes, bound: x.bound, is_copied: false });
+    }
+
+    /// Waits for some of what was started, or drops it.
+    fn settle(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let place = self.random.below(self.pending.len());
+        let drops = self.pending[place].can_be_dropped && self.random.one_in(8);
+        let y = self.pending[place].result.var;
+        if self.pending[place].message.is_none() {
+            if drops {
+                self.pending.remove(place);
+                self.steps.push(Step::Drop { y });
+                return;
+            }
+            let mut done = vec![self.pending.remove(place)];
+            while self.random.one_in(3) {
+                let Some(more) = self.pending.iter().position(|pending| pending.message.is_none())
+                else {
+                    break;
+                };
+                done.push(self.pending.remove(more));
+            }
+            let ys = done.iter().map(|pending| pending.result.var).collect();
+            self.steps.push(Step::Wait { ys });
+            for pending in done {
+                self.finish(pending);
+            }
+            return;
+        }
+        let count = self.pending[place].ends.len();
+        let (end, rank) = self.pending[place].ends.remove(self.random.below(count));
+        self.steps.push(Step::EndMessage { y, rank, end, waits: !drops });
+        if drops && end == End::Receive {
+            // There is no result; the sender may still wait.
+            self.pending[place].result.shapes.clear();
+        }
+        if self.pending[place].ends.is_empty() {
+            let pending = self.pending.remove(place);
+            if !pending.result.shapes.is_empty() {
+                self.finish(pending);
+            }
+        }
+    }
+}
+
+fn is_same(shapes: &[Vec<i64>]) -> bool {
+    shapes.iter().all(|shape| *shape == shapes[0])
+}
+
+/// Whether the shapes are the same but for this axis.
+fn is_same_off(shapes: &[Vec<i64>], axis: usize) -> bool {
+    shapes.iter().all(|shape| shape.len() == shapes[0].len())
+        && (0..shapes[0].len())
+            .all(|i| i == axis || shapes.iter().all(|shape| shape[i] == shapes[0][i]))
+}
+
+impl Call {
+    /// What it combines with.
+    fn op(&self) -> Option<Op> {
+        match self {
+            Self::AllReduce(op)
+            | Self::Reduce(op, _)
+            | Self::Scan(op)
+            | Self::Exscan(op)
+            | Self::ReduceScatter(_, _, op) => Some(*op),
+            Self::MaxLoc => Some(Op::Max),
+            Self::MinLoc => Some(Op::Min),
+            _ => None,
+        }
+    }
+
+    fn result_shapes(&self, shapes: &[Vec<i64>]) -> Vec<Vec<i64>> {
+        use tch::{Device, Kind, Tensor};
+        // What libtorch says, of tensors of such shapes.
+        let zeros = |shape: &Vec<i64>| Tensor::zeros(&shape[..], (Kind::Double, Device::Cpu));
+        let xs: Vec<Tensor> = shapes.iter().map(zeros).collect();
+        self.serial(&xs).iter().map(Tensor::size).collect()
+    }
+}
