@@ -271,9 +271,10 @@ impl Draft {
         let can_start = !matches!(call, Call::MaxLoc | Call::MinLoc);
         let in_place = matches!(call, Call::AllReduce(_) | Call::Reduce(..) | Call::Broadcast(_));
         let how = match self.random.below(8) {
-            0..4 if can_start => How::Started,
-            4 if in_place => How::InPlace,
-            5 if in_place => How::InPlaceOnPart,
+            0..3 if can_start => How::Started,
+            3 if in_place => How::InPlace,
+            4 if in_place => How::InPlaceOnPart,
+            3..5 if can_start => How::Started,
             _ => How::Blocking,
         };
         let bound = match op {
@@ -312,14 +313,14 @@ impl Draft {
         let root = self.rank();
         let dim = x.shapes.iter().map(Vec::len).min().unwrap_or(1);
         let same = is_same(&x.shapes);
-        if same && self.random.one_in(2) {
-            return match self.random.below(8) {
-                0 => Call::AllReduce(op),
-                1 => Call::Reduce(op, root),
-                2 => Call::Broadcast(root),
-                3 => Call::Scan(op),
-                4 => Call::Exscan(if op == Op::Mean { Op::Sum } else { op }),
-                5 => self.random.among(&[Call::MaxLoc, Call::MinLoc]),
+        if same && !self.random.one_in(3) {
+            return match self.random.below(12) {
+                0..3 => Call::AllReduce(op),
+                3 | 4 => Call::Reduce(op, root),
+                5 | 6 => Call::Broadcast(root),
+                7 => Call::Scan(op),
+                8 => Call::Exscan(if op == Op::Mean { Op::Sum } else { op }),
+                9 => self.random.among(&[Call::MaxLoc, Call::MinLoc]),
                 _ => {
                     let axis = self.random.below(dim);
                     let counts = self.partition(x.shapes[0][axis]);

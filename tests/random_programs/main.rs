@@ -146,14 +146,9 @@ fn compare(
     if alike && got.allclose(expected, 0.0, TOLERANCE * scale, false) {
         return Ok(());
     }
-    let show = |x: &Tensor| format!("{:?} of shape {:?}", x.flatten(0, -1), x.size());
-    let values =
-        |x: &Tensor| Vec::<f64>::try_from(x.flatten(0, -1).contiguous()).unwrap_or_default();
-    Err(format!(
-        "{name} is {:?} {}; expected is {:?} {}",
-        values(got),
-        show(got),
-        values(expected),
-        show(expected)
-    ))
+    let show = |x: &Tensor| {
+        let elements = Vec::<f64>::try_from(x.flatten(0, -1).contiguous()).unwrap_or_default();
+        format!("{elements:?} of shape {:?}", x.size())
+    };
+    Err(format!("{name} is {}; expected is {}", show(got), show(expected)))
 }
