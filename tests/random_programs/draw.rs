@@ -2,7 +2,7 @@
 //!
 //! All ranks draw the same one. So that values can be compared, no tensor gets large: a bound on
 //! its elements is kept, and where it grows a step divides by it. Ties are exact, or there are
-//! none: extrema are of what a random factor on each rank has set apart, or of what was broadcast.
+//! none: extrema are of what a random factor on each rank has set apart, or of what was broadcast before.
 
 use mpi4tch::{Op, Rank, Tag};
 
@@ -76,8 +76,6 @@ struct Known {
     shapes: Vec<Vec<i64>>,
     /// Of the absolute values of its elements.
     bound: f64,
-    /// It is equal on all ranks, bit for bit.
-    is_copied: bool,
 }
 
 /// What was started and neither waited for nor dropped.
@@ -133,7 +131,7 @@ impl Draft {
             }
         }
         let (var, requires_grad) = (self.var(), self.some_ranks());
-        self.pool.push(Known { var, shapes: shapes.clone(), bound: 2.0, is_copied: false });
+        self.pool.push(Known { var, shapes: shapes.clone(), bound: 2.0 });
         Input { var, shapes, requires_grad }
     }
 
@@ -169,7 +167,7 @@ impl Draft {
     fn work(&mut self, work: Local, shapes: Vec<Vec<i64>>, bound: f64) -> Known {
         let y = self.var();
         self.steps.push(Step::Local { y, work });
-        self.add(Known { var: y, shapes, bound, is_copied: false })
+        self.add(Known { var: y, shapes, bound })
     }
 
     /// Lets later steps use a tensor, or what it is made small by.
@@ -190,6 +188,15 @@ impl Draft {
         let factors = (0..self.ranks).map(|_| self.random.factor() / x.bound.max(1.0)).collect();
         let bound = 1.5 * (x.bound / x.bound.max(1.0));
         self.work(Local::Scale(x.var, factors), x.shapes.clone(), bound)
+    }
+
+    /// The same elements on some ranks, bit for bit, and half of them on the others.
+    fn with_ties(&mut self, x: &Known) -> Known {
+        let (y, root) = (self.var(), self.rank());
+        let (call, how) = (Call::Broadcast(root), How::Blocking);
+        self.steps.push(Step::Collective { y, x: x.var, call, how });
+        let factors = (0..self.ranks).map(|_| self.random.among(&[1.0, 1.0, 0.5])).collect();
+        self.work(Local::Scale(y, factors), x.shapes.clone(), x.bound)
     }
 
     /// A few rows or columns, other ones on each rank.
@@ -265,7 +272,9 @@ impl Draft {
         let call = self.call(&x);
         let op = call.op();
         let is_extremum = matches!(op, Some(Op::Max | Op::Min));
-        if (is_extremum && !x.is_copied) || (op == Some(Op::Prod) && x.bound > 1.0) {
+        if is_extremum && self.random.one_in(2) {
+            x = self.with_ties(&x);
+        } else if is_extremum || (op == Some(Op::Prod) && x.bound > 1.0) {
             x = self.scaled(&x);
         }
         let can_start = !matches!(call, Call::MaxLoc | Call::MinLoc);
@@ -283,9 +292,8 @@ impl Draft {
             _ => x.bound,
         };
         let shapes = if in_place { x.shapes.clone() } else { call.result_shapes(&x.shapes) };
-        let is_copied = matches!(call, Call::Broadcast(_)) && how != How::InPlaceOnPart;
         let bound = bound.max(x.bound);
-        let result = Known { var: self.var(), shapes, bound, is_copied };
+        let result = Known { var: self.var(), shapes, bound };
         let is_infinite = matches!(call, Call::Exscan(Op::Max | Op::Min));
         let can_be_dropped = matches!(op, None | Some(Op::Sum | Op::Mean));
         self.steps.push(Step::Collective { y: result.var, x: x.var, call, how });
@@ -409,7 +417,7 @@ impl Draft {
             started.iter().map(|end| (*end, if *end == End::Send { from } else { to })).collect();
         let message = Message { from, to, tag, shape, any_source, started };
         self.steps.push(Step::Message { y, x: x.var, message });
-        let result = Known { var: y, shapes, bound: x.bound, is_copied: x.is_copied };
+        let result = Known { var: y, shapes, bound: x.bound };
         // Whose message it was is known only after the wait.
         let can_be_dropped = !any_source;
         let pending =
@@ -430,7 +438,7 @@ impl Draft {
         }
         let shapes = shift.shapes.clone();
         self.steps.push(Step::Shift { y, x: x.var, shift });
-        self.add(Known { var: y, shapes, bound: x.bound, is_copied: false });
+        self.add(Known { var: y, shapes, bound: x.bound });
     }
 
     /// Waits for some of what was started, or drops it.
