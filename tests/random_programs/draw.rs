@@ -6,9 +6,9 @@
 
 use mpi4tch::{Op, Rank, Tag};
 
-use crate::program::{
-    Call, Counts, Derivative, End, How, Input, Local, Message, Program, Shift, Step, Var,
-};
+use crate::call::{Call, Counts};
+use crate::program::{Derivative, End, How, Input, Local, Message, Program, Shift, Step, Var};
+use crate::random::Random;
 
 /// The program of this seed.
 pub fn program(seed: u64, ranks: usize) -> Program {
@@ -30,43 +30,6 @@ pub fn program(seed: u64, ranks: usize) -> Program {
         _ => Derivative::Second(draft.some_ranks()),
     };
     Program { inputs, steps: draft.steps, losses, derivative }
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n.max(1) as u64).expect("it is below n")
-    }
-
-    fn extent(&mut self, from: i64, to: i64) -> i64 {
-        let count = usize::try_from(to - from + 1).expect("from is no more than to");
-        from + i64::try_from(self.below(count)).expect("extents are small")
-    }
-
-    /// Once in `n` times.
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    fn among<T: Clone>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())].clone()
-    }
-
-    /// From 0.5 to 1.5, and of either sign.
-    fn factor(&mut self) -> f64 {
-        let size = 0.5 + self.extent(0, 1 << 30) as f64 / f64::from(1 << 30);
-        if self.one_in(2) { size } else { -size }
-    }
 }
 
 /// What is known of a tensor on each rank.
@@ -495,28 +458,4 @@ fn is_same_off(shapes: &[Vec<i64>], axis: usize) -> bool {
     shapes.iter().all(|shape| shape.len() == shapes[0].len())
         && (0..shapes[0].len())
             .all(|i| i == axis || shapes.iter().all(|shape| shape[i] == shapes[0][i]))
-}
-
-impl Call {
-    /// What it combines with.
-    fn op(&self) -> Option<Op> {
-        match self {
-            Self::AllReduce(op)
-            | Self::Reduce(op, _)
-            | Self::Scan(op)
-            | Self::Exscan(op)
-            | Self::ReduceScatter(_, _, op) => Some(*op),
-            Self::MaxLoc => Some(Op::Max),
-            Self::MinLoc => Some(Op::Min),
-            _ => None,
-        }
-    }
-
-    fn result_shapes(&self, shapes: &[Vec<i64>]) -> Vec<Vec<i64>> {
-        use tch::{Device, Kind, Tensor};
-        // What libtorch says, of tensors of such shapes.
-        let zeros = |shape: &Vec<i64>| Tensor::zeros(&shape[..], (Kind::Double, Device::Cpu));
-        let xs: Vec<Tensor> = shapes.iter().map(zeros).collect();
-        self.serial(&xs).iter().map(Tensor::size).collect()
-    }
 }

@@ -4,11 +4,13 @@
 //! The programs are the same each time. `MPI4TCH_TEST_PROGRAMS` is how many are run, one for each
 //! seed from `MPI4TCH_TEST_SEED` on. What fails is made shorter before it is shown.
 
+mod call;
 #[path = "../common/mod.rs"]
 mod common;
 mod draw;
 mod interpret;
 mod program;
+mod random;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

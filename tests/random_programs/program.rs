@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-use mpi4tch::{Communicator, Op, Rank, Request, Result, Tag};
+use mpi4tch::Tag;
 use tch::{Kind, Tensor};
+
+use crate::call::Call;
 
 /// A tensor's name: `v0`, `v1`, …
 pub type Var = usize;
@@ -137,41 +139,6 @@ pub enum Local {
     Flatten(Var),
 }
 
-/// A collective and its arguments besides the tensor.
-#[derive(Clone, Debug)]
-pub enum Call {
-    AllReduce(Op),
-    Reduce(Op, Rank),
-    Broadcast(Rank),
-    Scan(Op),
-    Exscan(Op),
-    MaxLoc,
-    MinLoc,
-    Gather(i64, Counts, Rank),
-    AllGather(i64, Counts),
-    Scatter(i64, Counts, Rank),
-    ReduceScatter(i64, Counts, Op),
-    /// The axis that is joined, and the one that is cut.
-    AllToAll(i64, Counts, i64, Counts),
-}
-
-/// Each rank's extent.
-#[derive(Clone, Debug)]
-pub enum Counts {
-    /// Every rank is given all of them.
-    Known(Vec<i64>),
-    /// Every rank is given its own, or sees it.
-    Own(Vec<i64>),
-}
-
-impl Counts {
-    fn all(&self) -> &[i64] {
-        match self {
-            Self::Known(counts) | Self::Own(counts) => counts,
-        }
-    }
-}
-
 impl Local {
     pub fn reads(&self) -> Vec<Var> {
         match *self {
@@ -202,152 +169,6 @@ impl Local {
             Self::Transpose(x) => at(*x).transpose(0, 1),
             Self::Flatten(x) => at(*x).flatten(0, -1),
         }
-    }
-}
-
-impl Call {
-    pub fn run(&self, comm: &Communicator, x: &Tensor) -> Result<Tensor> {
-        let own = |counts: &[i64]| counts[comm.rank().unsigned_abs() as usize];
-        match self {
-            Self::AllReduce(op) => comm.all_reduce(x, *op),
-            Self::Reduce(op, root) => comm.reduce(x, *op, *root),
-            Self::Broadcast(root) => comm.broadcast(x, *root),
-            Self::Scan(op) => comm.scan(x, *op),
-            Self::Exscan(op) => comm.exscan(x, *op),
-            Self::MaxLoc => Ok(comm.max_loc(x)?.0),
-            Self::MinLoc => Ok(comm.min_loc(x)?.0),
-            Self::Gather(axis, Counts::Own(_), root) => comm.gather(x, *axis, *root),
-            Self::Gather(axis, Counts::Known(counts), root) => {
-                comm.gather_with_counts(x, *axis, counts, *root)
-            }
-            Self::AllGather(axis, Counts::Own(_)) => comm.all_gather(x, *axis),
-            Self::AllGather(axis, Counts::Known(counts)) => {
-                comm.all_gather_with_counts(x, *axis, counts)
-            }
-            Self::Scatter(axis, Counts::Own(counts), root) => {
-                comm.scatter(x, *axis, own(counts), *root)
-            }
-            Self::Scatter(axis, Counts::Known(counts), root) => {
-                comm.scatter_with_counts(x, *axis, counts, *root)
-            }
-            Self::ReduceScatter(axis, Counts::Own(counts), op) => {
-                comm.reduce_scatter(x, *axis, own(counts), *op)
-            }
-            Self::ReduceScatter(axis, Counts::Known(counts), op) => {
-                comm.reduce_scatter_with_counts(x, *axis, counts, *op)
-            }
-            Self::AllToAll(axis, Counts::Known(counts), cut, Counts::Known(cuts)) => {
-                comm.all_to_all_with_counts(x, *axis, counts, *cut, cuts)
-            }
-            Self::AllToAll(axis, _, cut, cuts) => comm.all_to_all(x, *axis, *cut, own(cuts.all())),
-        }
-    }
-
-    /// None where it cannot be started.
-    pub fn start(&self, comm: &Communicator, x: &Tensor) -> Option<Result<Request>> {
-        let own = |counts: &[i64]| counts[comm.rank().unsigned_abs() as usize];
-        Some(match self {
-            Self::AllReduce(op) => comm.iall_reduce(x, *op),
-            Self::Reduce(op, root) => comm.ireduce(x, *op, *root),
-            Self::Broadcast(root) => comm.ibroadcast(x, *root),
-            Self::Scan(op) => comm.iscan(x, *op),
-            Self::Exscan(op) => comm.iexscan(x, *op),
-            Self::MaxLoc | Self::MinLoc => return None,
-            Self::Gather(axis, Counts::Own(_), root) => comm.igather(x, *axis, *root),
-            Self::Gather(axis, Counts::Known(counts), root) => {
-                comm.igather_with_counts(x, *axis, counts, *root)
-            }
-            Self::AllGather(axis, Counts::Own(_)) => comm.iall_gather(x, *axis),
-            Self::AllGather(axis, Counts::Known(counts)) => {
-                comm.iall_gather_with_counts(x, *axis, counts)
-            }
-            Self::Scatter(axis, Counts::Own(counts), root) => {
-                comm.iscatter(x, *axis, own(counts), *root)
-            }
-            Self::Scatter(axis, Counts::Known(counts), root) => {
-                comm.iscatter_with_counts(x, *axis, counts, *root)
-            }
-            Self::ReduceScatter(axis, Counts::Own(counts), op) => {
-                comm.ireduce_scatter(x, *axis, own(counts), *op)
-            }
-            Self::ReduceScatter(axis, Counts::Known(counts), op) => {
-                comm.ireduce_scatter_with_counts(x, *axis, counts, *op)
-            }
-            Self::AllToAll(axis, Counts::Known(counts), cut, Counts::Known(cuts)) => {
-                comm.iall_to_all_with_counts(x, *axis, counts, *cut, cuts)
-            }
-            Self::AllToAll(axis, _, cut, cuts) => comm.iall_to_all(x, *axis, *cut, own(cuts.all())),
-        })
-    }
-
-    /// None where it has no form in place.
-    pub fn run_in_place(&self, comm: &Communicator, x: &mut Tensor) -> Option<Result<()>> {
-        match self {
-            Self::AllReduce(op) => Some(comm.all_reduce_(x, *op)),
-            Self::Reduce(op, root) => Some(comm.reduce_(x, *op, *root)),
-            Self::Broadcast(root) => Some(comm.broadcast_(x, *root)),
-            _ => None,
-        }
-    }
-
-    /// The result on all ranks, by libtorch alone.
-    pub fn serial(&self, xs: &[Tensor]) -> Vec<Tensor> {
-        let on_all = |y: Tensor| xs.iter().map(|_| y.shallow_clone()).collect::<Vec<_>>();
-        let only_on = |root: Rank, y: Tensor, elsewhere: Tensor| {
-            let mut ys: Vec<_> = xs.iter().map(|_| elsewhere.shallow_clone()).collect();
-            ys[root.unsigned_abs() as usize] = y;
-            ys
-        };
-        let cut = |y: &Tensor, axis: i64, counts: &Counts| y.split_with_sizes(counts.all(), axis);
-        match self {
-            Self::AllReduce(op) => on_all(combined(xs, *op)),
-            Self::Reduce(op, root) => {
-                only_on(*root, combined(xs, *op), xs[0].detach().zeros_like())
-            }
-            Self::Broadcast(root) => on_all(xs[root.unsigned_abs() as usize].shallow_clone()),
-            Self::Scan(op) => (1..=xs.len()).map(|r| combined(&xs[..r], *op)).collect(),
-            Self::Exscan(op) => {
-                let identity = match op {
-                    Op::Max => f64::NEG_INFINITY,
-                    Op::Min => f64::INFINITY,
-                    Op::Prod => 1.0,
-                    _ => 0.0,
-                };
-                let first = xs[0].detach().full_like(identity);
-                let others = (1..xs.len()).map(|r| combined(&xs[..r], *op));
-                [first].into_iter().chain(others).collect()
-            }
-            // The lowest rank wins a tie.
-            Self::MaxLoc => on_all(fold(xs, |y, x| x.where_self(&x.greater_tensor(y), y))),
-            Self::MinLoc => on_all(fold(xs, |y, x| x.where_self(&x.less_tensor(y), y))),
-            Self::Gather(axis, _, root) => {
-                let whole = Tensor::cat(xs, *axis);
-                let nothing = whole.detach().narrow(*axis, 0, 0);
-                only_on(*root, whole, nothing)
-            }
-            Self::AllGather(axis, _) => on_all(Tensor::cat(xs, *axis)),
-            Self::Scatter(axis, counts, root) => {
-                cut(&xs[root.unsigned_abs() as usize], *axis, counts)
-            }
-            Self::ReduceScatter(axis, counts, op) => cut(&combined(xs, *op), *axis, counts),
-            Self::AllToAll(axis, _, other, counts) => cut(&Tensor::cat(xs, *axis), *other, counts),
-        }
-    }
-}
-
-fn fold(xs: &[Tensor], f: impl Fn(&Tensor, &Tensor) -> Tensor) -> Tensor {
-    xs[1..].iter().fold(xs[0].shallow_clone(), |y, x| f(&y, x))
-}
-
-fn combined(xs: &[Tensor], op: Op) -> Tensor {
-    let all = Tensor::stack(xs, 0);
-    match op {
-        Op::Sum => all.sum_dim_intlist(0, false, Kind::Double),
-        Op::Mean => all.mean_dim(0, false, Kind::Double),
-        Op::Prod => all.prod_dim_int(0, false, Kind::Double),
-        Op::Max => all.amax(0, false),
-        Op::Min => all.amin(0, false),
-        _ => unreachable!("these are drawn"),
     }
 }
 
