@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             another_call_on_one_rank,
             a_send_that_nobody_receives,
             waits_in_different_order,
+            messages_that_are_alike,
             bad_arguments_are_refused_on_all_ranks,
             options_that_differ,
             the_graph_is_freed,
@@ -443,6 +444,60 @@ fn waits_in_different_order(context: &Context) -> Result<()> {
     let text = tape_error(tape.backward(&y.sum(Kind::Double)));
     assert!(text.contains("call 3 of all ranks: "), "{text}");
     same_everywhere(&context.world, &text)
+}
+
+/// Messages between the same ranks with the same tag, where the ends wait in orders of their own:
+/// each cotangent comes back to what it is of.
+fn messages_that_are_alike(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (right, left) = ring(world);
+    // The order in which the sender waits for its four messages, of which some are blocking: they
+    // have no wait; or are dropped.
+    const BLOCKING: usize = 9;
+    for (order, dropped) in [
+        ([0, 1, 2, 3], BLOCKING),
+        ([3, 2, 1, 0], BLOCKING),
+        ([2, 0, 3, 1], BLOCKING),
+        ([0, 2, 3, BLOCKING], 1),
+        ([3, 0, 2, BLOCKING], 1),
+        ([1, 0, BLOCKING, BLOCKING], 2),
+    ] {
+        for receiver_is_reversed in [false, true] {
+            let tape = world.tape();
+            let xs: Vec<Tensor> = (0..4).map(|i| variable(&tape, f64::from(i))).collect();
+            let mut receives: Vec<_> = (0..4)
+                .map(|_| tape.irecv(&xs[0].detach(), left, 5).map(Some))
+                .collect::<Result<_>>()?;
+            let mut sends = Vec::new();
+            for (i, x) in xs.iter().enumerate() {
+                let waits = order.contains(&i) || i == dropped;
+                sends.push(if waits { Some(tape.isend(x, right, 5)?) } else { None });
+                if !waits {
+                    let _ = tape.send(x, right, 5)?;
+                }
+            }
+            for i in order.into_iter().filter(|i| *i != BLOCKING) {
+                let _ = sends[i].take().expect("waited for once").wait()?;
+            }
+            drop(sends);
+            let mut ys: Vec<Option<Tensor>> = (0..4).map(|_| None).collect();
+            let places: Vec<usize> =
+                if receiver_is_reversed { vec![3, 1, 0, 2] } else { vec![0, 1, 2, 3] };
+            for i in places {
+                ys[i] = Some(receives[i].take().expect("waited for once").wait()?);
+            }
+            let mut loss = Tensor::zeros([1], (Kind::Double, Device::Cpu));
+            for (i, y) in (0..).zip(ys.iter().flatten()) {
+                loss += y * 10_f64.powi(i) * f64::from(tape.rank() + 1);
+            }
+            tape.backward(&loss)?;
+            for (i, x) in (0..).zip(&xs) {
+                let expected = 10_f64.powi(i) * f64::from(right + 1);
+                assert_eq!(value(&x.grad()), expected, "{order:?}, message {i}");
+            }
+        }
+    }
+    Ok(())
 }
 
 fn bad_arguments_are_refused_on_all_ranks(context: &Context) -> Result<()> {

@@ -46,8 +46,6 @@ struct Pending {
     result: Known,
     /// The ends of a message, with their ranks; none of a collective.
     ends: Vec<(End, usize)>,
-    /// From where to where.
-    message: Option<(usize, usize)>,
     /// Whether it can be dropped: the derivative of what is not linear needs a result.
     can_be_dropped: bool,
     /// The result holds infinities on rank 0.
@@ -260,8 +258,7 @@ impl Draft {
         let is_infinite = matches!(call, Call::Exscan(Op::Max | Op::Min));
         let can_be_dropped = matches!(op, None | Some(Op::Sum | Op::Mean));
         self.steps.push(Step::Collective { y: result.var, x: x.var, call, how });
-        let pending =
-            Pending { result, ends: Vec::new(), message: None, can_be_dropped, is_infinite };
+        let pending = Pending { result, ends: Vec::new(), can_be_dropped, is_infinite };
         match how {
             How::Started => self.pending.push(pending),
             _ => self.finish(pending),
@@ -363,16 +360,9 @@ impl Draft {
             // A rank cannot wait for itself.
             started = vec![End::Send, End::Receive];
         }
-        // Who receives from anybody must not get what is for another receive. And in the backward
-        // pass, messages that have ranks and tag in common meet in the order of the waits: none is
-        // under way between the same ranks.
+        // Who receives from anybody must not get what is for another receive.
         let any_source = self.random.one_in(4);
-        let meets = |other: &Pending| other.message == Some((from, to));
-        let tag = if any_source || self.pending.iter().any(meets) {
-            100 + Tag::try_from(y).expect("names are few")
-        } else {
-            5
-        };
+        let tag = if any_source { 100 + Tag::try_from(y).expect("names are few") } else { 5 };
         let shape = x.shapes[from].clone();
         let mut shapes = x.shapes.clone();
         shapes[to].clone_from(&shape);
@@ -383,8 +373,7 @@ impl Draft {
         let result = Known { var: y, shapes, bound: x.bound };
         // Whose message it was is known only after the wait.
         let can_be_dropped = !any_source;
-        let pending =
-            Pending { result, ends, message: Some((from, to)), can_be_dropped, is_infinite: false };
+        let pending = Pending { result, ends, can_be_dropped, is_infinite: false };
         if pending.ends.is_empty() { self.finish(pending) } else { self.pending.push(pending) }
     }
 
@@ -412,7 +401,7 @@ impl Draft {
         let place = self.random.below(self.pending.len());
         let drops = self.pending[place].can_be_dropped && self.random.one_in(8);
         let y = self.pending[place].result.var;
-        if self.pending[place].message.is_none() {
+        if self.pending[place].ends.is_empty() {
             if drops {
                 self.pending.remove(place);
                 self.steps.push(Step::Drop { y });
@@ -420,7 +409,7 @@ impl Draft {
             }
             let mut done = vec![self.pending.remove(place)];
             while self.random.one_in(3) {
-                let Some(more) = self.pending.iter().position(|pending| pending.message.is_none())
+                let Some(more) = self.pending.iter().position(|pending| pending.ends.is_empty())
                 else {
                     break;
                 };
