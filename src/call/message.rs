@@ -43,6 +43,10 @@ impl Header {
     }
 }
 
+/// Open MPI copies a large message as it is to a buffer without gaps, also where the buffer is too
+/// small for it (seen in 4.1, of processes that share memory). A byte elsewhere makes a gap.
+const OVERRUNS: bool = matches!(mpi_sys::VENDOR, mpi_sys::Vendor::OpenMpi);
+
 /// A message to send or to receive: the arguments besides the buffer.
 #[derive(Debug)]
 pub(crate) struct Message {
@@ -145,7 +149,18 @@ impl Buffers {
     fn incoming(&self, made: &mut Made, message: &Message) -> Result<Layout> {
         made.header = message.header.map(|_| Box::new(Header::NONE));
         let header = made.header.as_deref_mut().map(std::ptr::from_mut);
-        self.layout(self.receive, message.count, header)
+        if header.is_some() || !OVERRUNS {
+            return self.layout(self.receive, message.count, header);
+        }
+        let mut guard = vec![0_u8];
+        let place = guard.as_mut_ptr();
+        made.lists.push(Box::new(guard));
+        let whole = self.layout(self.receive, message.count, None)?;
+        let both = Temporary::structure([
+            (whole.count, address(whole.start)?, whole.datatype),
+            (1, address(place.cast())?, mpi_sys::MPI_BYTE),
+        ])?;
+        Ok(Layout { start: mpi_sys::MPI_BOTTOM, count: 1, datatype: both.0, _made: Some(both) })
     }
 
     /// How MPI is told of `count` elements, and of a header before them.
@@ -251,7 +266,7 @@ pub(super) fn check_received(
     let needed =
         format!("`like` has {count} elements of {kind:?}, which are {} bytes", count * size);
     // How long it was MPI need not say.
-    if made.truncated {
+    if made.truncated || bytes > count * size {
         return refuse(format!("is longer than `like`; {needed}"));
     }
     if bytes != count * size {
