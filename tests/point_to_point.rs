@@ -257,7 +257,7 @@ fn a_shift_that_is_no_ring(context: &Context) -> Result<()> {
             let x = testing::random(world, &[3], kind)?;
             let serial = |xs: &[Tensor]| {
                 let mut ys = rotated(xs, 1);
-                ys[0] = &ys[0] * 0;
+                ys[0] = ys[0].zeros_like();
                 ys
             };
             testing::assert_serial(world, &x, |x| way(world, x, (to, from)), serial)?;
@@ -271,7 +271,7 @@ fn nobody(context: &Context) -> Result<()> {
     let world = &context.world;
     let x = testing::random(world, &[3], Kind::Double)?;
     let same = |xs: &[Tensor]| xs.iter().map(Tensor::shallow_clone).collect::<Vec<_>>();
-    let nothing = |xs: &[Tensor]| xs.iter().map(|x| x * 0).collect::<Vec<_>>();
+    let nothing = |xs: &[Tensor]| xs.iter().map(Tensor::zeros_like).collect::<Vec<_>>();
     testing::assert_serial(world, &x, |x| world.send(x, PROC_NULL, 0), same)?;
     testing::assert_serial(world, &x, |x| world.isend(x, PROC_NULL, 0)?.wait(), same)?;
     testing::assert_serial(world, &x, |x| world.recv(x, PROC_NULL, 0), nothing)?;
@@ -507,7 +507,7 @@ fn refused(world: &Communicator, sent: &Tensor, like: &Tensor) -> Result<Vec<Str
 type Elements = (i64, Kind);
 
 fn is_longer(sent: Elements, like: Elements) -> bool {
-    let bytes = |(count, kind): Elements| count.unsigned_abs() as usize * kind.elt_size_in_bytes();
+    let bytes = |(count, kind): Elements| count.unsigned_abs() * kind.elt_size_in_bytes() as u64;
     bytes(sent) > bytes(like)
 }
 
@@ -516,7 +516,7 @@ fn longer(call: &str, from: Rank, like: Elements, sent: Elements) -> String {
     if !MPICH || !is_longer(sent, like) {
         return String::new();
     }
-    let bytes = like.0.unsigned_abs() as usize * like.1.elt_size_in_bytes();
+    let bytes = like.0.unsigned_abs() * like.1.elt_size_in_bytes() as u64;
     format!(
         "{call}: the message of rank {from} with tag 3 is longer than `like`; `like` has {} \
          elements of {:?}, which are {bytes} bytes",

@@ -33,7 +33,8 @@ fn until_error(comm: &Communicator) -> Error {
 /// Carried out by the ranks of a job.
 #[test]
 fn rank() {
-    let scenarios: [(&str, ThreadLevel, fn(&Communicator) -> Result<()>); 5] = [
+    type Scenario = (&'static str, ThreadLevel, fn(&Communicator) -> Result<()>);
+    let scenarios: [Scenario; 5] = [
         ("serialized", ThreadLevel::Serialized, on_other_threads),
         ("multiple", ThreadLevel::Multiple, on_other_threads),
         ("two serialized", ThreadLevel::Serialized, two_communicators),
