@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use common::Context;
 use mpi4tch::mpi_sys::{self, MPI_Comm, MPI_Datatype, MPI_Op, MPI_Request, MPI_Status};
 use mpi4tch::{Communicator, Op, Result, join_dummies, testing};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
     harness::run(
@@ -243,7 +243,7 @@ mod functions {
         let code = unsafe { mpi_sys::PMPI_Test(request, done, status) };
         // SAFETY: MPI has written it.
         if unsafe { *done } != 0 {
-            note("MPI_Test", mpi_sys::MPI_COMM_NULL, mpi_sys::MPI_BYTE, &[]);
+            note("MPI_Test", mpi_sys::MPI_COMM_NULL, mpi_sys::MPI_BYTE, &[], [0; 2]);
         }
         code
     }
