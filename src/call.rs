@@ -78,18 +78,6 @@ pub(crate) enum Call {
     SendReceive { send: Message, receive: Message },
 }
 
-impl Call {
-    /// Whether MPI reads the input of this rank while the call is under way.
-    fn reads(&self, rank: Rank) -> bool {
-        match self {
-            // What is broadcast has been copied to where it arrives elsewhere.
-            Self::Broadcast { .. } | Self::Barrier | Self::Receive(_) => false,
-            Self::Scatter { root, .. } => *root == rank,
-            _ => true,
-        }
-    }
-}
-
 /// What is left to do with what MPI wrote.
 #[derive(Debug)]
 pub(crate) enum Finish {
@@ -195,8 +183,8 @@ pub(crate) struct Started {
     written: Tensor,
     finish: Finish,
     datatype: Datatype,
-    /// What MPI reads, and its version at the start.
-    read: Option<(Tensor, i64)>,
+    /// What the call was given, and its version at the start.
+    given: Option<(Tensor, i64)>,
 }
 
 impl Started {
@@ -209,7 +197,7 @@ impl Started {
     pub(crate) fn result(self, site: Site) -> Result<Tensor> {
         let start = self.flight.site();
         let made = self.flight.landed(site)?;
-        if let Some((x, version)) = self.read
+        if let Some((x, version)) = self.given
             && autograd::version(&x) != version
         {
             return Err(Error::InFlight { call: start.call, at: start.at });
@@ -249,10 +237,11 @@ impl<'x> Plan<'x> {
         // Where one of several calls failed, the others are under way all the same.
         let flight = Flight::new(site, comm, made, buffers, receives);
         outcome?;
-        let read = self.call.reads(comm.rank()).then(|| (x.shallow_clone(), autograd::version(x)));
+        // What is received into has only a shape.
+        let given = (!receives).then(|| (x.shallow_clone(), autograd::version(x)));
         let datatype = self.input.datatype();
         let written = output.into_tensor();
-        Ok(Started { flight, written, finish: self.finish, datatype, read })
+        Ok(Started { flight, written, finish: self.finish, datatype, given })
     }
 
     pub(crate) fn result_shape(&self) -> &[i64] {

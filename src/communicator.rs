@@ -148,7 +148,8 @@ impl Communicator {
     #[track_caller]
     pub(crate) fn site(&self, call: &'static str) -> Site {
         let caller = Location::caller();
-        Site { call, at: self.origin.unwrap_or(caller) }
+        let number = self.environment().count_call();
+        Site { call, at: self.origin.unwrap_or(caller), number }
     }
 
     /// The context of the pass.

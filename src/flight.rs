@@ -46,7 +46,7 @@ struct Progress {
 const SPINS: u32 = 1000;
 
 /// How long calls that nobody waited for may take at MPI's end.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Flight {
     pub(crate) fn new(
@@ -80,16 +80,14 @@ impl Flight {
 
     /// Waits for its end at `site`, in turn with other threads' calls. Returns what it left behind.
     pub(crate) fn landed(self, site: Site) -> Result<Made> {
-        if !self.test()? {
-            let _waiting = self.0.comm.environment().watch(site);
-            let mut spins = 0;
-            while !self.test()? {
-                if spins < SPINS {
-                    spins += 1;
-                    std::hint::spin_loop();
-                } else {
-                    std::thread::yield_now();
-                }
+        let _waiting = self.0.comm.environment().watch(site);
+        let mut spins = 0;
+        while !self.test()? {
+            if spins < SPINS {
+                spins += 1;
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
             }
         }
         let made = self.0.progress().made.take();

@@ -298,10 +298,10 @@ impl Part {
             comparison.end(site)?;
         }
         let y = self.started.result(site)?;
-        if let Some(owed) = self.owed {
-            owed.0.record(site, comm, &y)?;
+        match &self.owed {
+            Some(owed) => owed.0.record(site, comm, y),
+            None => Ok(y),
         }
-        Ok(y)
     }
 }
 

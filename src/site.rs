@@ -9,13 +9,15 @@ pub(crate) struct Site {
     /// The method's name.
     pub(crate) call: &'static str,
     pub(crate) at: &'static Location<'static>,
+    /// Which of this rank's calls it is, from 1, where they are counted.
+    pub(crate) number: Option<u64>,
 }
 
 impl Site {
     /// The caller's.
     #[track_caller]
     pub(crate) fn new(call: &'static str) -> Self {
-        Self { call, at: Location::caller() }
+        Self { call, at: Location::caller(), number: None }
     }
 }
 

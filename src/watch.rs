@@ -5,7 +5,7 @@
 //! and exits; the launcher then ends the job.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::communicator::Rank;
@@ -30,6 +30,7 @@ pub(crate) struct Watch {
 #[derive(Debug, Default)]
 struct Calls {
     made: u64,
+    next_key: u64,
     waiting: BTreeMap<u64, (Site, Instant)>,
 }
 
@@ -37,7 +38,7 @@ struct Calls {
 #[must_use]
 pub(crate) struct Waiting<'a> {
     watch: &'a Watch,
-    number: u64,
+    key: u64,
 }
 
 /// The seconds that `MPI4TCH_TIMEOUT` says, if it is set.
@@ -67,27 +68,40 @@ impl Watch {
         watch
     }
 
-    pub(crate) fn enter(&self, site: Site) -> Waiting<'_> {
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn count_call(&self) -> u64 {
+        let mut calls = self.calls();
         calls.made += 1;
-        let number = calls.made;
-        calls.waiting.insert(number, (site, Instant::now()));
-        Waiting { watch: self, number }
+        calls.made
+    }
+
+    /// Watches a call, which is counted if it is not yet.
+    pub(crate) fn enter(&self, site: Site) -> Waiting<'_> {
+        let site = Site { number: Some(site.number.unwrap_or_else(|| self.count_call())), ..site };
+        let mut calls = self.calls();
+        let key = calls.next_key;
+        calls.next_key += 1;
+        calls.waiting.insert(key, (site, Instant::now()));
+        Waiting { watch: self, key }
     }
 
     /// What to say of the calls, if one takes too long.
     fn overdue(&self) -> Option<String> {
-        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = self.calls();
         let longest = calls.waiting.values().map(|(_, start)| start.elapsed()).max()?;
         if longest < self.timeout {
             return None;
         }
-        let lines = calls.waiting.iter().map(|(number, (site, start))| {
+        let lines = calls.waiting.values().map(|(site, start)| {
             format!(
-                "mpi4tch: rank {} of {} has waited {:.1} s in {site}, its call {number}\n",
+                "mpi4tch: rank {} of {} has waited {:.1} s in {site}, its call {}\n",
                 self.rank,
                 self.size,
                 start.elapsed().as_secs_f64(),
+                site.number.unwrap_or(0),
             )
         });
         Some(lines.collect())
@@ -96,8 +110,7 @@ impl Watch {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut calls = self.watch.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.waiting.remove(&self.number);
+        self.watch.calls().waiting.remove(&self.key);
     }
 }
 

@@ -1,5 +1,5 @@
-//! What goes wrong in mpi4torch 0.1.3, each by name. What concerns point-to-point messages and
-//! requests is not here: this crate has none yet.
+//! What goes wrong in mpi4torch 0.1.3, each by name. That a second wait hits a stale handle is not
+//! here, as it does not compile: see the documentation of `Request`.
 
 mod common;
 
@@ -22,6 +22,10 @@ fn main() -> ExitCode {
             errors_on_one_rank_hang_the_others,
             every_mpi_error_aborts,
             negative_axes_and_0_dim_tensors_are_undefined,
+            joined_dummies_keep_the_graph_alive,
+            isend_without_grad_joined_to_one_with_grad_crashes,
+            irecv_into_a_strided_tensor_writes_out_of_bounds,
+            the_tag_of_a_cotangent_is_the_users_plus_10,
         ],
     )
 }
@@ -141,4 +145,63 @@ fn negative_axes_and_0_dim_tensors_are_undefined(context: &Context) -> Result<()
     let error = world.all_gather(&scalar, 0).unwrap_err().to_string();
     assert_eq!(error, "all_gather: axis 0 is out of range for a tensor of shape []");
     Ok(())
+}
+
+fn joined_dummies_keep_the_graph_alive(context: &Context) -> Result<()> {
+    let before = testing::live_pullbacks();
+    let x = Tensor::ones([2], DOUBLE).set_requires_grad(true);
+    let request = context.world.iall_reduce(&x, Op::Sum)?;
+    let y = mpi4tch::join_dummies(&x, &[&request.dummy()]);
+    let z = mpi4tch::join_dummies(&y, &[&request.join_dummies(&[&y]).wait()?, &y]);
+    assert!(z.requires_grad());
+    drop((y, z));
+    assert_eq!(testing::live_pullbacks(), before);
+    Ok(())
+}
+
+fn isend_without_grad_joined_to_one_with_grad_crashes(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (right, left) = ring(world);
+    let (x, a) = (Tensor::ones([2], DOUBLE), Tensor::ones([2], DOUBLE).set_requires_grad(true));
+    let request = world.isend(&x, right, 0)?;
+    let b = world.recv(&x, left, 0)?;
+    let y = mpi4tch::join_dummies(&(&a + b), &[&request.dummy(), &request.wait()?]);
+    y.sum(Kind::Double).f_backward()?;
+    assert_eq!(a.grad(), Tensor::ones([2], DOUBLE));
+    Ok(())
+}
+
+fn irecv_into_a_strided_tensor_writes_out_of_bounds(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (right, left) = ring(world);
+    let whole = Tensor::zeros([4, 3], DOUBLE);
+    let column = whole.select(1, 2);
+    let request = world.irecv(&column, left, 0)?;
+    let _ = world.send(&Tensor::ones([4], DOUBLE), right, 0)?;
+    assert_eq!(request.wait()?, Tensor::ones([4], DOUBLE));
+    assert_eq!(whole, Tensor::zeros([4, 3], DOUBLE));
+    Ok(())
+}
+
+fn the_tag_of_a_cotangent_is_the_users_plus_10(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let (right, left) = ring(&tape);
+    let x = Tensor::ones([2], DOUBLE).set_requires_grad(true);
+    let y = tape.sendrecv(&x, right, &x.detach(), left, 1)?;
+    // Of the user's own, under way through the backward pass, with either tag.
+    let mine = Tensor::ones([2], DOUBLE) * 7.0;
+    let world = &context.world;
+    let sent = [world.isend(&mine, left, 1)?, world.isend(&mine, left, 11)?];
+    tape.backward(&(y * f64::from(tape.rank() + 1)).sum(Kind::Double))?;
+    assert_eq!(x.grad(), Tensor::ones([2], DOUBLE) * f64::from(right + 1));
+    for tag in [1, 11] {
+        assert_eq!(world.recv(&mine, right, tag)?, mine);
+    }
+    let _ = mpi4tch::wait_all(sent)?;
+    Ok(())
+}
+
+fn ring(comm: &mpi4tch::Communicator) -> (i32, i32) {
+    let (rank, size) = (comm.rank(), comm.size());
+    ((rank + 1) % size, (rank + size - 1) % size)
 }

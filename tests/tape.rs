@@ -277,6 +277,9 @@ fn requests_that_are_dropped(context: &Context) -> Result<()> {
     let tape = context.world.tape();
     let y = tape.all_reduce(&x, Op::Sum)?;
     drop(tape.iall_reduce(&x, Op::Sum)?);
+    // Nor for messages, of which each rank receives first.
+    let (right, left) = ring(&tape);
+    drop((tape.irecv(&x, left, 0)?, tape.isend(&x, right, 0)?));
     let gradient = tape.grad(Some(&y.sum(Kind::Double)), &[&x])?.remove(0);
     assert_eq!(value(&gradient), f64::from(tape.size()));
     Ok(())

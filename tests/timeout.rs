@@ -24,8 +24,8 @@ const SCENARIOS: [Scenario; 9] = [
     ("barrier", "barrier", line!(), |c, comes| if comes { c.barrier() } else { Ok(()) }),
     ("recv", "recv", line!(), |c, comes| if comes { c.recv(&x(), c.size() - 1, 0).map(drop) } else { Ok(()) }),
     ("probe", "probe", line!(), |c, comes| if comes { c.probe(c.size() - 1, 0).map(drop) } else { Ok(()) }),
-    ("irecv", "recv", line!(), |c, comes| if comes { c.irecv(&x(), c.size() - 1, 0)?.wait().map(drop) } else { Ok(()) }),
-    ("iall_reduce", "all_reduce", line!(), |c, comes| if comes { c.iall_reduce(&x(), Op::Sum)?.wait().map(drop) } else { Ok(()) }),
+    ("irecv", "wait", line!(), |c, comes| if comes { c.irecv(&x(), c.size() - 1, 0)?.wait().map(drop) } else { Ok(()) }),
+    ("iall_reduce", "wait", line!(), |c, comes| if comes { c.iall_reduce(&x(), Op::Sum)?.wait().map(drop) } else { Ok(()) }),
     ("wait_any", "wait_any", line!() + 1, |c, comes| if comes {
         mpi4tch::wait_any(&mut vec![c.irecv(&x(), c.size() - 1, 0)?]).map(drop)
     } else { Ok(()) }),

@@ -102,6 +102,12 @@ impl Environment {
         self.largest_tag
     }
 
+    /// The number of the next call, where `MPI4TCH_TIMEOUT` is set.
+    #[inline]
+    pub(crate) fn count_call(&self) -> Option<u64> {
+        self.watch.as_ref().map(|watch| watch.count_call())
+    }
+
     /// Watches what is done until the guard is dropped, where `MPI4TCH_TIMEOUT` is set.
     #[inline]
     pub(crate) fn watch(&self, site: Site) -> Option<Waiting<'_>> {

@@ -29,8 +29,10 @@ struct State {
     node: Option<WaitNode>,
     /// The start's end of the graph.
     handle: Tensor,
-    /// What will be the result of a message.
+    /// What will be written, in a message.
     written: Tensor,
+    /// The result, where the wait for it was recorded before it came.
+    early: Option<Tensor>,
 }
 
 /// The messages of a communicator that were started and are to be waited for, in that order.
@@ -80,6 +82,7 @@ impl Due {
                 handle: node.handle.shallow_clone(),
                 written: written.shallow_clone(),
                 node: Some(node),
+                early: None,
             }),
         });
         if let (Some(messages), false) = (comm.messages(), due.traffic.is_collective()) {
@@ -108,24 +111,33 @@ impl Due {
         self.state().node.is_some()
     }
 
-    /// Makes `y` the result of the wait, if it is not yet; in the backward pass, `comm` is that of
-    /// the pullback.
-    pub(super) fn record(&self, site: Site, comm: Option<&Communicator>, y: &Tensor) -> Result<()> {
+    /// Makes `y` the result of the wait, or returns what already is; in the backward pass, `comm` is
+    /// that of the pullback.
+    pub(super) fn record(
+        &self,
+        site: Site,
+        comm: Option<&Communicator>,
+        y: Tensor,
+    ) -> Result<Tensor> {
         if let Some(messages) = self.comm.messages() {
             messages.settle_before(&self.traffic, Some(self))?;
         }
-        let node = self.state().node.take();
-        node.map_or(Ok(()), |node| node.record(site, comm.unwrap_or(&self.comm), y))
+        let mut state = self.state();
+        if let Some(node) = state.node.take() {
+            node.record(site, comm.unwrap_or(&self.comm), &y)?;
+        }
+        Ok(state.early.take().unwrap_or(y))
     }
 
     /// Makes what will be written the result of the wait.
     fn record_early(&self) -> Result<()> {
-        let (node, written) = {
-            let mut state = self.state();
-            (state.node.take(), state.written.shallow_clone())
-        };
-        let site = Site { call: "wait", at: self.start.at };
-        node.map_or(Ok(()), |node| node.record(site, &self.comm, &written))
+        let mut state = self.state();
+        let Some(node) = state.node.take() else { return Ok(()) };
+        // A tensor of its own: what MPI writes to outlives the graph.
+        let y = state.written.f_detach()?;
+        node.record(Site { call: "wait", ..self.start }, &self.comm, &y)?;
+        state.early = Some(y);
+        Ok(())
     }
 }
 
