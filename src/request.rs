@@ -34,7 +34,8 @@ use order::{Due, Owed};
 ///   starts the adjoint operation, and the pullback of the start waits for it: what lies between
 ///   start and wait runs beside the communication in both passes.
 /// - Order: operations that all ranks start must be started in the same order on all of them, and,
-///   where they are to be differentiated, waited for in the same order too.
+///   where they are to be differentiated, waited for in the same order too. Messages may be waited
+///   for in any order.
 /// - A request that is dropped costs no more than its result: the buffers are kept until MPI has
 ///   done with them. On a [`Tape`](crate::Tape) its adjoint is still carried out, with zeros; an
 ///   operation of all ranks must be dropped by all of them.
