@@ -73,7 +73,7 @@ char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_
                      const mpi4tch_tensor *saved, size_t saved_count);
 
 /* Whether torch's rules allow a change of the tensor in place: an error text if not. `data` is
- * where to write, or NULL; `view` says whether it is a view, in whose history its base's goes on. */
+ * where to write, or NULL; `view` says whether it is a view, which shares its base's history. */
 char *mpi4tch_check_in_place(const void *tensor, void **data, bool *view);
 
 /* After a change of the tensor's content in place: bumps its version counter and, with a pullback,

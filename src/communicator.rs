@@ -132,6 +132,11 @@ impl Communicator {
         Self { record: Some(record), ..self.clone() }
     }
 
+    /// The same communicator, for calls that are on no tape, and for those who must not keep one.
+    pub(crate) fn off_tape(&self) -> Self {
+        Self { record: None, ..self.clone() }
+    }
+
     #[inline]
     pub(crate) fn record(&self) -> Option<&Arc<Record>> {
         self.record.as_ref()

@@ -61,7 +61,7 @@ impl Flight {
         let progress = Mutex::new(Progress { made: Some(made), _buffers: buffers });
         Self(flights.add(|number| Call {
             site,
-            comm: comm.clone(),
+            comm: comm.off_tape(),
             receives,
             number,
             dropped: AtomicBool::new(false),
