@@ -97,6 +97,13 @@ mpi4tch_tensor mpi4tch_take_grad(const void *leaf);
 /* The backward pass that the calling thread is in: a number of its own, or -1. */
 int32_t mpi4tch_graph_task(void);
 
+/* A tensor of the same memory, which nothing that is done to the other takes from it: until
+ * mpi4tch_unpin, the memory cannot be resized. `storage` tells memories apart;
+ * `resizable` is what it was before. */
+char *mpi4tch_pin(const void *tensor, mpi4tch_tensor *result, const void **storage,
+                  bool *resizable);
+void mpi4tch_unpin(const void *tensor);
+
 /* A view of all of the tensor, to be given a history of its own. */
 char *mpi4tch_alias(const void *tensor, mpi4tch_tensor *result);
 

@@ -236,6 +236,12 @@ impl Comparison {
         self.0.flight.test()
     }
 
+    /// Whether the ranks disagree, once it has ended.
+    pub(crate) fn differs(&self) -> Result<bool> {
+        let texts = Vec::<u8>::try_from(self.0.written().shallow_clone())?;
+        Ok(texts.chunks_exact(DESCRIPTION).any(|text| *text != texts[..DESCRIPTION]))
+    }
+
     /// Waits for what the others say.
     pub(crate) fn end(self, site: Site) -> Result<()> {
         let texts = Vec::<u8>::try_from(self.0.result(site)?)?;

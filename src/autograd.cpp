@@ -267,6 +267,24 @@ mpi4tch_tensor mpi4tch_take_grad(const void *pointer) {
 
 int32_t mpi4tch_graph_task(void) { return torch::autograd::get_current_graph_task_id(); }
 
+char *mpi4tch_pin(const void *pointer, mpi4tch_tensor *result, const void **storage,
+                  bool *resizable) {
+  return guarded([&] {
+    at::Tensor alias = tensor(pointer).variable_data();
+    if (alias.has_storage() && alias.storage()) {
+      c10::StorageImpl *memory = alias.storage().unsafeGetStorageImpl();
+      *storage = memory;
+      *resizable = memory->resizable();
+      memory->set_resizable(false);
+    }
+    *result = give(std::move(alias));
+  });
+}
+
+void mpi4tch_unpin(const void *pointer) {
+  tensor(pointer).storage().unsafeGetStorageImpl()->set_resizable(true);
+}
+
 // As torch's own functions return an input that they did not change
 // (torch/csrc/autograd/custom_function.cpp).
 char *mpi4tch_alias(const void *pointer, mpi4tch_tensor *result) {

@@ -151,6 +151,25 @@ pub(crate) fn version(tensor: &Tensor) -> i64 {
     unsafe { shim::mpi4tch_version(tensor.as_ptr().cast()) }
 }
 
+/// A tensor of the same memory, whose storage cannot be resized until [`unpin`]; a number for the
+/// storage, and whether it could be resized before.
+pub(crate) fn pin(call: &'static str, tensor: &Tensor) -> Result<(Tensor, usize, bool)> {
+    let (mut alias, mut storage, mut resizable) = (ptr::null_mut(), ptr::null(), false);
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call, as do the results.
+    let error = unsafe {
+        shim::mpi4tch_pin(tensor.as_ptr().cast(), &mut alias, &mut storage, &mut resizable)
+    };
+    check(call, error)?;
+    // SAFETY: without an error, `alias` is a new at::Tensor that nobody else owns.
+    Ok((unsafe { Tensor::from_ptr(alias.cast()) }, storage.addr(), resizable))
+}
+
+/// Lets the storage of a tensor that [`pin`] made be resized again.
+pub(crate) fn unpin(alias: &Tensor) {
+    // SAFETY: `alias` is a valid at::Tensor with storage that outlives the call.
+    unsafe { shim::mpi4tch_unpin(alias.as_ptr().cast()) };
+}
+
 /// The same elements in the same storage, as a tensor without history that [`record`] can give one.
 pub(crate) fn alias(call: &'static str, tensor: &Tensor) -> Result<Tensor> {
     let mut alias = ptr::null_mut();

@@ -3,7 +3,9 @@
 //! All result and staging memory comes from [`Output::new`], so that its source can change in one
 //! place.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError};
 
 use tch::{TchError, Tensor};
 
@@ -158,6 +160,39 @@ impl Output {
 
     pub(crate) fn into_tensor(self) -> Tensor {
         self.tensor
+    }
+}
+
+/// Memory that MPI reads or writes while a call is under way. Whatever is done to the tensor, it
+/// stays where it is.
+pub(crate) struct Pinned {
+    tensor: Tensor,
+    storage: usize,
+}
+
+/// How many hold each storage, of those that could be resized before.
+static PINS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+
+impl Pinned {
+    pub(crate) fn new(call: &'static str, tensor: &Tensor) -> Result<Self> {
+        let mut pins = PINS.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tensor, storage, resizable) = autograd::pin(call, tensor)?;
+        if resizable || pins.contains_key(&storage) {
+            *pins.entry(storage).or_default() += 1;
+        }
+        Ok(Self { tensor, storage })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let mut pins = PINS.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(count) = pins.get_mut(&self.storage) else { return };
+        *count -= 1;
+        if *count == 0 {
+            pins.remove(&self.storage);
+            autograd::unpin(&self.tensor);
+        }
     }
 }
 

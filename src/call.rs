@@ -18,21 +18,21 @@ use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use mpi_sys::{MPI_Comm, MPI_Op, MPI_Request, MPI_Status};
+use mpi_sys::{MPI_Comm, MPI_Op, MPI_Request};
 use tch::{Kind, Scalar, Tensor};
 
 use crate::autograd;
 use crate::blocks::{Blocks, Parts};
-use crate::buffer::{Input, Output};
+use crate::buffer::{Input, Output, Pinned};
 use crate::communicator::{Communicator, Rank};
 use crate::datatype::Datatype;
 use crate::error::{Error, Result};
 use crate::flight::Flight;
 use crate::reduction::Op;
 use crate::site::Site;
-use crate::status::{Envelope, Status};
+use crate::status::Envelope;
 use buffers::Buffers;
-pub(crate) use message::{Header, Message, is_truncation};
+pub(crate) use message::{Arrival, Header, Message, is_truncation};
 
 /// An MPI call with everything that it reads and writes.
 pub(crate) struct Plan<'x> {
@@ -145,9 +145,7 @@ pub(crate) struct Made {
     /// Of the calls that were only started; `None` where calls are waited for.
     pub(crate) started: Option<Vec<MPI_Request>>,
     /// Of the message that came.
-    pub(crate) status: MPI_Status,
-    /// Whether it was too long.
-    pub(crate) truncated: bool,
+    pub(crate) arrival: Option<Arrival>,
     /// What was sent along with that message.
     pub(crate) header: Option<Box<Header>>,
     /// What MPI reads until the end of what was started.
@@ -156,13 +154,7 @@ pub(crate) struct Made {
 
 impl Made {
     fn blocking() -> Self {
-        Self {
-            started: None,
-            status: Status::none(),
-            truncated: false,
-            header: None,
-            lists: Vec::new(),
-        }
+        Self { started: None, arrival: None, header: None, lists: Vec::new() }
     }
 
     fn nonblocking() -> Self {
@@ -232,7 +224,8 @@ impl<'x> Plan<'x> {
         let mut made = Made::nonblocking();
         // SAFETY: as in `run`; the flight keeps both until the end of what was started.
         let outcome = unsafe { self.call(site, comm, self.input.data(), output.data(), &mut made) };
-        let buffers = [self.input.sent().shallow_clone(), output.tensor().shallow_clone()];
+        let buffers =
+            [Pinned::new(site.call, self.input.sent())?, Pinned::new(site.call, output.tensor())?];
         let receives = matches!(self.call, Call::Receive(_));
         // Where one of several calls failed, the others are under way all the same.
         let flight = Flight::new(site, comm, made, buffers, receives);

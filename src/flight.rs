@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tch::Tensor;
-
-use crate::call::{Made, is_truncation};
+use crate::buffer::Pinned;
+use crate::call::{Arrival, Made, is_truncation};
 use crate::communicator::Communicator;
-use crate::error::{Result, check};
+use crate::error::{Error, Result, check};
 use crate::site::Site;
+use crate::status::Status;
 
 /// A call under way.
 pub(crate) struct Flight(Arc<Call>);
@@ -38,8 +38,10 @@ struct Call {
 struct Progress {
     /// With the requests of what has not ended.
     made: Option<Made>,
+    /// Whether it was MPI's end that ended it.
+    was_ended: bool,
     /// What MPI reads and writes.
-    _buffers: [Tensor; 2],
+    _buffers: [Pinned; 2],
 }
 
 /// How often a call is looked at before its thread lets others run: about 100 µs.
@@ -53,12 +55,13 @@ impl Flight {
         site: Site,
         comm: &Communicator,
         made: Made,
-        buffers: [Tensor; 2],
+        buffers: [Pinned; 2],
         receives: bool,
     ) -> Self {
         let flights = comm.environment().flights();
         flights.sweep();
-        let progress = Mutex::new(Progress { made: Some(made), _buffers: buffers });
+        let progress =
+            Mutex::new(Progress { made: Some(made), was_ended: false, _buffers: buffers });
         Self(flights.add(|number| Call {
             site,
             comm: comm.off_tape(),
@@ -90,7 +93,12 @@ impl Flight {
                 std::thread::yield_now();
             }
         }
-        let made = self.0.progress().made.take();
+        let mut progress = self.0.progress();
+        if progress.was_ended {
+            return Err(Error::Finalized { call: site.call });
+        }
+        let made = progress.made.take();
+        drop(progress);
         Ok(made.unwrap_or_else(|| unreachable!("a flight lands once")))
     }
 }
@@ -140,18 +148,17 @@ impl Progress {
         let Some(requests) = &mut made.started else { return Ok(true) };
         while let Some(request) = requests.first_mut() {
             let mut done = 0;
-            // The status that stays is the last call's: where messages go both ways, it is that of
-            // the one received.
+            let mut status = Status::none();
             // SAFETY: the request is of a call that has not ended, whose buffers are kept; the
             // others outlive the call.
-            let code = unsafe { mpi_sys::MPI_Test(request, &mut done, &mut made.status) };
+            let code = unsafe { mpi_sys::MPI_Test(request, &mut done, &mut status) };
             if done == 0 && code == mpi_sys::MPI_SUCCESS {
                 return Ok(false);
             }
             requests.remove(0);
-            if is_truncation(code) {
-                made.truncated = true;
-            } else {
+            // What stays is the last call's: where messages go both ways, of the one received.
+            made.arrival = Some(Arrival::of(&status, code));
+            if !is_truncation(code) {
                 check("MPI_Test", code)?;
             }
         }
@@ -202,8 +209,9 @@ impl Flights {
             dropped.map(Arc::clone).collect()
         };
         for call in dropped {
-            // Nobody is left to be told of an error.
-            if call.test().unwrap_or(true) {
+            // Nobody is left to be told of an error; a call that may not be made tells nothing.
+            let _ = call.test();
+            if call.has_ended() {
                 self.remove(call.number);
                 self.orphans.fetch_sub(1, Ordering::Relaxed);
             }
@@ -217,6 +225,9 @@ impl Flights {
     pub(crate) unsafe fn end(&self) {
         let calls = std::mem::take(&mut self.list().calls);
         let mut left: Vec<Arc<Call>> = calls.into_values().collect();
+        for call in left.iter().filter(|call| !call.has_ended()) {
+            call.progress().was_ended = true;
+        }
         for call in left.iter().filter(|call| call.receives && !call.has_ended()) {
             // What it was to receive is not wanted any more.
             let mut progress = call.progress();
@@ -235,7 +246,8 @@ impl Flights {
         loop {
             left.retain(|call| {
                 // SAFETY: passed on to the caller.
-                !unsafe { call.progress().test() }.unwrap_or(true)
+                let _ = unsafe { call.progress().test() };
+                !call.has_ended()
             });
             if left.is_empty() {
                 return;

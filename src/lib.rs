@@ -127,7 +127,8 @@
 //! works as before. With `MPI4TCH_CHECK=local` they do so only in calls in which sizes travel anyway.
 //! The default is `collective` in debug builds and `local` in release builds.
 //!
-//! A call that is only started is compared at its wait. Messages between two ranks bring their kind
+//! A call that is only started is compared at its wait, with other started ones: a blocking call
+//! on one rank and a started one on another still wait for each other. Messages between two ranks bring their kind
 //! along, and whether they are recorded, so that the receiver can tell; their length is always
 //! checked. [`Tape::backward`] compares what the ranks recorded in any case.
 //!

@@ -280,9 +280,9 @@ impl Communicator {
                 check("MPI_Iprobe", unsafe {
                     mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
                 })?;
-            }
-            if found != 0 {
-                return Ok(Status::of(&status, Header::bytes(self)));
+                if found != 0 {
+                    return Ok(Status::of(&status).without(Header::bytes(self)));
+                }
             }
             std::thread::yield_now();
         }

@@ -38,7 +38,8 @@ use order::{Due, Owed};
 ///   for in any order.
 /// - A request that is dropped costs no more than its result: the buffers are kept until MPI has
 ///   done with them. On a [`Tape`](crate::Tape) its adjoint is still carried out, with zeros; an
-///   operation of all ranks must be dropped by all of them.
+///   operation of all ranks must be dropped by all of them, and a receive from any rank, whose
+///   sender is then never known, cannot be.
 ///
 /// # Examples
 /// ```
@@ -290,8 +291,12 @@ impl std::fmt::Debug for Request {
 
 impl Part {
     fn has_ended(&self) -> Result<bool> {
-        let compared = self.comparison.as_ref().map_or(Ok(true), Comparison::has_ended)?;
-        Ok(compared && self.started.flight.test()?)
+        // What differs may never end.
+        match &self.comparison {
+            Some(comparison) if !comparison.has_ended()? => Ok(false),
+            Some(comparison) if comparison.differs()? => Ok(true),
+            _ => self.started.flight.test(),
+        }
     }
 
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
@@ -366,7 +371,8 @@ pub fn wait_any(requests: &mut Vec<Request>) -> Result<(usize, Tensor)> {
 /// Waits for at least one of the requests, and takes out all that have ended: their places, in
 /// order, and their results.
 ///
-/// Wraps `MPI_Waitsome`; else as [`wait_any`].
+/// Wraps `MPI_Waitsome`; else as [`wait_any`]. If one of them fails, what the others gave is lost:
+/// use `wait_any` where that is to be borne.
 ///
 /// # Errors
 /// As for [`wait_any`].

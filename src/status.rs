@@ -79,13 +79,17 @@ impl Status {
         unsafe { MaybeUninit::zeroed().assume_init() }
     }
 
-    /// Of a message with `extra` bytes that are not the user's.
-    pub(crate) fn of(status: &MPI_Status, extra: i64) -> Self {
+    /// What MPI says, by one who may call it.
+    pub(crate) fn of(status: &MPI_Status) -> Self {
         let mut bytes = 0;
-        // SAFETY: MPI, or `Made`, has written the status; `bytes` outlives the call.
+        // SAFETY: MPI, or `none`, has written the status; `bytes` outlives the call.
         unsafe { mpi_sys::MPI_Get_elements_x(status, mpi_sys::MPI_BYTE, &mut bytes) };
-        let bytes = if bytes < extra { 0 } else { bytes - extra };
-        Self { source: status.MPI_SOURCE, tag: status.MPI_TAG, bytes }
+        Self { source: status.MPI_SOURCE, tag: status.MPI_TAG, bytes: bytes.max(0) }
+    }
+
+    /// Without `extra` bytes that are not the user's.
+    pub(crate) fn without(self, extra: i64) -> Self {
+        Self { bytes: (self.bytes - extra).max(0), ..self }
     }
 
     /// The rank that sent it.

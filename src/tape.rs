@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::site::Site;
 pub(crate) use comparison::Traffic;
 use comparison::{decode, differences, encode, fingerprint};
-pub(crate) use record::{Pulled, Record, record};
+pub(crate) use record::{Pulled, Record, outlived, record};
 use record::{Thread, first_token};
 
 /// A communicator whose operations are all carried out in the backward pass, in reverse order, on
@@ -41,6 +41,9 @@ use record::{Thread, first_token};
 ///   all ranks in the same order, and a receive for each send. Before the backward pass they
 ///   compare this, and if it differs all get the same [`Error::Tape`].
 /// - Inputs may require grad on any of the ranks, or on none.
+/// - What was recorded is gone through once: results and requests of before a backward pass that
+///   did not keep the graph are an [`Error::Argument`] if they are waited for, or gone back through,
+///   after it.
 /// - The tape keeps the graph until `backward` or `grad`, or until it is dropped.
 ///
 /// Integers and truth values carry no gradient: operations on them are not recorded.
@@ -99,8 +102,10 @@ impl Tape {
     ///
     /// # Errors
     /// [`Error::Tape`] on all ranks, before anything is done, if the ranks recorded different
-    /// calls; [`Error::Argument`] if the loss has not one element, and [`Error::Mismatch`] on the
-    /// other ranks; [`Error::Autograd`] if a pullback fails.
+    /// calls: the tape is then of no more use; [`Error::Argument`] if the loss has not one element, and [`Error::Mismatch`] on the
+    /// other ranks; [`Error::Autograd`] if a pullback fails. Where libtorch fails on one rank,
+    /// between two communications, the other ranks wait for it: see
+    /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// # Examples
     /// See [`Tape`].
@@ -230,7 +235,12 @@ impl Tape {
         inputs
             .iter()
             .zip(gradients)
-            .map(|(input, gradient)| gradient.map_or_else(|| Ok(input.f_zeros_like()?), Ok))
+            .map(|(input, gradient)| match gradient {
+                None => Ok(input.f_zeros_like()?),
+                // Zeros that nobody has summed up lie in one place.
+                Some(gradient) if gradient.stride().contains(&0) => Ok(gradient.f_contiguous()?),
+                Some(gradient) => Ok(gradient),
+            })
             .collect()
     }
 
@@ -253,7 +263,9 @@ impl Tape {
                 self.record.thread().token = token;
             }
         } else if !pass.keep_graph {
-            *self.record.thread() = Thread::new(first_token());
+            let mut thread = self.record.thread();
+            let generation = thread.generation + 1;
+            *thread = Thread { generation, ..Thread::new(first_token()) };
         }
     }
 

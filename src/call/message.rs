@@ -7,7 +7,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use mpi_sys::{MPI_Aint, MPI_Datatype};
+use mpi_sys::{MPI_Aint, MPI_Datatype, MPI_Status};
 use tch::Tensor;
 
 use super::buffers::{Buffers, as_int, mpi};
@@ -93,11 +93,12 @@ impl Buffers {
         let (peer, tag, context) = (message.peer, message.tag, self.context);
         match &mut made.started {
             None => {
+                let mut status = Status::none();
                 // SAFETY: the buffer has room for `count` elements; the status outlives the call.
                 let code = unsafe {
-                    mpi_sys::MPI_Recv(start, count, datatype, peer, tag, context, &mut made.status)
+                    mpi_sys::MPI_Recv(start, count, datatype, peer, tag, context, &mut status)
                 };
-                made.arrived("MPI_Recv", code)
+                made.arrived("MPI_Recv", &status, code)
             }
             Some(requests) => {
                 let mut request = mpi_sys::MPI_REQUEST_NULL;
@@ -125,6 +126,7 @@ impl Buffers {
         let header = send.header.map(|header| made.list(vec![header]).cast_mut());
         let from = self.layout(self.send.cast_mut(), send.count, header)?;
         let to = self.incoming(made, receive)?;
+        let mut status = Status::none();
         // SAFETY: the buffers hold what is sent and have room for what is received, and do not
         // overlap; the status outlives the call.
         let code = unsafe {
@@ -140,10 +142,10 @@ impl Buffers {
                 receive.peer,
                 receive.tag,
                 self.context,
-                &mut made.status,
+                &mut status,
             )
         };
-        made.arrived("MPI_Sendrecv", code)
+        made.arrived("MPI_Sendrecv", &status, code)
     }
 
     fn incoming(&self, made: &mut Made, message: &Message) -> Result<Layout> {
@@ -208,11 +210,27 @@ fn address(start: *mut c_void) -> Result<MPI_Aint> {
     Ok(address)
 }
 
+/// A message that has come, as MPI tells of it while it may be asked.
+pub(crate) struct Arrival {
+    /// With all bytes, a header's too.
+    status: Status,
+    /// Whether it was too long.
+    truncated: bool,
+}
+
+impl Arrival {
+    pub(crate) fn of(status: &MPI_Status, code: c_int) -> Self {
+        Self { status: Status::of(status), truncated: is_truncation(code) }
+    }
+}
+
 impl Made {
     /// What a receive returned; that the message was too long is left to [`check_received`].
-    fn arrived(&mut self, function: &'static str, code: c_int) -> Result<()> {
-        self.truncated = is_truncation(code);
-        if self.truncated { Ok(()) } else { check(function, code) }
+    fn arrived(&mut self, function: &'static str, status: &MPI_Status, code: c_int) -> Result<()> {
+        let arrival = Arrival::of(status, code);
+        let truncated = arrival.truncated;
+        self.arrival = Some(arrival);
+        if truncated { Ok(()) } else { check(function, code) }
     }
 }
 
@@ -234,7 +252,10 @@ pub(super) fn check_received(
     datatype: Datatype,
     made: &Made,
 ) -> Result<()> {
-    let status = Status::of(&made.status, if made.header.is_some() { HEADER.into() } else { 0 });
+    let Some(Arrival { status, truncated }) = &made.arrival else {
+        unreachable!("what is received has a status")
+    };
+    let status = status.without(if made.header.is_some() { HEADER.into() } else { 0 });
     envelope.resolve(status);
     let kind = datatype.kind;
     let size = i64::try_from(kind.elt_size_in_bytes()).unwrap_or(1);
@@ -266,7 +287,7 @@ pub(super) fn check_received(
     let needed =
         format!("`like` has {count} elements of {kind:?}, which are {} bytes", count * size);
     // How long it was MPI need not say.
-    if made.truncated || bytes > count * size {
+    if *truncated || bytes > count * size {
         return refuse(format!("is longer than `like`; {needed}"));
     }
     if bytes != count * size {

@@ -92,7 +92,7 @@ impl<D: Derivative> Nodes<D> {
         comm: &Communicator,
         pulled: &mut Pulled,
     ) -> Result<Request> {
-        let saved = pulled.saved(site.call, comm)?;
+        let saved = pulled.saved_to_start(site, comm)?;
         let (shape, datatype) = &self.result;
         let options = (datatype.kind, tch::Device::Cpu);
         let zeros = Tensor::f_zeros(&shape[..], options)?;
@@ -137,7 +137,7 @@ impl<D: Derivative> Wait for Nodes<D> {
         let saved: &[&Tensor] = if D::READS { &[x, y] } else { &[] };
         let nodes = Arc::clone(&self);
         tape::record(site, comm, traffic, [handle, y], saved, move |comm, mut pulled| {
-            let saved = pulled.saved(site.call, comm)?;
+            let saved = pulled.saved_to_start(site, comm)?;
             let request = nodes.derivative.pull::<Nonblocking>(comm, &saved, &pulled.cotangent)?;
             // What lies between wait and start depends on the adjoint's start, where that is
             // recorded: it is recorded too then.

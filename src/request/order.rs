@@ -14,13 +14,15 @@ use super::nodes::WaitNode;
 use crate::communicator::Communicator;
 use crate::error::Result;
 use crate::site::Site;
-use crate::tape::Traffic;
+use crate::tape::{self, Traffic};
 
 /// The wait that a request owes the graph.
 pub(super) struct Due {
     start: Site,
     comm: Communicator,
     traffic: Traffic,
+    /// Of the tape, at the start.
+    generation: Option<u64>,
     state: Mutex<State>,
 }
 
@@ -78,6 +80,7 @@ impl Due {
             start,
             comm: comm.clone(),
             traffic,
+            generation: comm.record().map(|record| record.generation()),
             state: Mutex::new(State {
                 handle: node.handle.shallow_clone(),
                 written: written.shallow_clone(),
@@ -102,9 +105,16 @@ impl Due {
 
     /// Changes the handle that the wait is recorded on.
     pub(super) fn update(&self, f: impl FnOnce(&Tensor) -> Tensor) {
-        if let Some(node) = &mut self.state().node {
-            node.handle = f(&node.handle);
+        match &mut *self.state() {
+            State { node: Some(node), .. } => node.handle = f(&node.handle),
+            State { early: Some(early), .. } => *early = f(early),
+            _ => (),
         }
+    }
+
+    /// Whether the tape has gone through the start already.
+    fn is_outlived(&self) -> bool {
+        self.comm.record().map(|record| record.generation()) != self.generation
     }
 
     fn is_due(&self) -> bool {
@@ -120,6 +130,9 @@ impl Due {
         y: Tensor,
     ) -> Result<Tensor> {
         if let Some(messages) = self.comm.messages() {
+            if self.is_outlived() {
+                return Err(tape::outlived(self.start));
+            }
             messages.settle_before(&self.traffic, Some(self))?;
         }
         let mut state = self.state();
@@ -132,7 +145,7 @@ impl Due {
     /// Makes what will be written the result of the wait.
     fn record_early(&self) -> Result<()> {
         let mut state = self.state();
-        let Some(node) = state.node.take() else { return Ok(()) };
+        let Some(node) = state.node.take().filter(|_| !self.is_outlived()) else { return Ok(()) };
         // A tensor of its own: what MPI writes to outlives the graph.
         let y = state.written.f_detach()?;
         node.record(Site { call: "wait", ..self.start }, &self.comm, &y)?;

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::Tensor;
 
 use super::comparison::{Entry, Traffic};
-use crate::agreement::refuse;
+use crate::agreement::{Comparison, refuse};
 use crate::autograd::{self, Backward, View};
 use crate::communicator::Communicator;
 use crate::datatype::{Class, Datatype};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::site::Site;
 
 /// What a tape has recorded.
@@ -26,12 +26,20 @@ pub(super) struct Thread {
     pub(super) token: Tensor,
     pub(super) calls: Vec<Entry>,
     /// How many of them are of all ranks.
-    collectives: usize,
+    pub(super) collectives: usize,
+    /// How often the tape has started anew.
+    pub(super) generation: u64,
 }
 
 impl Thread {
     pub(super) fn new(token: Tensor) -> Self {
-        Self { leaf: token.shallow_clone(), token, calls: Vec::new(), collectives: 0 }
+        Self {
+            leaf: token.shallow_clone(),
+            token,
+            calls: Vec::new(),
+            collectives: 0,
+            generation: 0,
+        }
     }
 }
 
@@ -46,6 +54,11 @@ impl Record {
 
     pub(super) fn token(&self) -> Tensor {
         self.thread().token.shallow_clone()
+    }
+
+    /// How often the tape has started anew: what was recorded before is gone.
+    pub(crate) fn generation(&self) -> u64 {
+        self.thread().generation
     }
 
     /// Whether what is done on the tape is recorded.
@@ -97,6 +110,19 @@ impl Pulled {
         let saved = std::mem::replace(&mut self.saved, Ok(Vec::new()));
         saved.map_err(|error| refuse(call, comm, error, false))
     }
+
+    /// As [`saved`](Self::saved), where the others only start what they do with theirs.
+    pub(crate) fn saved_to_start(
+        &mut self,
+        site: Site,
+        comm: &Communicator,
+    ) -> Result<Vec<Tensor>> {
+        let saved = std::mem::replace(&mut self.saved, Ok(Vec::new()));
+        saved.map_err(|error| match Comparison::start(site, comm, None, Err(error)) {
+            Err(error) => error,
+            Ok(_) => unreachable!("an error is never agreed on"),
+        })
+    }
 }
 
 /// Records a call as a node from `x` to `y`, on the communicator's tape if it is on one. Returns how
@@ -123,8 +149,12 @@ where
         return Ok(0);
     };
     let mut thread = record.thread();
+    let (tape, generation) = (Arc::downgrade(record), thread.generation);
     let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
     autograd::record(site.call, &[x, &thread.token], &[y, &token], saved, move |given| {
+        if tape.upgrade().is_some_and(|tape| tape.generation() != generation) {
+            return Err(outlived(site));
+        }
         let (pulled, token) = Pulled::new(given);
         let token = token.unwrap_or_else(|| unreachable!("the token is the second output"));
         // What the pullback does goes on from the cotangent of the token.
@@ -140,3 +170,13 @@ where
 
 /// The token's scalar type: `Float`.
 const TOKEN: i32 = 6;
+
+/// What was recorded on a tape is used after the tape's backward pass.
+pub(crate) fn outlived(site: Site) -> Error {
+    let message = format!(
+        "called at {}, before the tape's last backward pass, which the other ranks have gone \
+         through; keep the graph, or use its results before",
+        site.at
+    );
+    Error::Argument { call: site.call, message }
+}
