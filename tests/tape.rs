@@ -34,6 +34,9 @@ fn main() -> ExitCode {
             a_send_that_nobody_receives,
             waits_in_different_order,
             messages_that_are_alike,
+            requests_that_outlive_the_pass,
+            results_that_outlive_the_pass,
+            gradients_can_be_written,
             bad_arguments_are_refused_on_all_ranks,
             options_that_differ,
             the_graph_is_freed,
@@ -500,6 +503,52 @@ fn messages_that_are_alike(context: &Context) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+fn requests_that_outlive_the_pass(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let (right, left) = ring(&tape);
+    let x = variable(&tape, 1.0);
+    let send = tape.isend(&x, right, 0)?;
+    let receive = tape.irecv(&x, left, 0)?;
+    tape.backward(None)?;
+    for request in [send, receive] {
+        let error = request.wait().expect_err("the pass has gone through the start").to_string();
+        assert!(error.contains("before the tape's last backward pass"), "{error}");
+    }
+    // The tape goes on.
+    let y = tape.all_reduce(&x, Op::Sum)?;
+    let gradient = tape.grad(Some(&y.sum(Kind::Double)), &[&x])?.remove(0);
+    assert_eq!(value(&gradient), f64::from(tape.size()));
+    Ok(())
+}
+
+fn results_that_outlive_the_pass(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 1.0);
+    let y = tape.all_reduce(&x, Op::Sum)?.sum(Kind::Double);
+    tape.backward(&y)?;
+    // Nobody waits for the rank that uses it once more.
+    let again = (tape.rank() == 0).then_some(&y);
+    let result = tape.backward(again);
+    assert_eq!(result.is_err(), tape.rank() == 0, "{result:?}");
+    if let Err(error) = result {
+        assert!(error.to_string().contains("before the tape's last backward pass"), "{error}");
+    }
+    Ok(())
+}
+
+fn gradients_can_be_written(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let (right, left) = ring(&tape);
+    let like = Tensor::zeros([3], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+    let request = tape.isend(&double(&[1.0, 2.0, 3.0]), right, 0)?;
+    let y = tape.recv(&like, left, 0)?;
+    let _ = request.wait()?;
+    let mut gradient = tape.grad(Some(&y.sum(Kind::Double)), &[&like])?.remove(0);
+    let _ = gradient.f_add_scalar_(1.0)?;
+    assert_eq!(gradient, double(&[1.0; 3]));
     Ok(())
 }
 
