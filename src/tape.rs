@@ -275,6 +275,8 @@ impl Tape {
         let site = Site::new(pass.name);
         let comm = &self.comm;
         let _waiting = comm.environment().watch(site);
+        let settled = comm.messages().map_or(Ok(()), |messages| messages.settle_tape(&self.record));
+        let checked = checked.and(settled);
         let counts = fingerprint(comm.rank(), &self.record.thread().calls);
         let told = Told { counts, shape: &[] };
         let terms = checked.map(|()| Terms { told: Some(told), ..Terms::default() });

@@ -5,7 +5,7 @@ mod common;
 use std::process::ExitCode;
 
 use common::Context;
-use mpi4tch::{Error, Op, Rank, Result, TagMatch, testing};
+use mpi4tch::{Error, Op, Rank, Result, TagMatch, mpi_sys, testing};
 use tch::{Device, Kind, Tensor};
 
 fn main() -> ExitCode {
@@ -40,6 +40,11 @@ fn lengths(context: &Context) -> Result<()> {
         ((1, Kind::Double), (0, Kind::Double), "is longer than `like`; {} 0 bytes"),
         ((300_000, Kind::Float), (2, Kind::Float), "is longer than `like`; {} 8 bytes"),
     ] {
+        // MPICH 4.0 ends the job itself over a message to oneself that ends within an element.
+        let ends_within = sent.1 == Kind::Half && like.1 == Kind::Float;
+        if ends_within && world.size() == 1 && mpi_sys::VENDOR == mpi_sys::Vendor::Mpich {
+            continue;
+        }
         let (sent, tensor) = (zeros(sent.0, sent.1), zeros(like.0, like.1));
         let what = what.replace("{}", &of(like.0, like.1));
         let expected = format!("recv: the message of rank {left} with tag 3 {what}");

@@ -14,7 +14,7 @@ use super::nodes::WaitNode;
 use crate::communicator::Communicator;
 use crate::error::Result;
 use crate::site::Site;
-use crate::tape::{self, Traffic};
+use crate::tape::{self, Record, Traffic};
 
 /// The wait that a request owes the graph.
 pub(super) struct Due {
@@ -47,7 +47,19 @@ impl Messages {
         self.settle_before(traffic, None)
     }
 
-    fn settle_before(&self, traffic: &Traffic, own: Option<&Due>) -> Result<()> {
+    /// Records the waits for all messages on a tape, which is about to go back through them: what
+    /// was only started is on its way back, too, while others are.
+    pub(crate) fn settle_tape(&self, tape: &Arc<Record>) -> Result<()> {
+        for due in self.due() {
+            if due.comm.record().is_some_and(|record| Arc::ptr_eq(record, tape)) {
+                due.record_early()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Those whose waits are to be recorded.
+    fn due(&self) -> Vec<Arc<Due>> {
         let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut due: Vec<Arc<Due>> = Vec::new();
         list.retain(|other| {
@@ -55,8 +67,11 @@ impl Messages {
             due.push(other);
             true
         });
-        drop(list);
-        for other in due {
+        due
+    }
+
+    fn settle_before(&self, traffic: &Traffic, own: Option<&Due>) -> Result<()> {
+        for other in self.due() {
             if own.is_some_and(|own| std::ptr::eq(own, &raw const *other)) {
                 break;
             }
