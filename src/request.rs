@@ -264,6 +264,11 @@ impl Request {
         self
     }
 
+    /// One that has ended, with an error that is yet to be told.
+    fn failed(error: Error) -> Self {
+        Self { parts: Vec::new(), finish: Some(Box::new(|_| Err(error))) }
+    }
+
     /// Whether all calls have ended.
     fn has_ended(&self) -> Result<bool> {
         for part in &self.parts {
@@ -371,8 +376,8 @@ pub fn wait_any(requests: &mut Vec<Request>) -> Result<(usize, Tensor)> {
 /// Waits for at least one of the requests, and takes out all that have ended: their places, in
 /// order, and their results.
 ///
-/// Wraps `MPI_Waitsome`; else as [`wait_any`]. If one of them fails, what the others gave is lost:
-/// use `wait_any` where that is to be borne.
+/// Wraps `MPI_Waitsome`; else as [`wait_any`]. Where some fail and others do not, those that fail
+/// stay, and are an error when they are waited for again.
 ///
 /// # Errors
 /// As for [`wait_any`].
@@ -393,25 +398,33 @@ pub fn wait_any(requests: &mut Vec<Request>) -> Result<(usize, Tensor)> {
 pub fn wait_some(requests: &mut Vec<Request>) -> Result<Vec<(usize, Tensor)>> {
     let site = Site::new("wait_some");
     let places = ended(site, requests)?;
-    let mut taken = Vec::with_capacity(places.len());
-    for &place in places.iter().rev() {
-        taken.push((place, requests.remove(place)));
+    let taken: Vec<_> = places.iter().rev().map(|&place| (place, requests.remove(place))).collect();
+    let (mut done, mut failed) = (Vec::with_capacity(taken.len()), Vec::new());
+    for (place, request) in taken.into_iter().rev() {
+        match request.complete(site, None) {
+            Ok(result) => done.push((place, result)),
+            Err(error) => failed.push((place, error)),
+        }
     }
-    let results: Vec<_> = taken
-        .into_iter()
-        .rev()
-        .map(|(place, request)| Ok((place, request.complete(site, None)?)))
-        .collect();
-    results.into_iter().collect()
+    let mut removed: Vec<usize> = done.iter().map(|(place, _)| *place).collect();
+    let mut failed = failed.into_iter();
+    let error = if done.is_empty() { failed.next() } else { None };
+    removed.extend(error.iter().map(|(place, _)| *place));
+    for (place, error) in failed {
+        let before = removed.iter().filter(|&&other| other < place).count();
+        requests.insert(place - before, Request::failed(error));
+    }
+    error.map_or(Ok(done), |(_, error)| Err(error))
 }
 
 /// Places of requests that have ended: at least one.
 fn ended(site: Site, requests: &[Request]) -> Result<Vec<usize>> {
-    let Some(first) = requests.first().and_then(|request| request.parts.first()) else {
+    if requests.is_empty() {
         let message = "there are no requests to wait for".to_owned();
         return Err(Error::Argument { call: site.call, message });
-    };
-    let _waiting = first.comm.environment().watch(site);
+    }
+    let part = requests.iter().find_map(|request| request.parts.first());
+    let _waiting = part.and_then(|part| part.comm.environment().watch(site));
     loop {
         let mut places = Vec::new();
         for (place, request) in requests.iter().enumerate() {
