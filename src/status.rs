@@ -1,6 +1,7 @@
 //! Who a message is from and what it is: [`Source`], [`TagMatch`], [`Status`].
 
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use mpi_sys::MPI_Status;
@@ -119,12 +120,19 @@ impl Status {
 pub(crate) struct Envelope {
     source: Source,
     tag: TagMatch,
-    resolved: Arc<OnceLock<Status>>,
+    resolved: Arc<Resolved>,
+}
+
+#[derive(Debug, Default)]
+struct Resolved {
+    status: OnceLock<Status>,
+    /// Whether the message was not what it was to be received into.
+    refused: AtomicBool,
 }
 
 impl Envelope {
     pub(crate) fn new(source: Source, tag: TagMatch) -> Self {
-        Self { source, tag, resolved: Arc::new(OnceLock::new()) }
+        Self { source, tag, resolved: Arc::default() }
     }
 
     pub(crate) fn source(&self) -> Source {
@@ -153,11 +161,20 @@ impl Envelope {
 
     pub(crate) fn resolve(&self, status: Status) {
         // A message comes once.
-        let _ = self.resolved.set(status);
+        let _ = self.resolved.status.set(status);
+    }
+
+    /// Notes that the message was received in vain.
+    pub(crate) fn refuse(&self) {
+        self.resolved.refused.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.resolved.refused.load(Ordering::Relaxed)
     }
 
     pub(crate) fn status(&self) -> Option<Status> {
-        self.resolved.get().copied()
+        self.resolved.status.get().copied()
     }
 
     /// Whether both may be those of one message.

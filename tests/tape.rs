@@ -32,6 +32,7 @@ fn main() -> ExitCode {
             a_call_more_on_one_rank,
             another_call_on_one_rank,
             a_send_that_nobody_receives,
+            a_message_that_is_refused,
             waits_in_different_order,
             messages_that_are_alike,
             requests_that_outlive_the_pass,
@@ -433,6 +434,20 @@ fn a_send_that_nobody_receives(context: &Context) -> Result<()> {
     // Received, though not on the tape.
     let _ = tch::no_grad(|| world.recv(&x, left, 1));
     let _ = request.wait()?;
+    let text = tape_error(tape.backward(None));
+    assert!(text.contains("not received on the tape"), "{text}");
+    same_everywhere(world, &text)
+}
+
+/// Nobody can go back through a message that was not what it was to be received into.
+fn a_message_that_is_refused(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let tape = world.tape();
+    let (right, left) = ring(world);
+    let x = variable(world, 1.0);
+    let receive = tape.irecv(&Tensor::zeros([2], (Kind::Double, Device::Cpu)), left, 1)?;
+    let _ = tape.send(&x, right, 1)?;
+    assert!(matches!(receive.wait(), Err(Error::Message { .. })));
     let text = tape_error(tape.backward(None));
     assert!(text.contains("not received on the tape"), "{text}");
     same_everywhere(world, &text)

@@ -100,8 +100,10 @@ fn messages(
     let end = |envelope: &Envelope| envelope.known().unwrap_or((mpi_sys::MPI_ANY_SOURCE, -1));
     let send =
         send.as_ref().map(end).map(|(to, tag)| (to, Message { sends: true, from: rank, to, tag }));
+    // One that was not what it was to be received into has gone nowhere.
     let receive = receive
         .as_ref()
+        .filter(|envelope| !envelope.is_refused())
         .map(end)
         .map(|(from, tag)| (from, Message { sends: false, from, to: rank, tag }));
     [send, receive]
