@@ -5,9 +5,10 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::{Context, start};
+use common::tensors::zeros;
+use common::{Context, start, works};
 use mpi4tch::{Communicator, Error, Op, Result, testing};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
     harness::run(
@@ -28,17 +29,6 @@ fn main() -> ExitCode {
 
 /// A call, whatever it returns.
 type Call<'a> = &'a dyn Fn(&Communicator) -> Result<()>;
-
-fn zeros(shape: &[i64]) -> Tensor {
-    Tensor::zeros(shape, (Kind::Double, Device::Cpu))
-}
-
-/// The communicator works, and all ranks are here.
-fn works(world: &Communicator) -> Result<()> {
-    let sum = world.all_reduce(&Tensor::from_slice(&[1]), Op::Sum)?;
-    assert_eq!(sum, Tensor::from_slice(&[world.size()]));
-    Ok(())
-}
 
 type Mistake = fn(&Communicator) -> Result<Tensor>;
 

@@ -4,7 +4,9 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::{Context, start};
+use common::kinds::{DIFFERENTIABLE, KINDS, is_defined};
+use common::tensors::{variable, zeros};
+use common::{Context, serial, start};
 use mpi4tch::{Communicator, Op, Result, testing};
 use tch::{Device, Kind, Tensor};
 
@@ -40,60 +42,9 @@ fn main() -> ExitCode {
     )
 }
 
-const KINDS: [Kind; 12] = [
-    Kind::Uint8,
-    Kind::Int8,
-    Kind::Int16,
-    Kind::Int,
-    Kind::Int64,
-    Kind::Half,
-    Kind::BFloat16,
-    Kind::Float,
-    Kind::Double,
-    Kind::ComplexFloat,
-    Kind::ComplexDouble,
-    Kind::Bool,
-];
-
-const DIFFERENTIABLE: [Op; 5] = [Op::Sum, Op::Mean, Op::Prod, Op::Max, Op::Min];
-
-/// The table of `Op`'s documentation, written once more.
-fn is_defined(op: Op, kind: Kind) -> bool {
-    match kind {
-        Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double => DIFFERENTIABLE.contains(&op),
-        Kind::ComplexFloat | Kind::ComplexDouble => matches!(op, Op::Sum | Op::Mean | Op::Prod),
-        Kind::Bool => !matches!(op, Op::Sum | Op::Mean | Op::Prod),
-        _ => op != Op::Mean,
-    }
-}
-
-/// The reduction of all ranks' tensors by libtorch.
-fn serial(xs: &[Tensor], op: Op) -> Vec<Tensor> {
-    let kind = xs[0].kind();
-    let all = Tensor::stack(xs, 0);
-    let fold = |f: fn(&Tensor, &Tensor) -> Tensor, first: Tensor| {
-        xs[1..].iter().fold(first, |a, b| f(&a, b)).to_kind(kind)
-    };
-    let y = match op {
-        Op::Sum => all.sum_dim_intlist(0, false, kind),
-        Op::Mean => all.mean_dim(0, false, kind),
-        Op::Prod => all.prod_dim_int(0, false, kind),
-        Op::Max => all.amax(0, false),
-        Op::Min => all.amin(0, false),
-        Op::LogicalAnd => fold(Tensor::logical_and, xs[0].not_equal(0)),
-        Op::LogicalOr => fold(Tensor::logical_or, xs[0].not_equal(0)),
-        Op::LogicalXor => fold(Tensor::logical_xor, xs[0].not_equal(0)),
-        Op::BitwiseAnd => fold(Tensor::bitwise_and_tensor, xs[0].shallow_clone()),
-        Op::BitwiseOr => fold(Tensor::bitwise_or_tensor, xs[0].shallow_clone()),
-        Op::BitwiseXor => fold(Tensor::bitwise_xor_tensor, xs[0].shallow_clone()),
-        _ => unreachable!("every op is listed"),
-    };
-    xs.iter().map(|_| y.shallow_clone()).collect()
-}
-
 /// Value, first and second derivative against the serial computation.
 fn assert_serial(world: &Communicator, x: &Tensor, op: Op) -> Result<()> {
-    testing::assert_serial(world, x, |x| world.all_reduce(x, op), |xs| serial(xs, op))
+    testing::assert_serial(world, x, |x| world.all_reduce(x, op), |xs| serial::all_reduce(xs, op))
 }
 
 fn every_op_on_every_kind(context: &Context) -> Result<()> {
@@ -127,7 +78,7 @@ fn every_shape_and_layout(context: &Context) -> Result<()> {
         cube.flip([0]),
         cube.get(3).get(2).get(4),
         cube.narrow(1, 0, 0),
-        Tensor::zeros([0], (Kind::Double, Device::Cpu)),
+        zeros(&[0]),
     ];
     for x in layouts {
         for op in DIFFERENTIABLE {
@@ -292,12 +243,12 @@ fn means_of_half(context: &Context) -> Result<()> {
 fn zeros_without_storage(context: &Context) -> Result<()> {
     let world = &context.world;
     let double = (Kind::Double, Device::Cpu);
-    let zeros = Tensor::internal_efficientzerotensor([3], double);
-    assert_eq!(world.all_reduce(&zeros, Op::Sum)?, Tensor::zeros([3], double));
+    let nothing = Tensor::internal_efficientzerotensor([3], double);
+    assert_eq!(world.all_reduce(&nothing, Op::Sum)?, zeros(&[3]));
     let x = Tensor::ones([3], double).set_requires_grad(true);
     let y = world.all_reduce(&x, Op::Sum)?;
-    let gradient = testing::vjp(&[&y], &[&zeros], &[&x], false)?.remove(0);
-    assert_eq!(gradient, Tensor::zeros([3], double));
+    let gradient = testing::vjp(&[&y], &[&nothing], &[&x], false)?.remove(0);
+    assert_eq!(gradient, zeros(&[3]));
     Ok(())
 }
 
@@ -351,7 +302,7 @@ fn one_result_used_twice(context: &Context) -> Result<()> {
 
 fn repeated_backward(context: &Context) -> Result<()> {
     let world = &context.world;
-    let x = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+    let x = variable(world, &[3])?;
     for op in DIFFERENTIABLE {
         let y = world.all_reduce(&x, op)?.sum(Kind::Double);
         let once = || Tensor::run_backward(&[&y], &[&x], true, false).remove(0);
@@ -364,7 +315,7 @@ fn graphs_are_freed(context: &Context) -> Result<()> {
     let world = &context.world;
     let before = testing::live_pullbacks();
     for op in DIFFERENTIABLE {
-        let x = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+        let x = variable(world, &[3])?;
         let y = world.all_reduce(&x, op)?;
         let z = world.all_reduce(&y, op)?;
         assert_eq!(testing::live_pullbacks(), before + 2);
@@ -391,7 +342,7 @@ fn nothing_is_recorded_without_need(context: &Context) -> Result<()> {
 
 fn saved_tensors_are_guarded(context: &Context) -> Result<()> {
     let world = &context.world;
-    let x = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+    let x = variable(world, &[3])?;
     let mut y = world.all_reduce(&x, Op::Max)?;
     let loss = y.sum(Kind::Double);
     let _ = tch::no_grad(|| y.fill_(0.0));
@@ -407,7 +358,7 @@ fn saved_tensors_are_guarded(context: &Context) -> Result<()> {
 
 fn a_saved_tensor_changed_on_one_rank_fails_on_all(context: &Context) -> Result<()> {
     let world = &context.world;
-    let x = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+    let x = variable(world, &[3])?;
     let last = world.size() - 1;
     let mut y = world.all_reduce(&x, Op::Max)?;
     let loss = y.sum(Kind::Double);

@@ -5,6 +5,7 @@ mod common;
 use std::process::ExitCode;
 use std::thread;
 
+use common::tensors::variable;
 use common::{Context, communicators, start};
 use mpi4tch::{Communicator, Error, Op, Result, mpi_sys, testing};
 use tch::{Kind, Tensor};
@@ -382,7 +383,7 @@ fn children_outlive_their_parents(context: &Context) -> Result<()> {
 
 fn graphs_hold_their_communicators(context: &Context) -> Result<()> {
     let world = &context.world;
-    let x = testing::random(world, &[4], Kind::Double)?.set_requires_grad(true);
+    let x = variable(world, &[4])?;
     let y = {
         let duplicate = world.duplicate()?;
         let part = world.split(Some(world.rank() % 2), -world.rank())?.expect("has a color");

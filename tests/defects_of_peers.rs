@@ -5,6 +5,7 @@ mod common;
 
 use std::process::ExitCode;
 
+use common::ring::neighbours;
 use common::{Context, start};
 use mpi4tch::{Error, Op, Result, mpi_sys, testing};
 use tch::{Device, Kind, Tensor};
@@ -161,7 +162,7 @@ fn joined_dummies_keep_the_graph_alive(context: &Context) -> Result<()> {
 
 fn isend_without_grad_joined_to_one_with_grad_crashes(context: &Context) -> Result<()> {
     let world = &context.world;
-    let (right, left) = ring(world);
+    let (right, left) = neighbours(world);
     let (x, a) = (Tensor::ones([2], DOUBLE), Tensor::ones([2], DOUBLE).set_requires_grad(true));
     let request = world.isend(&x, right, 0)?;
     let b = world.recv(&x, left, 0)?;
@@ -173,7 +174,7 @@ fn isend_without_grad_joined_to_one_with_grad_crashes(context: &Context) -> Resu
 
 fn irecv_into_a_strided_tensor_writes_out_of_bounds(context: &Context) -> Result<()> {
     let world = &context.world;
-    let (right, left) = ring(world);
+    let (right, left) = neighbours(world);
     let whole = Tensor::zeros([4, 3], DOUBLE);
     let column = whole.select(1, 2);
     let request = world.irecv(&column, left, 0)?;
@@ -185,7 +186,7 @@ fn irecv_into_a_strided_tensor_writes_out_of_bounds(context: &Context) -> Result
 
 fn the_tag_of_a_cotangent_is_the_users_plus_10(context: &Context) -> Result<()> {
     let tape = context.world.tape();
-    let (right, left) = ring(&tape);
+    let (right, left) = neighbours(&tape);
     let x = Tensor::ones([2], DOUBLE).set_requires_grad(true);
     let y = tape.sendrecv(&x, right, &x.detach(), left, 1)?;
     // Of the user's own, under way through the backward pass, with either tag.
@@ -199,9 +200,4 @@ fn the_tag_of_a_cotangent_is_the_users_plus_10(context: &Context) -> Result<()> 
     }
     let _ = mpi4tch::wait_all(sent)?;
     Ok(())
-}
-
-fn ring(comm: &mpi4tch::Communicator) -> (i32, i32) {
-    let (rank, size) = (comm.rank(), comm.size());
-    ((rank + 1) % size, (rank + size - 1) % size)
 }

@@ -4,6 +4,7 @@ mod common;
 
 use std::process::ExitCode;
 
+use common::tensors::variable;
 use common::{Context, start};
 use mpi4tch::{Communicator, Op, Result, testing};
 use tch::{Device, Kind, Tensor};
@@ -89,7 +90,7 @@ fn derivatives(context: &Context) -> Result<()> {
 fn views_and_their_base(context: &Context) -> Result<()> {
     let world = &context.world;
     for (in_place, out_of_place) in PAIRS {
-        let x = testing::random(world, &[5, 2], Kind::Double)?.set_requires_grad(true);
+        let x = variable(world, &[5, 2])?;
         let weights = testing::random(world, &[5, 2], Kind::Double)?;
         // Rows 1 to 3 of the base change; the others stay.
         let base = &x * 2.0;
@@ -113,7 +114,7 @@ fn views_whose_cotangent_is_undefined_on_one_rank(context: &Context) -> Result<(
         [|y| y.narrow(0, 1, 2), |y| y.narrow(1, 1, 2), |y| y.transpose(0, 1)];
     for (in_place, _) in PAIRS {
         for (view, rank) in views.into_iter().flat_map(|v| [(v, 0), (v, world.size() - 1)]) {
-            let x = testing::random(world, &[3, 3], Kind::Double)?.set_requires_grad(true);
+            let x = variable(world, &[3, 3])?;
             let weights = testing::random(world, &[3, 3], Kind::Double)?;
             let gradient = |undefined: bool| -> Result<Tensor> {
                 // What the node of the product gets on each rank is defined, on any number of them.
@@ -202,7 +203,7 @@ fn expanded_tensors_are_refused_on_all_ranks(context: &Context) -> Result<()> {
 fn leaves_without_recording(context: &Context) -> Result<()> {
     let world = &context.world;
     for (in_place, out_of_place) in PAIRS {
-        let mut x = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+        let mut x = variable(world, &[3])?;
         let expected = tch::no_grad(|| out_of_place(world, &x))?;
         tch::no_grad(|| in_place(world, &mut x))?;
         assert!(x.is_leaf() && x.requires_grad());
@@ -214,7 +215,7 @@ fn leaves_without_recording(context: &Context) -> Result<()> {
 fn the_version_counter_is_bumped(context: &Context) -> Result<()> {
     let world = &context.world;
     for ((in_place, _), records) in PAIRS.into_iter().flat_map(|p| [(p, true), (p, false)]) {
-        let x = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+        let x = variable(world, &[3])?;
         let mut y = &x * 1.0;
         // The square keeps y for its derivative.
         let loss = (&y * &y).sum(Kind::Double);
@@ -232,11 +233,11 @@ fn the_version_counter_is_bumped(context: &Context) -> Result<()> {
 fn cotangents_are_not_changed(context: &Context) -> Result<()> {
     let world = &context.world;
     for (in_place, _) in PAIRS {
-        let x = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+        let x = variable(world, &[3])?;
         let mut y = &x * 1.0;
         in_place(world, &mut y)?;
         // The same cotangent goes to both branches of a sum.
-        let other = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+        let other = variable(world, &[3])?;
         let cotangent = testing::random(world, &[3], Kind::Double)?;
         let before = cotangent.copy();
         let gradients = testing::vjp(&[&(&y + &other)], &[&cotangent], &[&x, &other], false)?;
@@ -250,7 +251,7 @@ fn graphs_are_freed(context: &Context) -> Result<()> {
     let world = &context.world;
     let before = testing::live_pullbacks();
     for (in_place, _) in PAIRS {
-        let x = testing::random(world, &[3], Kind::Double)?.set_requires_grad(true);
+        let x = variable(world, &[3])?;
         let mut y = &x * 1.0;
         in_place(world, &mut y)?;
         in_place(world, &mut y.narrow(0, 0, 2))?;

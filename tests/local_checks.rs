@@ -6,13 +6,14 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::Context;
+use common::tensors::zeros;
+use common::{Context, start_with_local_checks, works};
 use mpi4tch::{Communicator, Error, Op, Result, testing};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
     harness::run(
-        start,
+        start_with_local_checks,
         harness::tests![
             mistakes_are_told_where_sizes_are_exchanged,
             ranks_that_disagree_where_sizes_are_exchanged,
@@ -21,26 +22,6 @@ fn main() -> ExitCode {
             requires_grad_may_differ_where_nobody_goes_back,
         ],
     )
-}
-
-fn start() -> (Context, i32, i32) {
-    // SAFETY: the harness calls this before it makes any thread.
-    unsafe { std::env::set_var("MPI4TCH_CHECK", "local") };
-    common::start()
-}
-
-fn zeros(shape: &[i64]) -> Tensor {
-    Tensor::zeros(shape, (Kind::Double, Device::Cpu))
-}
-
-/// The communicator works, and all ranks are here: with and without an exchange of sizes.
-fn works(world: &Communicator) -> Result<()> {
-    let sum = world.all_reduce(&Tensor::from_slice(&[1]), Op::Sum)?;
-    assert_eq!(sum, Tensor::from_slice(&[world.size()]));
-    let ranks: Vec<_> = (0..world.size()).collect();
-    let gathered = world.all_gather(&Tensor::from_slice(&[world.rank()]), 0)?;
-    assert_eq!(gathered, Tensor::from_slice(&ranks));
-    Ok(())
 }
 
 type Call = fn(&Communicator, &Tensor) -> Result<Tensor>;

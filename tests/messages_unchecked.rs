@@ -4,24 +4,13 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::Context;
-use mpi4tch::{Error, Op, Rank, Result, TagMatch, mpi_sys, testing};
+use common::ring::neighbours;
+use common::{Context, start_with_local_checks};
+use mpi4tch::{Error, Op, Result, TagMatch, mpi_sys, testing};
 use tch::{Device, Kind, Tensor};
 
 fn main() -> ExitCode {
-    harness::run(start, harness::tests![lengths, statuses, a_ring])
-}
-
-/// Starts MPI with the checks of a release build.
-fn start() -> (Context, i32, i32) {
-    // SAFETY: the harness calls this before it makes any thread.
-    unsafe { std::env::set_var("MPI4TCH_CHECK", "local") };
-    common::start()
-}
-
-fn neighbours(context: &Context) -> (Rank, Rank) {
-    let (rank, size) = (context.world.rank(), context.world.size());
-    ((rank + 1) % size, (rank + size - 1) % size)
+    harness::run(start_with_local_checks, harness::tests![lengths, statuses, a_ring])
 }
 
 fn zeros(count: i64, kind: Kind) -> Tensor {
@@ -30,7 +19,7 @@ fn zeros(count: i64, kind: Kind) -> Tensor {
 
 fn lengths(context: &Context) -> Result<()> {
     let world = &context.world;
-    let (right, left) = neighbours(context);
+    let (right, left) = neighbours(&context.world);
     let of = |count, kind| format!("`like` has {count} elements of {kind:?}, which are");
     for (sent, like, what) in [
         ((2, Kind::Double), (3, Kind::Double), "has 16 bytes; {} 24 bytes"),
@@ -68,7 +57,7 @@ fn lengths(context: &Context) -> Result<()> {
 
 fn statuses(context: &Context) -> Result<()> {
     let world = &context.world;
-    let (right, left) = neighbours(context);
+    let (right, left) = neighbours(&context.world);
     for count in [0, 3, 300_000] {
         let x = zeros(count, Kind::Double);
         let request = world.isend(&x, right, 3)?;
@@ -82,7 +71,7 @@ fn statuses(context: &Context) -> Result<()> {
 
 fn a_ring(context: &Context) -> Result<()> {
     let world = &context.world;
-    let (right, left) = neighbours(context);
+    let (right, left) = neighbours(&context.world);
     for (count, largest) in [(0, i32::MAX), (5, i32::MAX), (300_000, i32::MAX), (1_001, 10)] {
         testing::set_largest_count(largest);
         let x = testing::random(world, &[count], Kind::Double)?;

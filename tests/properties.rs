@@ -10,7 +10,8 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
-use common::{Context, start};
+use common::kinds::{is_defined, is_floating};
+use common::{Context, serial, start};
 use mpi4tch::{Communicator, Op, Rank, Result, testing};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -126,10 +127,6 @@ impl Case {
         })
     }
 
-    fn is_differentiable(&self) -> bool {
-        !matches!(self.kind, Kind::Int64 | Kind::Uint8)
-    }
-
     /// The linear map `f` on `x`, against `serial`.
     fn check(
         &self,
@@ -138,7 +135,7 @@ impl Case {
         f: impl Fn(&Tensor) -> Result<Tensor>,
         serial: impl Fn(&[Tensor]) -> Vec<Tensor>,
     ) -> Result<()> {
-        if self.is_differentiable() {
+        if is_floating(self.kind) {
             testing::assert_adjoint(comm, x, &f)?;
         }
         testing::assert_serial(comm, x, f, serial)
@@ -171,25 +168,15 @@ fn for_all(context: &Context, property: impl Fn(&Communicator, &Case) -> Result<
     Ok(())
 }
 
-/// The blocks of `whole` along the axis.
-fn cut(whole: &Tensor, axis: i64, counts: &[i64]) -> Vec<Tensor> {
-    whole.split_with_sizes(counts, axis)
-}
-
 fn gathers_and_scatters(context: &Context) -> Result<()> {
     for_all(context, |comm, case| {
         let (axis, root, own) = (case.axis, case.root, case.own(comm));
-        let at = usize::try_from(root).unwrap_or(0);
         let x = case.random(comm, &case.shape_with(axis, own))?;
-        let gathered = |xs: &[Tensor]| {
-            let whole = Tensor::cat(xs, axis);
-            let on = |r| if r == at { whole.shallow_clone() } else { whole.narrow(axis, 0, 0) };
-            (0..xs.len()).map(on).collect()
-        };
+        let gathered = |xs: &[Tensor]| serial::gather(xs, axis, root);
         case.check(comm, &x, |x| comm.gather(x, axis, root), gathered)?;
         case.check(comm, &x, |x| comm.gather_with_counts(x, axis, &case.counts, root), gathered)?;
         let whole = case.random(comm, &case.shape_with(axis, case.total()))?;
-        let scattered = |xs: &[Tensor]| cut(&xs[at], axis, &case.counts);
+        let scattered = |xs: &[Tensor]| serial::scatter(xs, axis, &case.counts, root);
         case.check(comm, &whole, |x| comm.scatter(x, axis, own, root), scattered)?;
         case.check(
             comm,
@@ -203,7 +190,7 @@ fn gathers_and_scatters(context: &Context) -> Result<()> {
         } else {
             testing::random(comm, &[i64::from(comm.rank())], case.kind)?
         };
-        if case.is_differentiable() {
+        if is_floating(case.kind) {
             testing::assert_adjoint(comm, &mine, |x| comm.scatter(x, axis, own, root))?;
         }
         Ok(())
@@ -214,17 +201,11 @@ fn all_gathers_and_reduce_scatters(context: &Context) -> Result<()> {
     for_all(context, |comm, case| {
         let (axis, own) = (case.axis, case.own(comm));
         let x = case.random(comm, &case.shape_with(axis, own))?;
-        let gathered = |xs: &[Tensor]| {
-            let whole = Tensor::cat(xs, axis);
-            xs.iter().map(|_| whole.shallow_clone()).collect()
-        };
+        let gathered = |xs: &[Tensor]| serial::all_gather(xs, axis);
         case.check(comm, &x, |x| comm.all_gather(x, axis), gathered)?;
         case.check(comm, &x, |x| comm.all_gather_with_counts(x, axis, &case.counts), gathered)?;
         let whole = case.random(comm, &case.shape_with(axis, case.total()))?;
-        let reduced = |xs: &[Tensor]| {
-            let sum = Tensor::stack(xs, 0).sum_dim_intlist(0, false, case.kind);
-            cut(&sum, axis, &case.counts)
-        };
+        let reduced = |xs: &[Tensor]| serial::reduce_scatter(xs, axis, &case.counts, Op::Sum);
         case.check(comm, &whole, |x| comm.reduce_scatter(x, axis, own, Op::Sum), reduced)?;
         case.check(
             comm,
@@ -242,63 +223,30 @@ fn transpositions_and_repartitions(context: &Context) -> Result<()> {
         let wanted = after[usize::try_from(comm.rank()).unwrap_or(0)];
         let outer = Case { shape: case.shape_with(other, after.iter().sum()), ..case.clone() };
         let x = case.random(comm, &outer.shape_with(axis, case.own(comm)))?;
-        let serial = |xs: &[Tensor]| cut(&Tensor::cat(xs, axis), other, after);
-        case.check(comm, &x, |x| comm.all_to_all(x, axis, other, wanted), serial)?;
+        let cut_anew = |xs: &[Tensor]| serial::all_to_all(xs, axis, other, after);
+        case.check(comm, &x, |x| comm.all_to_all(x, axis, other, wanted), cut_anew)?;
         case.check(
             comm,
             &x,
             |x| comm.all_to_all_with_counts(x, axis, &case.counts, other, after),
-            serial,
+            cut_anew,
         )
     })
 }
 
 fn reductions_and_scans(context: &Context) -> Result<()> {
     for_all(context, |comm, case| {
-        let (op, kind) = (case.op, case.kind);
-        let defined = match kind {
-            Kind::ComplexDouble => matches!(op, Op::Sum | Op::Mean | Op::Prod),
-            Kind::Int64 | Kind::Uint8 => op != Op::Mean,
-            // Products of 16-bit numbers cancel too much for second derivatives to agree.
-            Kind::BFloat16 => op != Op::Prod,
-            _ => true,
-        };
-        if !defined {
+        let (op, root) = (case.op, case.root);
+        // Products of 16-bit numbers cancel too much for second derivatives to agree.
+        let cancels = op == Op::Prod && case.kind == Kind::BFloat16;
+        if cancels || !is_defined(op, case.kind) {
             return Ok(());
         }
-        let reduce = |xs: &[Tensor]| {
-            let all = Tensor::stack(xs, 0);
-            match op {
-                Op::Sum => all.sum_dim_intlist(0, false, kind),
-                Op::Mean => all.mean_dim(0, false, kind),
-                Op::Max => all.amax(0, false),
-                Op::Min => all.amin(0, false),
-                _ => all.prod_dim_int(0, false, kind),
-            }
-        };
         let x = case.random(comm, &case.shape)?;
-        let at = usize::try_from(case.root).unwrap_or(0);
-        testing::assert_serial(
-            comm,
-            &x,
-            |x| comm.all_reduce(x, op),
-            |xs| xs.iter().map(|_| reduce(xs)).collect(),
-        )?;
-        testing::assert_serial(
-            comm,
-            &x,
-            |x| comm.reduce(x, op, case.root),
-            |xs| {
-                let y = reduce(xs);
-                let on = |r| if r == at { y.shallow_clone() } else { y.zeros_like() };
-                (0..xs.len()).map(on).collect()
-            },
-        )?;
-        testing::assert_serial(
-            comm,
-            &x,
-            |x| comm.scan(x, op),
-            |xs| (1..=xs.len()).map(|ranks| reduce(&xs[..ranks])).collect(),
-        )
+        let all_reduced = |xs: &[Tensor]| serial::all_reduce(xs, op);
+        testing::assert_serial(comm, &x, |x| comm.all_reduce(x, op), all_reduced)?;
+        let reduced = |xs: &[Tensor]| serial::reduce(xs, op, root);
+        testing::assert_serial(comm, &x, |x| comm.reduce(x, op, root), reduced)?;
+        testing::assert_serial(comm, &x, |x| comm.scan(x, op), |xs| serial::scan(xs, op))
     })
 }

@@ -8,7 +8,7 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use common::{Context, start};
+use common::{Context, serial, start};
 use mpi4tch::{Communicator, Op, Rank, Result, testing};
 use tch::{Kind, Tensor};
 
@@ -171,6 +171,5 @@ fn an_error_on_one_rank_is_an_error_on_all(context: &Context) -> Result<()> {
 }
 
 fn sum_of(xs: &[Tensor]) -> Vec<Tensor> {
-    let sum = Tensor::stack(xs, 0).sum_dim_intlist(0, false, xs[0].kind());
-    xs.iter().map(|_| sum.shallow_clone()).collect()
+    serial::all_reduce(xs, Op::Sum)
 }

@@ -2,8 +2,11 @@
 
 #[path = "common/job.rs"]
 mod job;
+#[path = "common/ring.rs"]
+mod ring;
 
 use mpi4tch::{Communicator, Error, Op, Request, Result, Tape, ThreadLevel};
+use ring::neighbours;
 use tch::{Device, Kind, Tensor};
 
 /// What may go to another thread, and what may be used by several.
@@ -53,11 +56,6 @@ fn rank() {
     }
 }
 
-fn ring(comm: &Communicator) -> (i32, i32) {
-    let (rank, size) = (comm.rank(), comm.size());
-    ((rank + 1) % size, (rank + size - 1) % size)
-}
-
 fn double(value: f64) -> Tensor {
     Tensor::from_slice(&[value, -value])
 }
@@ -69,7 +67,7 @@ fn elsewhere<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) 
 
 /// Started on one thread, waited for on another, gone back through on a third.
 fn on_other_threads(comm: &Communicator) -> Result<()> {
-    let (right, left) = ring(comm);
+    let (right, left) = neighbours(comm);
     let (rank, size) = (f64::from(comm.rank()), f64::from(comm.size()));
     for _ in 0..20 {
         let x = double(rank + 1.0).set_requires_grad(true);
@@ -94,7 +92,7 @@ fn two_communicators(comm: &Communicator) -> Result<()> {
     let work = |comm: Communicator, weight: f64| {
         std::thread::spawn(move || -> Result<()> {
             let size = f64::from(comm.size());
-            let (right, left) = ring(&comm);
+            let (right, left) = neighbours(&comm);
             for i in 0..50 {
                 let own = weight * f64::from(comm.rank() + i);
                 let x = double(own).set_requires_grad(true);
@@ -124,7 +122,7 @@ fn on_the_main_thread_only(comm: &Communicator) -> Result<()> {
              the main thread, or initialize with ThreadLevel::Serialized"
         )
     };
-    let (right, left) = ring(comm);
+    let (right, left) = neighbours(comm);
     let clone = comm.clone();
     let errors = elsewhere(move || {
         let start = [

@@ -7,9 +7,10 @@ mod table;
 
 use std::process::ExitCode;
 
+use common::kinds::{KINDS, is_defined, is_floating};
 use common::{Context, communicators, start};
 use mpi4tch::{Communicator, Op, Result, testing};
-use table::{Arguments, KINDS, OPERATIONS, Operation, STARTED, Takes, is_defined, is_floating};
+use table::{Arguments, OPERATIONS, Operation, STARTED, Takes};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
@@ -49,7 +50,6 @@ fn sweep(operation: &Operation, comm: &Communicator, every_kind: bool) -> Result
 }
 
 fn arguments(comm: &Communicator, op: Op, turn: i32) -> Arguments {
-    let ranks = comm.size().unsigned_abs() as usize;
     let axis = i64::from(turn % 6 - 3);
     let scatter_axis = i64::from(turn / 6 % 3);
     // Unequal blocks, empty ones among them; the same ones from the other end; or equal ones.
@@ -64,7 +64,6 @@ fn arguments(comm: &Communicator, op: Op, turn: i32) -> Arguments {
         scatter_counts.fill(2);
     }
     Arguments {
-        ranks,
         shape: vec![2, 3, 2],
         axis,
         scatter_axis,

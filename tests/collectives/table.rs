@@ -2,12 +2,13 @@
 //! ranks' tensors.
 
 use mpi4tch::{Communicator, Op, Rank, Result};
-use tch::{Kind, Tensor};
+use tch::Tensor;
+
+use crate::common::serial;
 
 /// The arguments of a call. All ranks draw the same, and each takes its own count.
 #[derive(Clone, Debug)]
 pub struct Arguments {
-    pub ranks: usize,
     /// The shape that all ranks share, before counts replace extents.
     pub shape: Vec<i64>,
     /// May count from the end.
@@ -164,141 +165,46 @@ fn all_but_mean(op: Op) -> bool {
     op != Op::Mean
 }
 
-/// The table of `Op`'s documentation, written once more.
-pub fn is_defined(op: Op, kind: Kind) -> bool {
-    let differentiable = [Op::Sum, Op::Mean, Op::Prod, Op::Max, Op::Min];
-    match kind {
-        Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double => differentiable.contains(&op),
-        Kind::ComplexFloat | Kind::ComplexDouble => matches!(op, Op::Sum | Op::Mean | Op::Prod),
-        Kind::Bool => !matches!(op, Op::Sum | Op::Mean | Op::Prod),
-        _ => op != Op::Mean,
-    }
-}
-
-/// Every kind of the table of `datatype`.
-pub const KINDS: [Kind; 12] = [
-    Kind::Uint8,
-    Kind::Int8,
-    Kind::Int16,
-    Kind::Int,
-    Kind::Int64,
-    Kind::Half,
-    Kind::BFloat16,
-    Kind::Float,
-    Kind::Double,
-    Kind::ComplexFloat,
-    Kind::ComplexDouble,
-    Kind::Bool,
-];
-
-pub fn is_floating(kind: Kind) -> bool {
-    KINDS[5..11].contains(&kind)
-}
-
-/// All tensors combined; of none, the op's identity, in the shape of `like`.
-fn combined(xs: &[Tensor], op: Op, like: &Tensor) -> Tensor {
-    let kind = like.kind();
-    let Some((first, rest)) = xs.split_first() else {
-        return like.detach().full_like(identity(op, kind));
-    };
-    let fold = |f: fn(&Tensor, &Tensor) -> Tensor, first: Tensor| {
-        rest.iter().fold(first, |a, b| f(&a, b)).to_kind(kind)
-    };
-    let all = || Tensor::stack(xs, 0);
-    match op {
-        Op::Sum => all().sum_dim_intlist(0, false, kind),
-        Op::Mean => all().mean_dim(0, false, kind),
-        Op::Prod => all().prod_dim_int(0, false, kind),
-        Op::Max => all().amax(0, false),
-        Op::Min => all().amin(0, false),
-        Op::LogicalAnd => fold(Tensor::logical_and, first.not_equal(0)),
-        Op::LogicalOr => fold(Tensor::logical_or, first.not_equal(0)),
-        Op::LogicalXor => fold(Tensor::logical_xor, first.not_equal(0)),
-        Op::BitwiseAnd => fold(Tensor::bitwise_and_tensor, first.shallow_clone()),
-        Op::BitwiseOr => fold(Tensor::bitwise_or_tensor, first.shallow_clone()),
-        Op::BitwiseXor => fold(Tensor::bitwise_xor_tensor, first.shallow_clone()),
-        _ => unreachable!("every op is listed"),
-    }
-}
-
-/// What changes nothing when it is combined with a value.
-pub fn identity(op: Op, kind: Kind) -> tch::Scalar {
-    let range = match kind {
-        Kind::Bool => (0, 1),
-        Kind::Uint8 => (0, 255),
-        Kind::Int8 => (-128, 127),
-        Kind::Int16 => (-32_768, 32_767),
-        Kind::Int => (i64::from(i32::MIN), i64::from(i32::MAX)),
-        _ => (i64::MIN, i64::MAX),
-    };
-    let bits = if matches!(kind, Kind::Bool | Kind::Uint8) { range.1 } else { -1 };
-    match op {
-        Op::Max if is_floating(kind) => f64::NEG_INFINITY.into(),
-        Op::Min if is_floating(kind) => f64::INFINITY.into(),
-        Op::Max => range.0.into(),
-        Op::Min => range.1.into(),
-        Op::Prod | Op::LogicalAnd => 1_i64.into(),
-        Op::BitwiseAnd => bits.into(),
-        _ => 0_i64.into(),
-    }
-}
-
-fn on_every_rank(y: &Tensor, a: &Arguments) -> Vec<Tensor> {
-    (0..a.ranks).map(|_| y.shallow_clone()).collect()
-}
-
-fn on_root(y: &Tensor, a: &Arguments, elsewhere: impl Fn() -> Tensor) -> Vec<Tensor> {
-    let root = a.root.unsigned_abs() as usize;
-    (0..a.ranks).map(|r| if r == root { y.shallow_clone() } else { elsewhere() }).collect()
-}
-
-/// `y` cut into blocks of these extents.
-fn cut(y: &Tensor, axis: i64, counts: &[i64]) -> Vec<Tensor> {
-    y.split_with_sizes(counts, axis)
-}
-
 fn all_reduce(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    on_every_rank(&combined(xs, a.op, &xs[0]), a)
+    serial::all_reduce(xs, a.op)
 }
 
 fn reduce(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    on_root(&combined(xs, a.op, &xs[0]), a, || xs[0].detach().zeros_like())
+    serial::reduce(xs, a.op, a.root)
 }
 
 fn scan(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    (0..a.ranks).map(|r| combined(&xs[..=r], a.op, &xs[0])).collect()
+    serial::scan(xs, a.op)
 }
 
 fn exscan(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    (0..a.ranks).map(|r| combined(&xs[..r], a.op, &xs[0])).collect()
+    serial::exscan(xs, a.op)
 }
 
 fn reduce_scatter(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    cut(&combined(xs, a.op, &xs[0]), a.axis, &a.counts)
+    serial::reduce_scatter(xs, a.axis, &a.counts, a.op)
 }
 
 fn broadcast(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    on_every_rank(&xs[a.root.unsigned_abs() as usize], a)
+    serial::broadcast(xs, a.root)
 }
 
 fn gather(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    let whole = Tensor::cat(xs, a.axis);
-    on_root(&whole, a, || whole.detach().narrow(a.axis, 0, 0))
+    serial::gather(xs, a.axis, a.root)
 }
 
 fn all_gather(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    on_every_rank(&Tensor::cat(xs, a.axis), a)
+    serial::all_gather(xs, a.axis)
 }
 
 fn twice_all_gather(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    let y = Tensor::cat(xs, a.axis);
-    on_every_rank(&(&y + &y), a)
+    serial::all_gather(xs, a.axis).iter().map(|y| y + y).collect()
 }
 
 fn scatter(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    cut(&xs[a.root.unsigned_abs() as usize], a.axis, &a.counts)
+    serial::scatter(xs, a.axis, &a.counts, a.root)
 }
 
 fn all_to_all(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
-    cut(&Tensor::cat(xs, a.axis), a.scatter_axis, &a.scatter_counts)
+    serial::all_to_all(xs, a.axis, a.scatter_axis, &a.scatter_counts)
 }

@@ -1,6 +1,14 @@
 //! What the test files share.
 
-use mpi4tch::{Communicator, Universe};
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+pub mod kinds;
+pub mod ring;
+pub mod serial;
+pub mod tensors;
+
+use mpi4tch::{Communicator, Op, Result, Universe};
+use tch::Tensor;
 
 /// What a test works with.
 pub struct Context {
@@ -17,8 +25,14 @@ pub fn start() -> (Context, i32, i32) {
     (Context { world, _universe: universe }, rank, size)
 }
 
+/// Starts MPI with the checks of a release build, which make no calls of their own.
+pub fn start_with_local_checks() -> (Context, i32, i32) {
+    // SAFETY: the harness calls this before it makes any thread.
+    unsafe { std::env::set_var("MPI4TCH_CHECK", "local") };
+    start()
+}
+
 /// The kinds of communicators, by name: what holds on one must hold on each.
-#[allow(dead_code, reason = "used by some of the files that include this one")]
 pub fn communicators(world: &Communicator) -> Vec<(&'static str, Communicator)> {
     let universe = mpi4tch::initialize().expect("MPI is there");
     // Odd and even ranks, from the last to the first.
@@ -29,4 +43,22 @@ pub fn communicators(world: &Communicator) -> Vec<(&'static str, Communicator)> 
         ("split", split.expect("each rank has a color")),
         ("self", universe.self_comm().expect("self is there")),
     ]
+}
+
+/// All ranks are here, and the communicator works: calls are made and started, with and without an
+/// exchange of sizes, and messages go around.
+pub fn works(comm: &Communicator) -> Result<()> {
+    let (right, left) = ring::neighbours(comm);
+    let number = |n: i32| Tensor::from_slice(&[n]);
+    let (one, own) = (number(1), number(comm.rank()));
+    assert_eq!(comm.all_reduce(&one, Op::Sum)?, number(comm.size()));
+    assert_eq!(comm.iall_reduce(&one, Op::Sum)?.wait()?, number(comm.size()));
+    assert_eq!(comm.ibroadcast(&own, 0)?.wait()?, number(0));
+    let ranks: Vec<_> = (0..comm.size()).collect();
+    assert_eq!(comm.all_gather(&own, 0)?, Tensor::from_slice(&ranks));
+    assert_eq!(comm.sendrecv(&own, right, &own, left, 76)?, number(left));
+    let receive = comm.irecv(&own, left, 77)?;
+    let _ = comm.isend(&own, right, 77)?.wait()?;
+    assert_eq!(receive.wait()?, number(left));
+    comm.barrier()
 }

@@ -1,7 +1,10 @@
 //! The collectives: how each is called, and what libtorch alone makes of all ranks' tensors.
 
 use mpi4tch::{Communicator, Op, Rank, Request, Result};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
+
+use crate::common::serial;
+use crate::common::tensors::zeros;
 
 /// A collective and its arguments besides the tensor.
 #[derive(Clone, Debug)]
@@ -55,8 +58,7 @@ impl Call {
 
     /// Those of the result, of tensors of such shapes.
     pub fn result_shapes(&self, shapes: &[Vec<i64>]) -> Vec<Vec<i64>> {
-        let zeros = |shape: &Vec<i64>| Tensor::zeros(&shape[..], (Kind::Double, Device::Cpu));
-        let xs: Vec<Tensor> = shapes.iter().map(zeros).collect();
+        let xs: Vec<Tensor> = shapes.iter().map(|shape| zeros(shape)).collect();
         self.serial(&xs).iter().map(Tensor::size).collect()
     }
 
@@ -146,61 +148,29 @@ impl Call {
 
     /// The result on all ranks, by libtorch alone.
     pub fn serial(&self, xs: &[Tensor]) -> Vec<Tensor> {
-        let on_all = |y: Tensor| xs.iter().map(|_| y.shallow_clone()).collect::<Vec<_>>();
-        let only_on = |root: Rank, y: Tensor, elsewhere: Tensor| {
-            let mut ys: Vec<_> = xs.iter().map(|_| elsewhere.shallow_clone()).collect();
-            ys[root.unsigned_abs() as usize] = y;
-            ys
-        };
-        let cut = |y: &Tensor, axis: i64, counts: &Counts| y.split_with_sizes(counts.all(), axis);
+        let on_all = |y: &Tensor| serial::on_every_rank(y, xs.len());
         match self {
-            Self::AllReduce(op) => on_all(combined(xs, *op)),
-            Self::Reduce(op, root) => {
-                only_on(*root, combined(xs, *op), xs[0].detach().zeros_like())
-            }
-            Self::Broadcast(root) => on_all(xs[root.unsigned_abs() as usize].shallow_clone()),
-            Self::Scan(op) => (1..=xs.len()).map(|r| combined(&xs[..r], *op)).collect(),
-            Self::Exscan(op) => {
-                let identity = match op {
-                    Op::Max => f64::NEG_INFINITY,
-                    Op::Min => f64::INFINITY,
-                    Op::Prod => 1.0,
-                    _ => 0.0,
-                };
-                let first = xs[0].detach().full_like(identity);
-                let others = (1..xs.len()).map(|r| combined(&xs[..r], *op));
-                [first].into_iter().chain(others).collect()
-            }
+            Self::AllReduce(op) => serial::all_reduce(xs, *op),
+            Self::Reduce(op, root) => serial::reduce(xs, *op, *root),
+            Self::Broadcast(root) => serial::broadcast(xs, *root),
+            Self::Scan(op) => serial::scan(xs, *op),
+            Self::Exscan(op) => serial::exscan(xs, *op),
             // The lowest rank wins a tie.
-            Self::MaxLoc => on_all(fold(xs, |y, x| x.where_self(&x.greater_tensor(y), y))),
-            Self::MinLoc => on_all(fold(xs, |y, x| x.where_self(&x.less_tensor(y), y))),
-            Self::Gather(axis, _, root) => {
-                let whole = Tensor::cat(xs, *axis);
-                let nothing = whole.detach().narrow(*axis, 0, 0);
-                only_on(*root, whole, nothing)
+            Self::MaxLoc => on_all(&fold(xs, |y, x| x.where_self(&x.greater_tensor(y), y))),
+            Self::MinLoc => on_all(&fold(xs, |y, x| x.where_self(&x.less_tensor(y), y))),
+            Self::Gather(axis, _, root) => serial::gather(xs, *axis, *root),
+            Self::AllGather(axis, _) => serial::all_gather(xs, *axis),
+            Self::Scatter(axis, counts, root) => serial::scatter(xs, *axis, counts.all(), *root),
+            Self::ReduceScatter(axis, counts, op) => {
+                serial::reduce_scatter(xs, *axis, counts.all(), *op)
             }
-            Self::AllGather(axis, _) => on_all(Tensor::cat(xs, *axis)),
-            Self::Scatter(axis, counts, root) => {
-                cut(&xs[root.unsigned_abs() as usize], *axis, counts)
+            Self::AllToAll(axis, _, cut, counts) => {
+                serial::all_to_all(xs, *axis, *cut, counts.all())
             }
-            Self::ReduceScatter(axis, counts, op) => cut(&combined(xs, *op), *axis, counts),
-            Self::AllToAll(axis, _, other, counts) => cut(&Tensor::cat(xs, *axis), *other, counts),
         }
     }
 }
 
 fn fold(xs: &[Tensor], f: impl Fn(&Tensor, &Tensor) -> Tensor) -> Tensor {
     xs[1..].iter().fold(xs[0].shallow_clone(), |y, x| f(&y, x))
-}
-
-fn combined(xs: &[Tensor], op: Op) -> Tensor {
-    let all = Tensor::stack(xs, 0);
-    match op {
-        Op::Sum => all.sum_dim_intlist(0, false, Kind::Double),
-        Op::Mean => all.mean_dim(0, false, Kind::Double),
-        Op::Prod => all.prod_dim_int(0, false, Kind::Double),
-        Op::Max => all.amax(0, false),
-        Op::Min => all.amin(0, false),
-        _ => unreachable!("these are drawn"),
-    }
 }

@@ -1,0 +1,173 @@
+//! Ranks whose tapes differ, or that ask for different passes: every rank gets the same error.
+
+use mpi4tch::{Communicator, Error, Op, Result};
+use tch::{Kind, Tensor};
+
+use crate::common::Context;
+use crate::common::ring::neighbours;
+use crate::common::tensors::zeros;
+use crate::number;
+
+pub fn tests() -> Vec<harness::Test<Context>> {
+    harness::tests![
+        a_call_more_on_one_rank,
+        another_call_on_one_rank,
+        a_send_that_nobody_receives,
+        a_message_that_is_refused,
+        waits_in_different_order,
+        bad_arguments_are_refused_on_all_ranks,
+        options_that_differ,
+    ]
+}
+
+fn tape_error(result: Result<()>) -> String {
+    match result {
+        Err(Error::Tape { differences }) => differences,
+        other => panic!("an error of the tape was expected: {other:?}"),
+    }
+}
+
+/// All ranks have the same text.
+fn same_everywhere(comm: &Communicator, text: &str) -> Result<()> {
+    let bytes = Tensor::from_slice(text.as_bytes());
+    let first = comm.broadcast(&Tensor::from_slice(&[bytes.size()[0]]), 0)?;
+    assert_eq!(first, Tensor::from_slice(&[bytes.size()[0]]), "{text}");
+    assert_eq!(comm.broadcast(&bytes, 0)?, bytes, "{text}");
+    Ok(())
+}
+
+fn a_call_more_on_one_rank(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let tape = world.tape();
+    let x = number(world, 1.0);
+    let y = tape.all_reduce(&x, Op::Sum)?;
+    let mut line = 0;
+    let request = if world.rank() == 1 {
+        line = line!() + 1;
+        Some(tape.isend(&x, 1, 5)?)
+    } else {
+        None
+    };
+    let text = tape_error(tape.backward(&y.sum(Kind::Double)));
+    let line = world.broadcast(&Tensor::from_slice(&[i64::from(line)]), 1)?;
+    let line = i64::try_from(line).expect("one number");
+    assert_eq!(
+        text,
+        format!(
+            "\n  send at {}:{line}:19 on rank 1, to rank 1 with tag 5: not received on the tape",
+            file!()
+        )
+    );
+    same_everywhere(world, &text)?;
+    if let Some(request) = request {
+        let _ = world.recv(&x.detach(), 1, 5);
+        let _ = request.wait()?;
+    }
+    Ok(())
+}
+
+fn another_call_on_one_rank(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let tape = world.tape();
+    let x = number(world, 1.0);
+    // All make the call, and one of them on the tape.
+    let comm: &Communicator = if world.rank() == 1 { &tape } else { world };
+    let y = comm.all_reduce(&x, Op::Sum)?;
+    let text = tape_error(tape.backward(&y.sum(Kind::Double)));
+    assert!(text.contains("call 1 of all ranks: nothing on rank"), "{text}");
+    assert!(text.contains(concat!("all_reduce at ", file!(), ":")), "{text}");
+    assert!(text.contains("on rank 1"), "{text}");
+    same_everywhere(world, &text)?;
+    // The communicator works as before.
+    let tape = world.tape();
+    let y = tape.all_reduce(&x, Op::Sum)?;
+    tape.backward(&y.sum(Kind::Double))
+}
+
+fn a_send_that_nobody_receives(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let tape = world.tape();
+    let (right, left) = neighbours(world);
+    let x = number(world, 1.0);
+    let request = tape.isend(&x, right, 1)?;
+    // Received, though not on the tape.
+    let _ = tch::no_grad(|| world.recv(&x, left, 1));
+    let _ = request.wait()?;
+    let text = tape_error(tape.backward(None));
+    assert!(text.contains("not received on the tape"), "{text}");
+    same_everywhere(world, &text)
+}
+
+/// Nobody can go back through a message that was not what it was to be received into.
+fn a_message_that_is_refused(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let tape = world.tape();
+    let (right, left) = neighbours(world);
+    let x = number(world, 1.0);
+    let receive = tape.irecv(&zeros(&[2]), left, 1)?;
+    let _ = tape.send(&x, right, 1)?;
+    assert!(matches!(receive.wait(), Err(Error::Message { .. })));
+    let text = tape_error(tape.backward(None));
+    assert!(text.contains("not received on the tape"), "{text}");
+    same_everywhere(world, &text)
+}
+
+fn waits_in_different_order(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    if tape.size() == 1 {
+        return Ok(());
+    }
+    let x = number(&tape, 1.0);
+    let (a, b) = (tape.iall_reduce(&x, Op::Sum)?, tape.iall_reduce(&(&x * 2.0), Op::Sum)?);
+    let (first, second) = if tape.rank() == 0 { (a, b) } else { (b, a) };
+    let y = first.wait()? + second.wait()?;
+    let text = tape_error(tape.backward(&y.sum(Kind::Double)));
+    assert!(text.contains("call 3 of all ranks: "), "{text}");
+    same_everywhere(&context.world, &text)
+}
+
+fn bad_arguments_are_refused_on_all_ranks(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let tape = world.tape();
+    let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+    let y = tape.all_reduce(&x, Op::Sum)?;
+    let bad = if world.rank() == 0 { &y } else { &y.sum(Kind::Double) };
+    let error = tape.backward(bad).expect_err("the loss has two elements").to_string();
+    if world.rank() == 0 {
+        assert_eq!(error, "Tape::backward: the loss has shape [2]; one element is needed");
+    } else {
+        assert!(error.contains("refused: Tape::backward: the loss has shape [2]"), "{error}");
+    }
+    let loss = y.sum(Kind::Double);
+    let constant = Tensor::from_slice(&[1.0]);
+    let inputs = if world.rank() == 0 { [&constant] } else { [&x] };
+    let error = tape.grad(Some(&loss), &inputs).expect_err("the input is a constant").to_string();
+    assert!(error.contains("Tape::grad: input 0 does not require grad"), "{error}");
+    tape.backward(&loss)?;
+    assert_eq!(x.grad(), x.full_like(f64::from(world.size())).detach());
+    Ok(())
+}
+
+fn options_that_differ(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    if tape.size() == 1 {
+        return Ok(());
+    }
+    let x = number(&tape, 1.0);
+    let y = tape.all_reduce(&x, Op::Sum)?.sum(Kind::Double);
+    let result = tape.backward_with(&y, false, tape.rank() == 0);
+    let error = result.expect_err("the options differ").to_string();
+    assert!(
+        error.contains(
+            "operation: Tape::backward with create_graph on rank 0; Tape::backward on rank"
+        ),
+        "{error}"
+    );
+    tape.backward(&y)
+}

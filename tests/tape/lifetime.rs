@@ -1,0 +1,98 @@
+//! How long the graph is there: for more passes than one if it is kept, no longer otherwise.
+
+use mpi4tch::{Op, Result, testing};
+use tch::{Device, Kind, Tensor};
+
+use crate::common::Context;
+use crate::common::ring::neighbours;
+use crate::{number, value};
+
+pub fn tests() -> Vec<harness::Test<Context>> {
+    harness::tests![
+        keeping_the_graph,
+        requests_that_outlive_the_pass,
+        results_that_outlive_the_pass,
+        the_graph_is_freed,
+    ]
+}
+
+fn keeping_the_graph(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = number(&tape, 1.0);
+    let y = tape.iall_reduce(&x.square(), Op::Sum)?.wait()?;
+    let loss = (tape.rank() == 0).then(|| y.sum(Kind::Double));
+    for _ in 0..3 {
+        tape.backward_with(loss.as_ref(), true, false)?;
+    }
+    // More on the same tape.
+    let z = tape.broadcast(&x, 0)?;
+    tape.backward(&z.sum(Kind::Double))?;
+    let root = if tape.rank() == 0 { f64::from(tape.size()) } else { 0.0 };
+    assert_eq!(value(&x.grad()), 6.0 * value(&x.detach()) + root);
+    Ok(())
+}
+
+fn requests_that_outlive_the_pass(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let (right, left) = neighbours(&tape);
+    let x = number(&tape, 1.0);
+    let send = tape.isend(&x, right, 0)?;
+    let receive = tape.irecv(&x, left, 0)?;
+    tape.backward(None)?;
+    for request in [send, receive] {
+        let error = request.wait().expect_err("the pass has gone through the start").to_string();
+        assert!(error.contains("before the tape's last backward pass"), "{error}");
+    }
+    // The tape goes on.
+    let y = tape.all_reduce(&x, Op::Sum)?;
+    let gradient = tape.grad(Some(&y.sum(Kind::Double)), &[&x])?.remove(0);
+    assert_eq!(value(&gradient), f64::from(tape.size()));
+    Ok(())
+}
+
+fn results_that_outlive_the_pass(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = number(&tape, 1.0);
+    let y = tape.all_reduce(&x, Op::Sum)?.sum(Kind::Double);
+    tape.backward(&y)?;
+    // Nobody waits for the rank that uses it once more.
+    let again = (tape.rank() == 0).then_some(&y);
+    let result = tape.backward(again);
+    assert_eq!(result.is_err(), tape.rank() == 0, "{result:?}");
+    if let Err(error) = result {
+        assert!(error.to_string().contains("before the tape's last backward pass"), "{error}");
+    }
+    Ok(())
+}
+
+fn the_graph_is_freed(context: &Context) -> Result<()> {
+    let before = testing::live_pullbacks();
+    let run = |create_graph: bool| -> Result<()> {
+        let tape = context.world.tape();
+        let x = number(&tape, 1.0);
+        let y = tape.iall_reduce(&x.square(), Op::Sum)?.wait()?;
+        let (right, left) = neighbours(&tape);
+        let request = tape.isend(&y, right, 0)?;
+        let z = tape.recv(&x, left, 0)?;
+        let _ = request.wait()?;
+        drop(tape.iall_gather_with_counts(&x, 0, &vec![1; tape.size().unsigned_abs() as usize])?);
+        if create_graph {
+            let g = tape.grad_with(Some(&z.sum(Kind::Double)), &[&x], false, true)?.remove(0);
+            tape.backward_with(&g.sum(Kind::Double), false, true)?;
+            // What torch itself would keep: the leaf's gradient has a graph that leads to the leaf.
+            let mut x = x;
+            x.zero_grad();
+        } else {
+            tape.backward(&z.sum(Kind::Double))?;
+        }
+        Ok(())
+    };
+    run(false)?;
+    run(true)?;
+    // Never gone back through.
+    let tape = context.world.tape();
+    let _ = tape.all_reduce(&Tensor::zeros([2], (Kind::Float, Device::Cpu)), Op::Sum)?;
+    drop(tape);
+    assert_eq!(testing::live_pullbacks(), before);
+    Ok(())
+}

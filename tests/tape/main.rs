@@ -1,0 +1,30 @@
+//! A tape carries out every communication in the backward pass, on every rank, in one order. Each
+//! of these tests hangs or comes to a wrong result without one.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod differences;
+mod gradients;
+mod lifetime;
+mod requests;
+
+use std::process::ExitCode;
+
+use common::start;
+use mpi4tch::Communicator;
+use tch::{Kind, Tensor};
+
+fn main() -> ExitCode {
+    let tests = [gradients::tests(), requests::tests(), differences::tests(), lifetime::tests()];
+    harness::run(start, tests.into_iter().flatten().collect())
+}
+
+/// A leaf of one element: `first` on rank 0, and one more on each rank.
+fn number(comm: &Communicator, first: f64) -> Tensor {
+    Tensor::from_slice(&[first + f64::from(comm.rank())]).set_requires_grad(true)
+}
+
+/// The single element.
+fn value(x: &Tensor) -> f64 {
+    f64::try_from(x.sum(Kind::Double)).expect("one element")
+}
