@@ -5,7 +5,8 @@
 //! has entered a call that could not end. Where a rank needs to know the others' sizes, these
 //! travel in the same small message, and the terms are compared in any case.
 
-use std::fmt::Write;
+mod description;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tch::{Kind, Tensor};
@@ -18,6 +19,8 @@ use crate::datatype::Datatype;
 use crate::error::{Error, Result};
 use crate::reduction::Op;
 use crate::site::Site;
+pub(crate) use description::differences;
+use description::{decode, encode};
 
 /// Which calls the ranks compare before they make them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -304,108 +307,5 @@ impl Terms<'_> {
             lines.push(("shape", format!("[{}]", extents.join(", "))));
         }
         lines
-    }
-}
-
-fn encode(description: &[(&'static str, String)]) -> Vec<u8> {
-    let lines: Vec<String> =
-        description.iter().map(|(name, value)| format!("{name}\t{value}")).collect();
-    lines.join("\n").into_bytes()
-}
-
-fn decode(text: &[u8]) -> Vec<(String, String)> {
-    let text = String::from_utf8_lossy(text);
-    let lines = text.split('\n').filter_map(|line| line.split_once('\t'));
-    lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
-}
-
-fn value_of<'a>(lines: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    lines.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
-}
-
-/// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values.
-pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
-    let mut names: Vec<&str> = Vec::new();
-    for (name, _) in all.iter().flatten() {
-        if !names.contains(&name.as_str()) {
-            names.push(name);
-        }
-    }
-    let mut operations = all.iter().filter_map(|lines| value_of(lines, "operation"));
-    let first = operations.next();
-    let several = operations.any(|operation| Some(operation) != first);
-    let mut text = String::new();
-    for name in names {
-        let mut values: Vec<(&str, Vec<usize>)> = Vec::new();
-        for (rank, lines) in all.iter().enumerate() {
-            // A rank that was refused has no terms, and one with terms was not refused. Nor has
-            // each operation the terms of another.
-            let refused = name == "refused" || value_of(lines, "refused").is_some();
-            let value = match value_of(lines, name) {
-                Some(value) => value,
-                None if refused || several => continue,
-                None => "none",
-            };
-            match values.iter_mut().find(|(v, _)| *v == value) {
-                Some((_, ranks)) => ranks.push(rank),
-                None => values.push((value, vec![rank])),
-            }
-        }
-        if values.len() < 2 && name != "refused" {
-            continue;
-        }
-        let values: Vec<String> = values
-            .iter()
-            .map(|(value, ranks)| {
-                let list: Vec<String> = ranks.iter().map(ToString::to_string).collect();
-                let noun = if list.len() == 1 { "rank" } else { "ranks" };
-                format!("{value} on {noun} {}", list.join(", "))
-            })
-            .collect();
-        let _ = write!(text, "\n  {name}: {}", values.join("; "));
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn differences_name_the_ranks() {
-        let terms = |op: &str, kind: &str| {
-            vec![("op".to_owned(), op.to_owned()), ("kind".to_owned(), kind.to_owned())]
-        };
-        let all = [terms("Sum", "Float"), terms("Sum", "Double"), terms("Sum", "Float")];
-        assert_eq!(differences(&all), "\n  kind: Float on ranks 0, 2; Double on rank 1");
-        let refused = vec![("refused".to_owned(), "reduce: no".to_owned())];
-        let all = [terms("Sum", "Float"), refused];
-        assert_eq!(differences(&all), "\n  refused: reduce: no on rank 1");
-    }
-
-    #[test]
-    fn descriptions_survive_the_journey() {
-        let terms = Terms {
-            op: Some(Op::Max),
-            root: Some(2),
-            axes: [Some(1), None],
-            shape: Some((&[2, 3], Some(1))),
-            ..Terms::default()
-        };
-        let description = terms.describe("reduce", Datatype::of(6).map(|d| (d, true)));
-        let back = decode(&encode(&description));
-        let expected = [
-            ("operation", "reduce"),
-            ("op", "Op::Max"),
-            ("kind", "Float"),
-            ("requires_grad", "true"),
-            ("root", "2"),
-            ("axis", "1"),
-            ("shape", "[2, _]"),
-        ];
-        assert_eq!(back.len(), expected.len());
-        for ((name, value), expected) in back.iter().zip(expected) {
-            assert_eq!((name.as_str(), value.as_str()), expected);
-        }
     }
 }

@@ -1,5 +1,5 @@
 // The one place that speaks C++ to libtorch: an autograd node that owns a Rust pullback.
-// Everything above it, in src/autograd.rs, is Rust; wrapper.h is the border.
+// Everything above it, in src/autograd.rs and beside it, is Rust; wrapper.h is the border.
 
 #include "../wrapper.h"
 

@@ -3,21 +3,19 @@
 //! Sending is the map that takes the sender's tensor to the receiver's result, and to nothing here;
 //! receiving is its adjoint. What a rank gets of what it has no part in is zeros.
 
-use std::sync::Arc;
+mod operators;
 
 use tch::Tensor;
 
-use crate::agreement::{Agreed, Terms};
-use crate::autograd::View;
 use crate::buffer::Input;
-use crate::call::{Call, Finish, Header, Message, Plan};
+use crate::call::Header;
 use crate::communicator::{Communicator, Rank};
 use crate::dummies::join_dummies;
 use crate::error::{Error, Result, check};
-use crate::operator::{Blocking, Mode, Operator, apply};
+use crate::operator::{Blocking, Mode, apply};
 use crate::request::{Nonblocking, Request};
 use crate::status::{Envelope, PROC_NULL, Source, Status, Tag, TagMatch};
-use crate::tape::Traffic;
+use operators::{Receive, Send, SendReceive};
 
 impl Communicator {
     /// Sends `x` to the rank `dest`.
@@ -318,155 +316,4 @@ fn send<M: Mode>(comm: &Communicator, x: &Tensor, dest: Rank, tag: Tag) -> Resul
     let sent = apply::<M>(&operator, comm, x)?;
     let x = x.shallow_clone();
     M::then([sent], move |[sent]| Ok(join_dummies(&x, &[&sent])))
-}
-
-/// The adjoint of [`Receive`].
-#[derive(Debug)]
-struct Send {
-    to: Envelope,
-    /// The result's shape: zeros.
-    shape: Vec<i64>,
-}
-
-/// The adjoint of [`Send`]; of its input, only the kind counts.
-#[derive(Debug)]
-struct Receive {
-    from: Envelope,
-    shape: Vec<i64>,
-}
-
-/// Its own adjoint, with the ends exchanged.
-#[derive(Debug)]
-struct SendReceive {
-    to: Envelope,
-    from: Envelope,
-    /// The result's shape.
-    shape: Vec<i64>,
-}
-
-impl Receive {
-    fn new(source: impl Into<Source>, tag: impl Into<TagMatch>, like: &Tensor) -> Self {
-        let view = View::of(like);
-        let shape = if view.is_defined() { like.size() } else { Vec::new() };
-        Self { from: Envelope::new(source.into(), tag.into()), shape }
-    }
-}
-
-/// Where a message goes to.
-fn known(call: &'static str, envelope: &Envelope) -> Result<(Rank, Tag)> {
-    envelope.known().ok_or_else(|| Error::Argument {
-        call,
-        message: "the message of any rank was never waited for, so its sender is not known"
-            .to_owned(),
-    })
-}
-
-/// How MPI is called to send a tensor.
-fn outgoing(
-    call: &'static str,
-    comm: &Communicator,
-    input: &Input,
-    to: &Envelope,
-) -> Result<Message> {
-    let records = comm.records(input.view());
-    Ok(Message::new(comm, known(call, to)?, input.datatype(), input.count(), records))
-}
-
-/// How MPI is called to receive a tensor of `shape`, and what is checked of what has come.
-fn incoming(
-    comm: &Communicator,
-    input: &Input,
-    from: &Envelope,
-    shape: &[i64],
-) -> (Message, Finish) {
-    let recorded = comm.records(input.view());
-    let count = shape.iter().product();
-    let message = Message::new(comm, from.to_mpi(), input.datatype(), count, recorded);
-    let finish = match from.source() {
-        Source::Rank(PROC_NULL) => Finish::Zero,
-        _ => Finish::Receive { envelope: from.clone(), recorded },
-    };
-    (message, finish)
-}
-
-impl Operator for Send {
-    fn name(&self) -> &'static str {
-        "send"
-    }
-
-    fn traffic(&self) -> Traffic {
-        Traffic::Messages { send: Some(self.to.clone()), receive: None }
-    }
-
-    fn terms<'a>(&'a self, comm: &Communicator, _: &Input<'a>) -> Result<Terms<'a>> {
-        comm.check_envelope(self.name(), "dest", &self.to)?;
-        Ok(Terms::default())
-    }
-
-    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
-        let call = Call::Send(outgoing(self.name(), comm, &input, &self.to)?);
-        let input = input.contiguous()?;
-        let finish = match &self.shape[..] {
-            // What there is of it can be recorded before it is waited for.
-            [0] => Finish::Nothing,
-            shape => Finish::Zeros(shape.to_vec()),
-        };
-        Ok(Plan { input, shape: vec![0].into(), call, context: comm.context(), finish })
-    }
-
-    fn adjoint(&self, shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
-        Arc::new(Receive { from: self.to.clone(), shape: shape.to_vec() })
-    }
-}
-
-impl Operator for Receive {
-    fn name(&self) -> &'static str {
-        "recv"
-    }
-
-    fn traffic(&self) -> Traffic {
-        Traffic::Messages { send: None, receive: Some(self.from.clone()) }
-    }
-
-    fn terms<'a>(&'a self, comm: &Communicator, _: &Input<'a>) -> Result<Terms<'a>> {
-        comm.check_envelope(self.name(), "source", &self.from)?;
-        Ok(Terms::default())
-    }
-
-    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
-        let (message, finish) = incoming(comm, &input, &self.from, &self.shape);
-        let (shape, call) = (self.shape.clone().into(), Call::Receive(message));
-        Ok(Plan { input, shape, call, context: comm.context(), finish })
-    }
-
-    fn adjoint(&self, shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
-        Arc::new(Send { to: self.from.clone(), shape: shape.to_vec() })
-    }
-}
-
-impl Operator for SendReceive {
-    fn name(&self) -> &'static str {
-        "sendrecv"
-    }
-
-    fn traffic(&self) -> Traffic {
-        Traffic::Messages { send: Some(self.to.clone()), receive: Some(self.from.clone()) }
-    }
-
-    fn terms<'a>(&'a self, comm: &Communicator, _: &Input<'a>) -> Result<Terms<'a>> {
-        comm.check_envelope(self.name(), "dest", &self.to)?;
-        comm.check_envelope(self.name(), "source", &self.from)?;
-        Ok(Terms::default())
-    }
-
-    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
-        let send = outgoing(self.name(), comm, &input, &self.to)?;
-        let (receive, finish) = incoming(comm, &input, &self.from, &self.shape);
-        let (shape, call) = (self.shape.clone().into(), Call::SendReceive { send, receive });
-        Ok(Plan { input: input.contiguous()?, shape, call, context: comm.context(), finish })
-    }
-
-    fn adjoint(&self, shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
-        Arc::new(Self { to: self.from.clone(), from: self.to.clone(), shape: shape.to_vec() })
-    }
 }

@@ -1,0 +1,236 @@
+//! Nodes of the graph, whose pullbacks are closures.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tch::Tensor;
+
+use super::{check, own, pointers, shim};
+use crate::error::{Error, Result};
+
+/// What a pullback gets.
+pub(crate) struct Backward {
+    /// One cotangent per output, zeros where none came. They may be shared with other branches of
+    /// the graph: never change them in place.
+    pub(crate) cotangents: Vec<Tensor>,
+    /// The tensors saved with the node; an error if one was changed in place or is gone. The
+    /// pullback then still has to tell those ranks that wait for it.
+    pub(crate) saved: Result<Vec<Tensor>>,
+}
+
+/// Makes `outputs`, fresh tensors without history, the outputs of a new node over `inputs`.
+///
+/// `saved` are kept for the pullback: they make no reference cycle, and a change of one in place
+/// before the pullback runs is an error of the backward pass. The pullback returns one gradient
+/// per input, or `None` for an input that gets none; its `Err`s and panics come out of the
+/// backward pass as errors. The node lives as long as its outputs need it.
+///
+/// See `torch/csrc/autograd/function.h`.
+pub(crate) fn record<F>(
+    call: &'static str,
+    inputs: &[&Tensor],
+    outputs: &[&Tensor],
+    saved: &[&Tensor],
+    pullback: F,
+) -> Result<()>
+where
+    F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+{
+    let name = CString::new(call).unwrap_or_default();
+    let pullback = boxed(call, pullback);
+    let (inputs, outputs, saved) = (pointers(inputs), pointers(outputs), pointers(saved));
+    // SAFETY: all tensors are valid at::Tensors that outlive the call. The two callbacks are made
+    // for the closure's type, which is Send and Sync, as libtorch may call it on its own threads.
+    let error = unsafe {
+        shim::mpi4tch_record(
+            name.as_ptr(),
+            pullback,
+            inputs.as_ptr(),
+            inputs.len(),
+            outputs.as_ptr(),
+            outputs.len(),
+            saved.as_ptr(),
+            saved.len(),
+        )
+    };
+    check(call, error)
+}
+
+/// A change of a tensor in place, by torch's rules for it.
+#[derive(Clone, Copy)]
+pub(crate) struct InPlace {
+    call: &'static str,
+    data: *mut c_void,
+    view: bool,
+}
+
+impl InPlace {
+    /// Refuses a leaf that requires grad, and the views that torch refuses.
+    pub(crate) fn new(call: &'static str, x: &Tensor) -> Result<Self> {
+        let (mut data, mut view) = (ptr::null_mut(), false);
+        // SAFETY: `x` is a valid at::Tensor that outlives the call, as do the results.
+        let error =
+            unsafe { shim::mpi4tch_check_in_place(x.as_ptr().cast(), &mut data, &mut view) };
+        check(call, error)?;
+        Ok(Self { call, data, view })
+    }
+
+    /// Whether the tensor is a view of another, in whose history the change is to be recorded.
+    pub(crate) fn is_view(self) -> bool {
+        self.view
+    }
+
+    /// The first element, to write; null where it could not be written by a pointer.
+    pub(crate) fn data(self) -> *mut c_void {
+        self.data
+    }
+
+    /// After the change: bumps the version counter, so that a node that saved the tensor notices.
+    pub(crate) fn bump_version(self, x: &mut Tensor) -> Result<()> {
+        self.rebase(x, ptr::null())
+    }
+
+    /// After the change: bumps the version counter and lets the history go on from a new node, as
+    /// [`record`] makes it.
+    pub(crate) fn record<F>(self, x: &mut Tensor, pullback: F) -> Result<()>
+    where
+        F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+    {
+        self.rebase(x, &boxed(self.call, pullback))
+    }
+
+    fn rebase(self, x: &mut Tensor, pullback: *const shim::mpi4tch_pullback) -> Result<()> {
+        let name = CString::new(self.call).unwrap_or_default();
+        // SAFETY: `x` is a valid at::Tensor; the pullback is null or valid, and owned by the shim
+        // from here on.
+        let error =
+            unsafe { shim::mpi4tch_record_in_place(name.as_ptr(), pullback, x.as_ptr().cast()) };
+        check(self.call, error)
+    }
+}
+
+/// The closure for the shim, which drops it.
+fn boxed<F>(call: &'static str, pullback: F) -> shim::mpi4tch_pullback
+where
+    F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+{
+    let node = Box::new(Pullback { call, pullback, live: Live::new() });
+    shim::mpi4tch_pullback {
+        state: Box::into_raw(node).cast(),
+        call: Some(call_pullback::<F>),
+        drop: Some(drop_pullback::<F>),
+    }
+}
+
+/// How many pullbacks are alive in the process: how many of our nodes graphs still hold.
+pub(crate) fn live_pullbacks() -> usize {
+    LIVE.load(Ordering::Relaxed)
+}
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts itself in [`LIVE`] from creation to drop.
+struct Live;
+
+impl Live {
+    fn new() -> Self {
+        LIVE.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        LIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Pullback<F> {
+    call: &'static str,
+    pullback: F,
+    #[expect(dead_code, reason = "held for its Drop")]
+    live: Live,
+}
+
+/// Runs the closure behind `state`; what goes wrong becomes an error text.
+///
+/// # Safety
+/// `state` is the `Pullback<F>` that [`record`] boxed, and `backward` holds what `wrapper.h` says.
+unsafe extern "C" fn call_pullback<F>(
+    state: *mut c_void,
+    backward: *const shim::mpi4tch_backward,
+) -> *mut c_char
+where
+    F: Fn(Backward) -> Result<Vec<Option<Tensor>>>,
+{
+    // SAFETY: both pointers are valid for the call; the shim calls before it drops.
+    let (node, backward) = unsafe { (&*state.cast::<Pullback<F>>(), &*backward) };
+    // Unwind safety: after a panic the closure's state is only read again or dropped, and it has
+    // no invariant between calls.
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: the shim hands over ownership of `outputs` cotangents and `saved_count` tensors.
+        let (cotangents, saved) = unsafe {
+            (
+                own_all(backward.cotangents, backward.outputs),
+                own_all(backward.saved, backward.saved_count),
+            )
+        };
+        let saved = if backward.error.is_null() {
+            Ok(saved)
+        } else {
+            // SAFETY: the shim's error is a C string that outlives the call.
+            let message = unsafe { CStr::from_ptr(backward.error) };
+            let message = message.to_string_lossy().into_owned();
+            Err(Error::Autograd { call: node.call, message })
+        };
+        let gradients = (node.pullback)(Backward { cotangents, saved })?;
+        assert_eq!(gradients.len(), backward.inputs, "one gradient per input");
+        for (i, gradient) in gradients.into_iter().enumerate() {
+            let pointer = gradient.map_or(ptr::null_mut(), give);
+            // SAFETY: `gradients` has room for `inputs` pointers, and `i < inputs`.
+            unsafe { *backward.gradients.add(i) = pointer };
+        }
+        Ok::<(), Error>(())
+    }));
+    let text = match outcome {
+        Ok(Ok(())) => return ptr::null_mut(),
+        Ok(Err(error)) => format!("backward of {}: {error}", node.call),
+        Err(panic) => format!("backward of {} panicked: {}", node.call, panic_text(&*panic)),
+    };
+    // SAFETY: the text is copied before the call returns.
+    unsafe { shim::mpi4tch_text(text.as_ptr().cast(), text.len()) }
+}
+
+/// Drops the closure behind `state`.
+///
+/// # Safety
+/// `state` is the `Pullback<F>` that [`record`] boxed; nothing uses it afterwards.
+unsafe extern "C" fn drop_pullback<F>(state: *mut c_void) {
+    // SAFETY: the shim drops a pullback once, with its node.
+    let node = unsafe { Box::from_raw(state.cast::<Pullback<F>>()) };
+    // A panic in a destructor has nowhere to go; it has been printed.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(node)));
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        text
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text
+    } else {
+        "unknown panic"
+    }
+}
+
+/// # Safety
+/// `list` holds `count` tensors that the caller may take ownership of.
+unsafe fn own_all(list: *const shim::mpi4tch_tensor, count: usize) -> Vec<Tensor> {
+    // SAFETY: as required; `add` stays within the list.
+    (0..count).filter_map(|i| own(unsafe { *list.add(i) })).collect()
+}
+
+fn give(tensor: Tensor) -> shim::mpi4tch_tensor {
+    std::mem::ManuallyDrop::new(tensor).as_ptr().cast_mut().cast()
+}

@@ -1,0 +1,137 @@
+//! What is asked of a single tensor of libtorch's, beyond what tch tells.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use tch::Tensor;
+
+use super::{check, own, own_text, shim};
+use crate::error::Result;
+
+/// What a collective asks of a tensor, read in one call.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'x> {
+    raw: shim::mpi4tch_view,
+    tensor: &'x Tensor,
+}
+
+impl<'x> View<'x> {
+    pub(crate) fn of(tensor: &'x Tensor) -> Self {
+        // SAFETY: tch keeps a valid at::Tensor behind the pointer for as long as `tensor` lives.
+        let raw = unsafe { shim::mpi4tch_look(tensor.as_ptr().cast()) };
+        Self { raw, tensor }
+    }
+
+    pub(crate) fn tensor(&self) -> &'x Tensor {
+        self.tensor
+    }
+
+    pub(crate) fn shape(&self) -> &'x [i64] {
+        if self.raw.dim == 0 {
+            return &[];
+        }
+        // SAFETY: the shim points `sizes` at the tensor's own `dim` extents. They live as long as
+        // the tensor, and only operations on `&mut Tensor` change them.
+        unsafe { std::slice::from_raw_parts(self.raw.sizes, self.raw.dim) }
+    }
+
+    /// Whether there is a tensor: a gradient that was never computed is none.
+    pub(crate) fn is_defined(&self) -> bool {
+        self.raw.defined
+    }
+
+    /// The first element; null where there is none.
+    pub(crate) fn data(&self) -> *const c_void {
+        self.raw.data
+    }
+
+    pub(crate) fn count(&self) -> i64 {
+        self.raw.numel
+    }
+
+    /// The number that libtorch gives the kind (`c10::ScalarType`).
+    pub(crate) fn scalar_type(&self) -> i32 {
+        self.raw.kind
+    }
+
+    pub(crate) fn is_strided(&self) -> bool {
+        self.raw.strided
+    }
+
+    pub(crate) fn is_on_cpu(&self) -> bool {
+        self.raw.cpu
+    }
+
+    /// libtorch's name of the device: `cuda:0`.
+    pub(crate) fn device(&self) -> String {
+        // SAFETY: as in `of`.
+        let name = unsafe { shim::mpi4tch_device(self.tensor.as_ptr().cast()) };
+        own_text(name)
+    }
+
+    /// Whether the elements lie in memory as MPI sends them.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        self.raw.contiguous
+    }
+
+    /// Whether a call on this tensor is to be recorded.
+    pub(crate) fn requires_grad(&self) -> bool {
+        self.raw.requires_grad
+    }
+}
+
+/// A new contiguous CPU tensor of undefined content, and where its first element is.
+pub(crate) fn empty(
+    call: &'static str,
+    shape: &[i64],
+    scalar_type: i32,
+) -> Result<(Tensor, *mut c_void)> {
+    let (mut tensor, mut data) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: `shape` is a valid slice, and the results are written before the call returns.
+    let error = unsafe {
+        shim::mpi4tch_empty(shape.as_ptr(), shape.len(), scalar_type, &mut tensor, &mut data)
+    };
+    check(call, error)?;
+    // SAFETY: without an error, `tensor` is a new at::Tensor that nobody else owns.
+    Ok((unsafe { Tensor::from_ptr(tensor.cast()) }, data))
+}
+
+/// How often a tensor was changed in place.
+pub(crate) fn version(tensor: &Tensor) -> i64 {
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call.
+    unsafe { shim::mpi4tch_version(tensor.as_ptr().cast()) }
+}
+
+/// A tensor of the same memory, whose storage cannot be resized until [`unpin`]; a number for the
+/// storage, and whether it could be resized before.
+pub(crate) fn pin(call: &'static str, tensor: &Tensor) -> Result<(Tensor, usize, bool)> {
+    let (mut alias, mut storage, mut resizable) = (ptr::null_mut(), ptr::null(), false);
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call, as do the results.
+    let error = unsafe {
+        shim::mpi4tch_pin(tensor.as_ptr().cast(), &mut alias, &mut storage, &mut resizable)
+    };
+    check(call, error)?;
+    // SAFETY: without an error, `alias` is a new at::Tensor that nobody else owns.
+    Ok((unsafe { Tensor::from_ptr(alias.cast()) }, storage.addr(), resizable))
+}
+
+/// Lets the storage of a tensor that [`pin`] made be resized again.
+pub(crate) fn unpin(alias: &Tensor) {
+    // SAFETY: `alias` is a valid at::Tensor with storage that outlives the call.
+    unsafe { shim::mpi4tch_unpin(alias.as_ptr().cast()) };
+}
+
+/// The same elements in the same storage, as a tensor without history that [`record`](super::record) can give one.
+pub(crate) fn alias(call: &'static str, tensor: &Tensor) -> Result<Tensor> {
+    let mut alias = ptr::null_mut();
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call, as does the result.
+    check(call, unsafe { shim::mpi4tch_alias(tensor.as_ptr().cast(), &mut alias) })?;
+    // SAFETY: without an error, `alias` is a new at::Tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(alias.cast()) })
+}
+
+/// Takes a leaf's gradient from it.
+pub(crate) fn take_grad(leaf: &Tensor) -> Option<Tensor> {
+    // SAFETY: `leaf` is a valid at::Tensor that outlives the call.
+    own(unsafe { shim::mpi4tch_take_grad(leaf.as_ptr().cast()) })
+}
