@@ -6,7 +6,6 @@
 //! way at MPI's end is ended then. One that is forgotten stays in the list.
 
 use std::collections::BTreeMap;
-use std::ffi::c_int;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -238,11 +237,7 @@ impl Flights {
             }
         }
         let start = Instant::now();
-        for call in &left {
-            if !call.has_ended() {
-                report(call, "was never waited for");
-            }
-        }
+        report(left.iter().filter(|call| !call.has_ended()), "was never waited for");
         loop {
             left.retain(|call| {
                 // SAFETY: passed on to the caller.
@@ -257,11 +252,9 @@ impl Flights {
             }
             std::thread::yield_now();
         }
-        for call in left {
-            report(&call, "has no counterpart on other ranks, and does not end");
-            // MPI may still write its buffers.
-            std::mem::forget(call);
-        }
+        report(left.iter(), "has no counterpart on other ranks, and does not end");
+        // MPI may still write their buffers.
+        std::mem::forget(left);
     }
 }
 
@@ -272,10 +265,17 @@ impl fmt::Debug for Flights {
     }
 }
 
-fn report(call: &Call, what: &str) {
-    let rank = call.comm.rank();
-    let of: c_int = call.comm.size();
-    let line = format!("mpi4tch: rank {rank} of {of}: {}, started there, {what}\n", call.site);
-    // At once: other ranks report too.
-    eprint!("{line}");
+/// Names the calls, each line of the program once: a call and its comparison are two.
+fn report<'c>(calls: impl Iterator<Item = &'c Arc<Call>>, what: &str) {
+    let mut lines: Vec<String> = Vec::new();
+    for call in calls {
+        let (rank, size) = (call.comm.rank(), call.comm.size());
+        let site = call.site;
+        let line = format!("mpi4tch: rank {rank} of {size}: {site}, started there, {what}\n");
+        if !lines.contains(&line) {
+            // At once: other ranks report too.
+            eprint!("{line}");
+            lines.push(line);
+        }
+    }
 }

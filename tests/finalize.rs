@@ -93,11 +93,12 @@ fn check(
         let says = |text: &str| lines.iter().any(|line| line.ends_with(text));
         let waited = says(", started there, was never waited for");
         let ends = !says(", started there, has no counterpart on other ranks, and does not end");
+        let once = lines.iter().enumerate().all(|(i, line)| !lines[..i].contains(line));
         let right = match said {
             Perhaps => ends,
             NotWaitedFor => waited && ends,
             Endless => waited && !ends,
-        };
+        } && once;
         if starts(i32::try_from(rank).unwrap_or(0)) && !right {
             return Err(case);
         }
