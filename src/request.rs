@@ -14,6 +14,7 @@ mod several;
 use tch::Tensor;
 
 use crate::agreement::{Agreed, Comparison};
+use crate::autograd;
 use crate::buffer::Input;
 use crate::call::Started;
 use crate::communicator::Communicator;
@@ -35,6 +36,8 @@ pub use several::{wait_all, wait_any, wait_some};
 /// - Adjoint: that of the operation. In the backward pass, the pullback of [`wait`](Self::wait)
 ///   starts the adjoint operation, and the pullback of the start waits for it: what lies between
 ///   start and wait runs beside the communication in both passes.
+/// - Recording: the start decides, as it does for a blocking call. A wait under `tch::no_grad` takes
+///   nothing out of the graph, and one outside of it adds nothing.
 /// - Order: operations that all ranks start must be started in the same order on all of them, and,
 ///   where they are to be differentiated, waited for in the same order too. Messages may be waited
 ///   for in any order.
@@ -150,6 +153,7 @@ impl Mode for Nonblocking {
             parts.extend(request.parts);
             (count, request.finish)
         });
+        let records = autograd::is_recording();
         let finish = move |results: Vec<Tensor>| {
             let mut results = results.into_iter();
             let mut outputs = Vec::with_capacity(N);
@@ -157,7 +161,9 @@ impl Mode for Nonblocking {
                 let own: Vec<Tensor> = results.by_ref().take(count).collect();
                 outputs.push(finished(own, work)?);
             }
-            f(outputs.try_into().unwrap_or_else(|_| unreachable!("one result per output")))
+            let outputs =
+                outputs.try_into().unwrap_or_else(|_| unreachable!("one result per output"));
+            if records { tch::with_grad(|| f(outputs)) } else { tch::no_grad(|| f(outputs)) }
         };
         Ok(Request { parts, finish: Some(Box::new(finish)) })
     }

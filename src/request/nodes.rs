@@ -26,9 +26,9 @@ pub(super) struct WaitNode {
 }
 
 impl WaitNode {
-    /// Makes `y` the result of the wait.
+    /// Makes `y` the result of the wait, whether or not the waiter records: the start did.
     pub(super) fn record(self, site: Site, comm: &Communicator, y: &Tensor) -> Result<()> {
-        self.nodes.record(site, comm, self.traffic, (&self.handle, &self.x, y))
+        tch::with_grad(|| self.nodes.record(site, comm, self.traffic, (&self.handle, &self.x, y)))
     }
 }
 

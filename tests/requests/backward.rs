@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use mpi4tch::{Op, PROC_NULL, Result, join_dummies, testing};
+use mpi4tch::{Op, PROC_NULL, Request, Result, join_dummies, testing};
 use tch::{Kind, Tensor};
 
 use crate::common::ring::neighbours;
@@ -16,6 +16,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         the_graph_is_kept_for_another_pass,
         two_passes_at_once,
         second_derivatives,
+        the_start_decides_what_is_recorded,
         a_result_that_nobody_waited_for,
         what_was_saved_is_lost_on_one_rank,
     ]
@@ -217,4 +218,32 @@ fn what_was_saved_is_lost_on_one_rank(context: &Context) -> Result<()> {
     }
     assert!(y.sum(Kind::Double).f_backward().is_err(), "on all ranks");
     works(&comm)
+}
+
+/// Not the wait.
+fn the_start_decides_what_is_recorded(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (right, left) = neighbours(world);
+    let x = variable(world, &[i64::from(world.size())])?;
+    for op in [Op::Sum, Op::Mean, Op::Max, Op::Min, Op::Prod] {
+        let starts: [(&str, &dyn Fn() -> Result<Request>); 4] = [
+            ("iall_reduce", &|| world.iall_reduce(&x, op)),
+            ("ireduce", &|| world.ireduce(&x, op, 0)),
+            ("iscan", &|| world.iscan(&x, op)),
+            ("ireduce_scatter", &|| world.ireduce_scatter(&x, 0, 1, op)),
+        ];
+        for (name, start) in starts {
+            let (recorded, plain) = (start()?, tch::no_grad(start)?);
+            let recorded = tch::no_grad(|| recorded.wait())?;
+            let plain = plain.wait()?;
+            assert!(recorded.requires_grad() && !plain.requires_grad(), "{name} {op:?}");
+        }
+    }
+    let request = world.isend(&x, right, 0)?;
+    let y = world.recv(&join_dummies(&x.detach(), &[&request.dummy()]), left, 0)?;
+    let request = request.join_dummies(&[&y]);
+    let sent = tch::no_grad(|| request.wait())?;
+    join_dummies(&y, &[&sent]).sum(Kind::Double).f_backward()?;
+    assert_eq!(x.grad(), x.ones_like().detach());
+    Ok(())
 }

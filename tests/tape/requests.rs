@@ -5,11 +5,17 @@ use tch::{Kind, Tensor};
 
 use crate::common::Context;
 use crate::common::ring::neighbours;
-use crate::common::tensors::zeros;
+use crate::common::tensors::{variable, zeros};
 use crate::{number, value};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
-    harness::tests![requests_on_a_tape, requests_that_are_dropped, messages_that_are_alike]
+    harness::tests![
+        requests_on_a_tape,
+        requests_that_are_dropped,
+        messages_that_are_alike,
+        messages_that_end_without_grad,
+        waits_without_grad,
+    ]
 }
 
 fn requests_on_a_tape(context: &Context) -> Result<()> {
@@ -121,6 +127,53 @@ fn messages_that_are_alike(context: &Context) -> Result<()> {
                 assert_eq!(value(&x.grad()), expected, "{order:?}, message {i}");
             }
         }
+    }
+    Ok(())
+}
+
+/// A send is on the tape whatever the grad mode is where it ends; messages below and above the eager
+/// limit.
+fn messages_that_end_without_grad(context: &Context) -> Result<()> {
+    for length in [2, 200_000] {
+        for ending in ["wait", "drop", "backward"] {
+            let tape = context.world.tape();
+            let (right, left) = neighbours(&tape);
+            let x = variable(&tape, &[length])?;
+            let request = tape.isend(&x, right, 0)?;
+            let loss = (&x + tape.recv(&x, left, 0)?).sum(Kind::Double);
+            match ending {
+                "wait" => {
+                    let _ = tch::no_grad(|| request.wait())?;
+                    tape.backward(&loss)?;
+                }
+                "drop" => {
+                    tch::no_grad(|| drop(request));
+                    tape.backward(&loss)?;
+                }
+                _ => tch::no_grad(|| tape.backward(&loss))?,
+            }
+            assert_eq!(x.grad(), x.full_like(2.0).detach(), "{ending}");
+        }
+    }
+    Ok(())
+}
+
+fn waits_without_grad(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let (x, z) = (number(&tape, 1.0), number(&tape, 1.0));
+    let (first, second) = (tape.iall_reduce(&x, Op::Sum)?, tape.iall_reduce(&z, Op::Sum)?);
+    let second = tch::no_grad(|| second.wait())?;
+    let first = tch::no_grad(|| first.wait())?;
+    let last = tape.size() - 1;
+    let loss = match tape.rank() {
+        rank if rank == last => Some(second * 100.0),
+        0 => Some(first * 10.0),
+        _ => None,
+    };
+    tape.backward(loss.map(|loss| loss.sum(Kind::Double)).as_ref())?;
+    assert_eq!(value(&z.grad()), 100.0);
+    if last > 0 {
+        assert_eq!(value(&x.grad()), 10.0);
     }
     Ok(())
 }
