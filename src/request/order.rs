@@ -6,6 +6,7 @@
 //! blocking one, is recorded, the waits for those like it that were started before are recorded
 //! first, though they are yet to come: on both ends the waits are then in the order of the starts.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tch::Tensor;
@@ -39,7 +40,15 @@ struct State {
 
 /// The messages of a communicator that were started and are to be waited for, in that order.
 #[derive(Default)]
-pub(crate) struct Messages(Mutex<Vec<Weak<Due>>>);
+pub(crate) struct Messages(Mutex<List>);
+
+#[derive(Default)]
+struct List {
+    /// Those that have been waited for are still among them.
+    started: VecDeque<Weak<Due>>,
+    /// How many there may be before those are cleared away.
+    most: usize,
+}
 
 impl Messages {
     /// Records the waits for the messages like these that were started before `own`.
@@ -50,37 +59,44 @@ impl Messages {
     /// Records the waits for all messages on a tape, which is about to go back through them: what
     /// was only started is on its way back, too, while others are.
     pub(crate) fn settle_tape(&self, tape: &Arc<Record>) -> Result<()> {
-        for due in self.due() {
-            if due.comm.record().is_some_and(|record| Arc::ptr_eq(record, tape)) {
-                due.record_early()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Those whose waits are to be recorded.
-    fn due(&self) -> Vec<Arc<Due>> {
-        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut due: Vec<Arc<Due>> = Vec::new();
-        list.retain(|other| {
-            let Some(other) = other.upgrade().filter(|other| other.is_due()) else { return false };
-            due.push(other);
-            true
-        });
-        due
+        let on_tape = |due: &Due| due.comm.record().is_some_and(|other| Arc::ptr_eq(other, tape));
+        self.due(None, on_tape).iter().try_for_each(|due| due.record_early())
     }
 
     fn settle_before(&self, traffic: &Traffic, own: Option<&Due>) -> Result<()> {
-        for other in self.due() {
-            if own.is_some_and(|own| std::ptr::eq(own, &raw const *other)) {
-                break;
-            }
-            if other.traffic.is_like(traffic) {
-                other.record_early()?;
-            }
-        }
-        Ok(())
+        let before = self.due(own, |other| other.traffic.is_like(traffic));
+        before.iter().try_for_each(|due| due.record_early())
     }
+
+    /// Those whose waits are to be recorded, started before `own`.
+    fn due(&self, own: Option<&Due>, is_wanted: impl Fn(&Due) -> bool) -> Vec<Arc<Due>> {
+        let mut list = self.list();
+        // Most are waited for in the order of their starts: then this comes to its end at once.
+        while list.started.front().is_some_and(|first| still_due(first).is_none()) {
+            list.started.pop_front();
+        }
+        let is_own =
+            |other: &Arc<Due>| own.is_some_and(|own| std::ptr::eq(own, &raw const **other));
+        let due = list.started.iter().filter_map(still_due).take_while(|other| !is_own(other));
+        due.filter(|other| is_wanted(other)).collect()
+    }
+
+    fn add(&self, due: &Arc<Due>) {
+        let mut list = self.list();
+        if list.started.len() >= list.most {
+            list.started.retain(|other| still_due(other).is_some());
+            list.most = 2 * list.started.len() + 16;
+        }
+        list.started.push_back(Arc::downgrade(due));
+    }
+
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn still_due(due: &Weak<Due>) -> Option<Arc<Due>> {
+    due.upgrade().filter(|due| due.is_due())
 }
 
 impl Due {
@@ -104,8 +120,7 @@ impl Due {
             }),
         });
         if let (Some(messages), false) = (comm.messages(), due.traffic.is_collective()) {
-            let mut list = messages.0.lock().unwrap_or_else(PoisonError::into_inner);
-            list.push(Arc::downgrade(&due));
+            messages.add(&due);
         }
         due
     }
