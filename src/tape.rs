@@ -25,8 +25,8 @@ use crate::error::{Error, Result};
 use crate::site::Site;
 pub(crate) use comparison::Traffic;
 use comparison::{decode, differences, encode, fingerprint};
+use record::first_token;
 pub(crate) use record::{Pulled, Record, outlived, record};
-use record::{Thread, first_token};
 
 /// A communicator whose operations are all carried out in the backward pass, in reverse order, on
 /// every rank.
@@ -45,6 +45,8 @@ use record::{Thread, first_token};
 ///   did not keep the graph are an [`Error::Argument`] if they are waited for, or gone back through,
 ///   after it.
 /// - The tape keeps the graph until `backward` or `grad`, or until it is dropped.
+/// - Communicators made from it, by `split` or `duplicate`, are not on the tape. Each can have one of
+///   its own.
 ///
 /// Integers and truth values carry no gradient: operations on them are not recorded.
 ///
@@ -102,10 +104,11 @@ impl Tape {
     ///
     /// # Errors
     /// [`Error::Tape`] on all ranks, before anything is done, if the ranks recorded different
-    /// calls: the tape is then of no more use; [`Error::Argument`] if the loss has not one element, and [`Error::Mismatch`] on the
-    /// other ranks; [`Error::Autograd`] if a pullback fails. Where libtorch fails on one rank,
-    /// between two communications, the other ranks wait for it: see
-    /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
+    /// calls: go on with a new tape. [`Error::Argument`] if the loss has not one element, and
+    /// [`Error::Mismatch`] on the other ranks: the tape is then as it was. [`Error::Argument`] if the loss depends on what was
+    /// recorded before an earlier pass, [`Error::Autograd`] if a pullback fails: the tape
+    /// then starts anew as well. Where libtorch fails on one rank, between two communications, the
+    /// other ranks wait for it: see [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// # Examples
     /// See [`Tape`].
@@ -149,10 +152,12 @@ impl Tape {
         self.agree(pass, check_loss(pass.name, loss))?;
         let roots = self.roots(loss, create_graph)?;
         let (outputs, cotangents) = roots.as_lists();
-        autograd::backward(pass.name, &outputs, &cotangents, pass.keeps(), create_graph)?;
         let leaf = self.record.thread().leaf.shallow_clone();
-        self.go_on(pass, autograd::take_grad(&leaf));
-        Ok(())
+        let (outcome, left_out) = self.record.pass(|| {
+            autograd::backward(pass.name, &outputs, &cotangents, pass.keeps(), create_graph)
+        });
+        self.go_on(pass, outcome.map(|()| autograd::take_grad(&leaf)))?;
+        left_out
     }
 
     /// The gradients of Σ ℓ_r with respect to this rank's `inputs`; zeros for one that no loss
@@ -223,15 +228,17 @@ impl Tape {
         let leaf = self.record.thread().leaf.shallow_clone();
         // The first token is an input as well, so that nothing is left out on the way to it.
         let with_leaf: Vec<&Tensor> = inputs.iter().copied().chain([&leaf]).collect();
-        let mut gradients = autograd::grad(
-            pass.name,
-            &outputs,
-            &cotangents,
-            &with_leaf,
-            pass.keeps(),
-            create_graph,
-        )?;
-        self.go_on(pass, gradients.pop().flatten());
+        let (outcome, left_out) = self.record.pass(|| {
+            let keeps = pass.keeps();
+            autograd::grad(pass.name, &outputs, &cotangents, &with_leaf, keeps, create_graph)
+        });
+        let mut gradients = Vec::new();
+        let last = outcome.map(|all| {
+            gradients = all;
+            gradients.pop().flatten()
+        });
+        self.go_on(pass, last)?;
+        left_out?;
         inputs
             .iter()
             .zip(gradients)
@@ -257,16 +264,19 @@ impl Tape {
     }
 
     /// After a backward pass that gave the first token this gradient.
-    fn go_on(&self, pass: Pass, gradient: Option<Tensor>) {
-        if pass.create_graph {
-            if let Some(token) = gradient {
-                self.record.thread().token = token;
+    fn go_on(&self, pass: Pass, gradient: Result<Option<Tensor>>) -> Result<()> {
+        match &gradient {
+            Ok(Some(token)) if pass.create_graph => {
+                self.record.thread().token = token.shallow_clone();
             }
-        } else if !pass.keep_graph {
-            let mut thread = self.record.thread();
-            let generation = thread.generation + 1;
-            *thread = Thread { generation, ..Thread::new(first_token()) };
+            Ok(None) if pass.create_graph => (),
+            // Nothing has become of the graph.
+            _ if pass.keep_graph && !pass.create_graph => (),
+            // Also where it failed: what there was is gone. If it did so on this rank only, and the
+            // others go on from what they have, the next pass finds that the tapes differ.
+            _ => self.record.start_anew(),
         }
+        gradient.map(|_| ())
     }
 
     /// Compares what the ranks recorded, and what they ask for.

@@ -29,6 +29,8 @@ pub(super) struct Thread {
     pub(super) collectives: usize,
     /// How often the tape has started anew.
     pub(super) generation: u64,
+    /// In a backward pass: an error once it has come to something that the tape has left behind.
+    pass: Option<Result<()>>,
 }
 
 impl Thread {
@@ -39,6 +41,7 @@ impl Thread {
             calls: Vec::new(),
             collectives: 0,
             generation: 0,
+            pass: None,
         }
     }
 }
@@ -54,6 +57,32 @@ impl Record {
 
     pub(super) fn token(&self) -> Tensor {
         self.thread().token.shallow_clone()
+    }
+
+    /// Forgets what was recorded.
+    pub(super) fn start_anew(&self) {
+        let mut thread = self.thread();
+        let generation = thread.generation + 1;
+        *thread = Thread { generation, ..Thread::new(first_token()) };
+    }
+
+    /// Runs a backward pass. Returns its outcome, and an error if something was left out of it.
+    pub(super) fn pass<T>(&self, run: impl FnOnce() -> T) -> (T, Result<()>) {
+        self.thread().pass = Some(Ok(()));
+        let outcome = run();
+        (outcome, self.thread().pass.take().unwrap_or(Ok(())))
+    }
+
+    /// Leaves a call out of the backward pass that the tape has left behind. In a pass of the tape's
+    /// the error comes after it, as the other ranks count on the calls that are yet to come.
+    fn leave_out(&self, error: Error) -> Result<()> {
+        match &mut self.thread().pass {
+            Some(pass) => {
+                *pass = Err(error);
+                Ok(())
+            }
+            None => Err(error),
+        }
     }
 
     /// How often the tape has started anew: what was recorded before is gone.
@@ -152,8 +181,8 @@ where
     let (tape, generation) = (Arc::downgrade(record), thread.generation);
     let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
     autograd::record(site.call, &[x, &thread.token], &[y, &token], saved, move |given| {
-        if tape.upgrade().is_some_and(|tape| tape.generation() != generation) {
-            return Err(outlived(site));
+        if let Some(tape) = tape.upgrade().filter(|tape| tape.generation() != generation) {
+            return tape.leave_out(outlived(site)).map(|()| vec![None, None]);
         }
         let (pulled, token) = Pulled::new(given);
         let token = token.unwrap_or_else(|| unreachable!("the token is the second output"));

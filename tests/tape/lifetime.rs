@@ -1,6 +1,6 @@
 //! How long the graph is there: for more passes than one if it is kept, no longer otherwise.
 
-use mpi4tch::{Op, Result, testing};
+use mpi4tch::{Communicator, Error, Op, Result, Tape, testing};
 use tch::{Device, Kind, Tensor};
 
 use crate::common::Context;
@@ -12,6 +12,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         keeping_the_graph,
         requests_that_outlive_the_pass,
         results_that_outlive_the_pass,
+        passes_that_fail,
         the_graph_is_freed,
     ]
 }
@@ -57,10 +58,55 @@ fn results_that_outlive_the_pass(context: &Context) -> Result<()> {
     tape.backward(&y)?;
     // Nobody waits for the rank that uses it once more.
     let again = (tape.rank() == 0).then_some(&y);
-    let result = tape.backward(again);
+    only_rank_0_fails(&tape, tape.backward(again));
+    // Nor is it waited for in what it uses besides: libtorch numbers the nodes of each thread anew,
+    // and comes to the old one first.
+    for create_graph in [false, true] {
+        let (comm, addend) = (Communicator::clone(&tape), x.shallow_clone());
+        let elsewhere = std::thread::spawn(move || comm.all_reduce(&addend, Op::Sum));
+        let loss = elsewhere.join().expect("no panic")?.sum(Kind::Double);
+        let loss = if tape.rank() == 0 { loss + &y } else { loss };
+        only_rank_0_fails(&tape, tape.backward_with(&loss, false, create_graph));
+        goes_on(&tape)?;
+    }
+    // Elsewhere than in a pass of the tape's, it is an error at once.
+    let error = y.f_backward().expect_err("the tape has left it behind").to_string();
+    assert!(error.contains("before the tape's last backward pass"), "{error}");
+    let mut x = x;
+    x.zero_grad();
+    Ok(())
+}
+
+fn only_rank_0_fails(tape: &Tape, result: Result<()>) {
     assert_eq!(result.is_err(), tape.rank() == 0, "{result:?}");
     if let Err(error) = result {
+        assert!(matches!(error, Error::Argument { call: "all_reduce", .. }), "{error:?}");
         assert!(error.to_string().contains("before the tape's last backward pass"), "{error}");
+    }
+}
+
+fn goes_on(tape: &Tape) -> Result<()> {
+    let x = number(tape, 1.0);
+    let y = tape.iall_reduce(&x.square(), Op::Sum)?.wait()?;
+    let gradient = tape.grad((tape.rank() == 0).then(|| y.sum(Kind::Double)).as_ref(), &[&x])?;
+    assert_eq!(gradient[0], x.detach() * 2.0);
+    Ok(())
+}
+
+/// The tape starts anew.
+fn passes_that_fail(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    for (ranks, create_graph) in [(1, false), (tape.size(), false), (tape.size(), true)] {
+        let x = number(&tape, 1.0);
+        let mut factor = &x * 1.0;
+        let y = tape.all_reduce(&factor, Op::Max)?;
+        if tape.rank() < ranks {
+            // The pullback has saved it.
+            let _ = tch::no_grad(|| factor.f_add_scalar_(1.0))?;
+        }
+        let result = tape.backward_with(&y.sum(Kind::Double), false, create_graph);
+        assert!(matches!(result, Err(Error::Autograd { .. })), "{result:?}");
+        goes_on(&tape)?;
     }
     Ok(())
 }
