@@ -58,10 +58,11 @@
 //! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), or, with the
 //! feature `rsmpi`, from the crate `mpi`.
 //!
-//! The adjoint of each linear one is one MPI call of the same volume. Tensors may have any layout; results are
-//! contiguous and share no storage with what went in. An underscore at the end changes its argument
-//! in place, by torch's rules for that. Where blocks may differ from rank to rank, their sizes travel
-//! first, in one small message; the variants `…_with_counts` know them and send none.
+//! The adjoint of each linear one is one MPI call of the same volume. Tensors may have any layout;
+//! results are contiguous and share no storage with what went in, but for a send's, which is what was
+//! sent. An underscore at the end changes its argument in place, by torch's rules for that. Where
+//! blocks may differ from rank to rank, their sizes travel first, in one small message; the variants
+//! `…_with_counts` know them and send none.
 //!
 //! # Adjoints
 //!
@@ -105,7 +106,9 @@
 //!   into a `like` that requires grad if what is sent does.
 //! - A rank without a loss of its own takes one of zero: `(&y * 0.0).sum(kind).backward()`.
 //! - What a result does not depend on is joined to it by [`join_dummies`].
-//! - For second derivatives, cotangents must depend on variables on all ranks or on none.
+//! - For second derivatives, cotangents must depend on variables on all ranks or on none. That of a
+//!   tensor that is only joined as a dummy depends on variables where that of what it is joined to
+//!   does. A tape has no such rule.
 //!
 //! # Errors
 //!
@@ -128,9 +131,10 @@
 //! The default is `collective` in debug builds and `local` in release builds.
 //!
 //! A call that is only started is compared at its wait, with other started ones: a blocking call
-//! on one rank and a started one on another still wait for each other. Messages between two ranks bring their kind
-//! along, and whether they are recorded, so that the receiver can tell; their length is always
-//! checked. [`Tape::backward`] compares what the ranks recorded in any case.
+//! on one rank and a started one on another still wait for each other. With `collective`, messages
+//! between two ranks bring their kind along, and whether they are recorded, so that the receiver can
+//! tell; their length is always checked. [`Tape::backward`] compares what the ranks recorded in any
+//! case.
 //!
 //! # Waiting for what does not come
 //!

@@ -22,7 +22,8 @@ impl Communicator {
     ///
     /// Wraps `MPI_Send`: it may wait until `dest` receives.
     ///
-    /// - Shape: any; the result is `x`, and shares its storage.
+    /// - Shape: any; the result is `x`, and shares its storage: neither may be changed in place while
+    ///   the other is still to be used.
     /// - Kinds: every kind of [`datatype`](crate::datatype).
     /// - Adjoint: `dest` sends its cotangent here, where it is added: `x̄ = ȳ + recv(dest, tag)`.
     ///   The backward pass gets there only if the loss depends on the result, or on a
