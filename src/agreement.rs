@@ -106,7 +106,7 @@ pub(crate) fn agree(
     terms: Result<Terms>,
     exchanges: bool,
 ) -> Result<Agreed> {
-    if comm.environment().check() == Check::Local && !exchanges {
+    if comm.check() == Check::Local && !exchanges {
         return terms.map(|_| Agreed::default());
     }
     compare(call, comm, tensor, terms)
@@ -133,7 +133,7 @@ fn compare(
 ) -> Result<Agreed> {
     // Only a graph that all ranks record, or none, can be gone back through.
     let tensor = tensor.map(|(datatype, requires_grad)| {
-        (datatype, requires_grad && comm.environment().check() == Check::Collective)
+        (datatype, requires_grad && comm.check() == Check::Collective)
     });
     let description = match &terms {
         Ok(terms) => terms.describe(call, tensor),
@@ -195,7 +195,7 @@ impl Comparison {
         tensor: Option<(Datatype, bool)>,
         terms: Result<Terms>,
     ) -> Result<Option<Self>> {
-        if comm.environment().check() == Check::Local {
+        if comm.check() == Check::Local {
             return terms.map(|_| None);
         }
         let description = match &terms {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use mpi_sys::MPI_Comm;
 
+use crate::agreement::Check;
 use crate::environment::Environment;
 use crate::error::{Error, Result, check};
 use crate::request::Messages;
@@ -48,6 +49,8 @@ pub struct Communicator {
     record: Option<Arc<Record>>,
     /// The line that the calls are for, where it is not their caller's: in the backward pass.
     origin: Option<&'static Location<'static>>,
+    /// Whether the calls are parts of one that the ranks have agreed on.
+    agreed: bool,
 }
 
 /// What all clones of a communicator share; its end is the communicator's.
@@ -89,7 +92,7 @@ impl Communicator {
         let (_parent, environment) = (parent.cloned(), Arc::clone(environment));
         let messages = Messages::default();
         let inner = Arc::new(Inner { node, _parent, rank, size, environment, messages });
-        Ok(Self { inner, pass: Pass::Forward, record: None, origin: None })
+        Ok(Self { inner, pass: Pass::Forward, record: None, origin: None, agreed: false })
     }
 
     /// The calling process's rank.
@@ -124,7 +127,8 @@ impl Communicator {
     /// The same communicator for calls of the backward pass of what was called at `site`.
     pub(crate) fn backward(&self, site: Site) -> Self {
         let inner = Arc::clone(&self.inner);
-        Self { inner, pass: Pass::Backward, record: None, origin: Some(site.at) }
+        let origin = Some(site.at);
+        Self { inner, pass: Pass::Backward, record: None, origin, agreed: false }
     }
 
     /// The same communicator, for calls on a tape.
@@ -135,6 +139,17 @@ impl Communicator {
     /// The same communicator, for calls that are on no tape, and for those who must not keep one.
     pub(crate) fn off_tape(&self) -> Self {
         Self { record: None, ..self.clone() }
+    }
+
+    /// The same communicator, for the parts of a call that the ranks have agreed on.
+    pub(crate) fn agreed(&self) -> Self {
+        Self { agreed: true, ..self.clone() }
+    }
+
+    /// Which calls the ranks compare before they make them.
+    #[inline]
+    pub(crate) fn check(&self) -> Check {
+        if self.agreed { Check::Local } else { self.environment().check() }
     }
 
     #[inline]

@@ -52,6 +52,9 @@ pub(crate) trait Mode: 'static {
     /// What it gives: the result, or a request of it.
     type Output: Send;
 
+    /// A check that has been made, or that was started.
+    type Checked;
+
     /// Carries out an operator as a node of the autograd graph, or as two: start and wait.
     ///
     /// `derivative` makes its derivative for an input of this shape and what was agreed on.
@@ -64,8 +67,16 @@ pub(crate) trait Mode: 'static {
     ) -> Result<Self::Output>;
 
     /// Checks a call that is made of others, which do not check all of it, before they are made.
+    /// They are to be made on [`Communicator::agreed`].
     #[track_caller]
-    fn check(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<Agreed>;
+    fn check(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+    ) -> Result<(Agreed, Self::Checked)>;
+
+    /// What the first of those calls gives: an error if the check fails.
+    fn checked(checked: Self::Checked, output: Self::Output) -> Self::Output;
 
     /// Local work on results.
     fn then<const N: usize>(
@@ -134,6 +145,7 @@ pub(crate) fn apply_nonlinear<M: Mode>(
 
 impl Mode for Blocking {
     type Output = Tensor;
+    type Checked = ();
 
     #[track_caller]
     #[inline]
@@ -162,8 +174,12 @@ impl Mode for Blocking {
     }
 
     #[track_caller]
-    fn check(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<Agreed> {
-        Ok(negotiate(operator, comm.site(operator.name()), comm, x)?.1)
+    fn check(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<(Agreed, ())> {
+        Ok((negotiate(operator, comm.site(operator.name()), comm, x)?.1, ()))
+    }
+
+    fn checked((): (), output: Tensor) -> Tensor {
+        output
     }
 
     fn then<const N: usize>(
@@ -254,17 +270,7 @@ impl<'x> Ready<'x> {
         if operator.exchanges_sizes() || !operator.traffic().is_collective() {
             return Ok((Self::new(operator, site, comm, x)?, None));
         }
-        let input = Input::new(operator.name(), x);
-        let tensor = input.as_ref().ok().map(|i| (i.datatype(), comm.records(i.view())));
-        let (input, terms) = match input {
-            Ok(input) => {
-                let terms = operator.terms(comm, &input);
-                (Ok(input), terms)
-            }
-            Err(error) => (Err(()), Err(error)),
-        };
-        let comparison = Comparison::start(site, comm, tensor, terms)?;
-        let input = input.unwrap_or_else(|()| unreachable!("an error is never agreed on"));
+        let (input, comparison) = start_to_negotiate(operator, site, comm, x)?;
         Ok((Self::plan(operator, comm, input, Agreed::default())?, comparison))
     }
 
@@ -305,4 +311,25 @@ pub(crate) fn negotiate<'x>(
     let _waiting = comm.environment().watch(site);
     let agreed = agree(call, comm, tensor, operator.terms(comm, &input), exchanges)?;
     Ok((input, agreed))
+}
+
+/// As [`negotiate`], for a call of all ranks that is only started.
+pub(crate) fn start_to_negotiate<'x>(
+    operator: &dyn Operator,
+    site: Site,
+    comm: &Communicator,
+    x: &'x Tensor,
+) -> Result<(Input<'x>, Option<Comparison>)> {
+    let input = Input::new(operator.name(), x);
+    let tensor = input.as_ref().ok().map(|i| (i.datatype(), comm.records(i.view())));
+    let (input, terms) = match input {
+        Ok(input) => {
+            let terms = operator.terms(comm, &input);
+            (Ok(input), terms)
+        }
+        Err(error) => (Err(()), Err(error)),
+    };
+    let comparison = Comparison::start(site, comm, tensor, terms)?;
+    let input = input.unwrap_or_else(|()| unreachable!("an error is never agreed on"));
+    Ok((input, comparison))
 }

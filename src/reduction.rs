@@ -221,18 +221,15 @@ pub(crate) fn reduce<M: Mode>(
     if op != Op::Mean {
         return apply::<M>(operator, comm, x);
     }
-    let kind = match Datatype::of(View::of(x).scalar_type()) {
+    let (kind, sum) = match Datatype::of(View::of(x).scalar_type()) {
         // The sum of 16-bit kinds can overflow where the mean does not.
         Some(Datatype { kind, class: Class::Half, .. }) => {
             // The call that follows does not compare the kind.
-            M::check(operator, comm, x)?;
-            Some(kind)
+            let (_, checked) = M::check(operator, comm, x)?;
+            let sum = apply::<M>(operator, &comm.agreed(), &x.f_to_kind(Kind::Float)?)?;
+            (Some(kind), M::checked(checked, sum))
         }
-        _ => None,
-    };
-    let sum = match kind {
-        Some(_) => apply::<M>(operator, comm, &x.f_to_kind(Kind::Float)?)?,
-        None => apply::<M>(operator, comm, x)?,
+        _ => (None, apply::<M>(operator, comm, x)?),
     };
     M::then([sum], move |[mut sum]| {
         let mean = sum.f_div_scalar_(i64::from(ranks))?;

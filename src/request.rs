@@ -15,12 +15,11 @@ use tch::Tensor;
 
 use crate::agreement::{Agreed, Comparison};
 use crate::autograd;
-use crate::buffer::Input;
 use crate::call::Started;
 use crate::communicator::Communicator;
 use crate::dummies::join_dummies;
 use crate::error::{Error, Result};
-use crate::operator::{Blocking, Derivative, Mode, Operator, Ready};
+use crate::operator::{Blocking, Derivative, Mode, Operator, Ready, start_to_negotiate};
 use crate::site::Site;
 use nodes::Nodes;
 pub(crate) use order::Messages;
@@ -105,6 +104,7 @@ pub(crate) struct Nonblocking;
 
 impl Mode for Nonblocking {
     type Output = Request;
+    type Checked = Option<Comparison>;
 
     #[track_caller]
     fn carry_out<D: Derivative>(
@@ -134,13 +134,23 @@ impl Mode for Nonblocking {
     }
 
     #[track_caller]
-    fn check(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<Agreed> {
+    fn check(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+    ) -> Result<(Agreed, Option<Comparison>)> {
         if operator.exchanges_sizes() {
-            return Blocking::check(operator, comm, x);
+            return Ok((Blocking::check(operator, comm, x)?.0, None));
         }
-        // A start waits for nobody.
-        operator.terms(comm, &Input::new(operator.name(), x)?)?;
-        Ok(Agreed::default())
+        let site = comm.site(operator.name());
+        Ok((Agreed::default(), start_to_negotiate(operator, site, comm, x)?.1))
+    }
+
+    fn checked(checked: Option<Comparison>, mut output: Request) -> Request {
+        if let Some(part) = output.parts.first_mut().filter(|_| checked.is_some()) {
+            part.comparison = checked;
+        }
+        output
     }
 
     fn then<const N: usize>(

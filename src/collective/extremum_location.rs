@@ -74,14 +74,15 @@ impl Communicator {
     ) -> Result<(Tensor, Tensor)> {
         // The calls without grad do not compare requires_grad.
         Blocking::check(&AllReduce::of(call, op), self, x)?;
-        let y = tch::no_grad(|| self.all_reduce(x, op))?;
-        let owners = tch::no_grad(|| nonlinear::owners(self, x, &y))?;
+        let comm = self.agreed();
+        let y = tch::no_grad(|| comm.all_reduce(x, op))?;
+        let owners = tch::no_grad(|| nonlinear::owners(&comm, x, &y))?;
         if !self.records(&View::of(x)) {
             return Ok((y, owners));
         }
         // Given the owners, the values are linear in x: each is the sum of its owner's and of zeros.
         let mine = owners.f_eq(i64::from(self.rank()))?;
-        let values = self.all_reduce(&x.f_where_self(&mine, &x.f_zeros_like()?)?, Op::Sum)?;
+        let values = comm.all_reduce(&x.f_where_self(&mine, &x.f_zeros_like()?)?, Op::Sum)?;
         Ok((values, owners))
     }
 }

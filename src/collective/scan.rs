@@ -141,11 +141,13 @@ fn scan<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, inclusive: bool) -> Re
     let ranks = comm.rank() + Rank::from(inclusive);
     if !op.is_linear() && op.is_differentiable() && comm.records(&View::of(x)) {
         // The call that follows does not compare the op.
-        M::check(&operator, comm, x)?;
+        let (_, checked) = M::check(&operator, comm, x)?;
         let counts = vec![1; index(comm.size())];
         let gather = AllGather { axis: 0, counts: Counts::known(&counts) };
-        let all = apply::<M>(&gather, comm, &x.f_unsqueeze(0)?)?;
-        return M::then([all], move |[all]| nonlinear::reduce_first(&all, op, ranks.into()));
+        let all = apply::<M>(&gather, &comm.agreed(), &x.f_unsqueeze(0)?)?;
+        return M::then([M::checked(checked, all)], move |[all]| {
+            nonlinear::reduce_first(&all, op, ranks.into())
+        });
     }
     reduction::reduce::<M>(&operator, op, ranks, comm, x)
 }

@@ -27,7 +27,10 @@ fn started_calls_that_differ(context: &Context) -> Result<()> {
         let ranks: Vec<_> = (0..last).map(|rank| rank.to_string()).collect();
         format!("ranks {}", ranks.join(", "))
     };
-    let cases: [(Start, Start, &str); 9] = [
+    let v = x.copy().set_requires_grad(true);
+    let all = vec![1; world.size().unsigned_abs() as usize];
+    let long = variable(world, &[i64::from(world.size())])?;
+    let cases: [(Start, Start, &str); 13] = [
         (
             &|c| c.iall_reduce(&x, Op::Sum),
             &|c| c.iall_reduce(&x, Op::Max),
@@ -70,6 +73,27 @@ fn started_calls_that_differ(context: &Context) -> Result<()> {
             &|c| c.iall_gather(&zeros(&[2, 4]), 0),
             "  shape: [_, 3] on {most}; [_, 4] on {last}",
         ),
+        // These are made of calls that do not compare all of it.
+        (
+            &|c| c.ireduce(&v, Op::Max, 0),
+            &|c| c.ireduce(&v, Op::Max, 1),
+            "  root: 0 on {most}; 1 on {last}",
+        ),
+        (
+            &|c| c.iscan(&v, Op::Max),
+            &|c| c.iscan(&v, Op::Min),
+            "  op: Op::Max on {most}; Op::Min on {last}",
+        ),
+        (
+            &|c| c.ireduce_scatter_with_counts(&long, 0, &all, Op::Prod),
+            &|c| c.ireduce(&long, Op::Prod, 0),
+            "  operation: reduce_scatter on {most}; reduce on {last}",
+        ),
+        (
+            &|c| c.iall_reduce(&x.to_kind(Kind::Half), Op::Mean),
+            &|c| c.iall_reduce(&x.to_kind(Kind::BFloat16), Op::Mean),
+            "  kind: Half on {most}; BFloat16 on {last}",
+        ),
     ];
     for (on_most, on_last, text) in cases {
         let comm = world.duplicate()?;
@@ -93,7 +117,8 @@ fn a_wrong_argument_on_one_rank(context: &Context) -> Result<()> {
         return Ok(());
     }
     let (x, bad) = (zeros(&[2]), Tensor::new());
-    let cases: [(Start, Start, String); 4] = [
+    let v = x.copy().set_requires_grad(true);
+    let cases: [(Start, Start, String); 5] = [
         (
             &|c| c.ibroadcast(&x, 0),
             &|c| c.ibroadcast(&x, c.size()),
@@ -114,6 +139,11 @@ fn a_wrong_argument_on_one_rank(context: &Context) -> Result<()> {
             &|c| c.iall_gather(&x, 0),
             &|c| c.iall_gather(&x, 1),
             "all_gather: axis 1 is out of range for a tensor of shape [2]".to_owned(),
+        ),
+        (
+            &|c| c.ireduce(&v, Op::Max, 0),
+            &|c| c.ireduce(&v, Op::Max, -1),
+            format!("reduce: root -1 is out of range for {} ranks", last + 1),
         ),
     ];
     for (good, wrong, text) in cases {
