@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::reduction::Op;
 use crate::site::Site;
 pub(crate) use description::differences;
-use description::{decode, encode};
+use description::{AT, decode, encode};
 
 /// Which calls the ranks compare before they make them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,13 +94,13 @@ const WORDS: usize = 12;
 const EXTENTS: usize = 4;
 const MOST_EXTENTS: usize = WORDS - EXTENTS;
 
-/// Compares the terms of `call` over the ranks, and exchanges what they tell.
+/// Compares the terms of the call at `site` over the ranks, and exchanges what they tell.
 ///
 /// A rank whose own arguments are wrong brings its error instead of terms: it gets that error
 /// itself, and the others one that names it.
 #[inline]
 pub(crate) fn agree(
-    call: &'static str,
+    site: Site,
     comm: &Communicator,
     tensor: Option<(Datatype, bool)>,
     terms: Result<Terms>,
@@ -109,24 +109,19 @@ pub(crate) fn agree(
     if comm.check() == Check::Local && !exchanges {
         return terms.map(|_| Agreed::default());
     }
-    compare(call, comm, tensor, terms)
+    compare(site, comm, tensor, terms)
 }
 
 /// Tells the others that this rank refuses the call, if they listen. Returns why.
-pub(crate) fn refuse(
-    call: &'static str,
-    comm: &Communicator,
-    error: Error,
-    exchanges: bool,
-) -> Error {
-    match agree(call, comm, None, Err(error), exchanges) {
+pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error, exchanges: bool) -> Error {
+    match agree(site, comm, None, Err(error), exchanges) {
         Err(error) => error,
         Ok(_) => unreachable!("terms that are an error are never agreed on"),
     }
 }
 
 fn compare(
-    call: &'static str,
+    site: Site,
     comm: &Communicator,
     tensor: Option<(Datatype, bool)>,
     terms: Result<Terms>,
@@ -135,14 +130,10 @@ fn compare(
     let tensor = tensor.map(|(datatype, requires_grad)| {
         (datatype, requires_grad && comm.check() == Check::Collective)
     });
-    let description = match &terms {
-        Ok(terms) => terms.describe(call, tensor),
-        Err(error) => vec![("refused", error.to_string())],
-    };
-    let mut hasher = DefaultHasher::new();
-    description.hash(&mut hasher);
+    let call = site.call;
+    let mut description = describe(site, tensor, &terms);
     let mut record: Record = [0; WORDS];
-    record[0] = hasher.finish().cast_signed();
+    record[0] = fingerprint(&description);
     let told = terms.as_ref().ok().and_then(|terms| terms.told);
     let shape = told.map_or(&[][..], |told| told.shape);
     record[1..3].copy_from_slice(&told.map_or([0; 2], |told| told.counts));
@@ -153,6 +144,7 @@ fn compare(
 
     let records: Vec<Record> = comm.all_gather_control(call, &record)?;
     if records.iter().any(|other| other[0] != record[0]) {
+        description.push((AT, site.place()));
         let mine = encode(&description);
         let all: Vec<_> = comm.exchange(call, &mine)?.iter().map(|text| decode(text)).collect();
         return Err(terms
@@ -198,15 +190,11 @@ impl Comparison {
         if comm.check() == Check::Local {
             return terms.map(|_| None);
         }
-        let description = match &terms {
-            Ok(terms) => terms.describe(site.call, tensor),
-            Err(error) => vec![("refused", error.to_string())],
-        };
-        // What does not fit is in the fingerprint, which comes first.
-        let mut hasher = DefaultHasher::new();
-        description.hash(&mut hasher);
-        let fingerprint = (FINGERPRINT, hasher.finish().to_string());
-        let mut bytes = encode(&[&[fingerprint], &description[..]].concat());
+        let description = describe(site, tensor, &terms);
+        // The fingerprint is what is compared. What does not fit tells only what differs.
+        let fingerprint = (FINGERPRINT, fingerprint(&description).to_string());
+        let place = (AT, site.place());
+        let mut bytes = encode(&[&[fingerprint, place], &description[..]].concat());
         bytes.resize(DESCRIPTION, b'\n');
         let bytes = Tensor::f_from_slice(&bytes)?;
         let size = index(comm.size());
@@ -242,26 +230,55 @@ impl Comparison {
     /// Whether the ranks disagree, once it has ended.
     pub(crate) fn differs(&self) -> Result<bool> {
         let texts = Vec::<u8>::try_from(self.0.written().shallow_clone())?;
-        Ok(texts.chunks_exact(DESCRIPTION).any(|text| *text != texts[..DESCRIPTION]))
+        Ok(differ(texts.chunks_exact(DESCRIPTION)))
     }
 
     /// Waits for what the others say.
     pub(crate) fn end(self, site: Site) -> Result<()> {
         let texts = Vec::<u8>::try_from(self.0.result(site)?)?;
-        let texts: Vec<&[u8]> = texts.chunks_exact(DESCRIPTION).collect();
-        if texts.iter().all(|text| *text == texts[0]) {
+        let texts = texts.chunks_exact(DESCRIPTION);
+        if !differ(texts.clone()) {
             return Ok(());
         }
-        let all: Vec<_> = texts.iter().map(|text| decode(text)).collect();
+        let all: Vec<_> = texts.map(decode).collect();
         let mut named = all.clone();
         named.iter_mut().for_each(|lines| lines.retain(|(name, _)| name != FINGERPRINT));
-        let text = differences(&named);
-        Err(Error::Mismatch { differences: if text.is_empty() { differences(&all) } else { text } })
+        let mut text = differences(&named);
+        if text.starts_with(&format!("\n  {AT}: ")) {
+            // What differs did not fit.
+            text = differences(&all);
+        }
+        Err(Error::Mismatch { differences: text })
     }
 }
 
-/// Tells descriptions apart that are too long to be sent.
+/// Tells descriptions apart, also those that are too long to be sent.
 const FINGERPRINT: &str = "fingerprint";
+
+/// Whether the descriptions' first lines do, which are their fingerprints.
+fn differ<'t>(texts: impl Iterator<Item = &'t [u8]>) -> bool {
+    let mut fingerprints = texts.map(|text| text.split(|&byte| byte == b'\n').next());
+    let first = fingerprints.next();
+    fingerprints.any(|other| Some(other) != first)
+}
+
+fn fingerprint(description: &[(&'static str, String)]) -> i64 {
+    let mut hasher = DefaultHasher::new();
+    description.hash(&mut hasher);
+    hasher.finish().cast_signed()
+}
+
+/// What a rank says of a call: its terms, or why it refuses it.
+fn describe(
+    site: Site,
+    tensor: Option<(Datatype, bool)>,
+    terms: &Result<Terms>,
+) -> Vec<(&'static str, String)> {
+    match terms {
+        Ok(terms) => terms.describe(site, tensor),
+        Err(error) => vec![("refused", error.to_string())],
+    }
+}
 
 impl Terms<'_> {
     /// One axis, counted from the start.
@@ -272,10 +289,11 @@ impl Terms<'_> {
     /// By name, for the fingerprint and for the error.
     fn describe(
         &self,
-        call: &'static str,
+        site: Site,
         tensor: Option<(Datatype, bool)>,
     ) -> Vec<(&'static str, String)> {
-        let mut lines = vec![("operation", call.to_owned())];
+        let pass = if site.backward { "backward" } else { "forward" };
+        let mut lines = vec![("operation", site.call.to_owned()), ("pass", pass.to_owned())];
         if let Some(op) = self.op {
             lines.push(("op", format!("Op::{op:?}")));
         }

@@ -169,7 +169,8 @@ impl Communicator {
     pub(crate) fn site(&self, call: &'static str) -> Site {
         let caller = Location::caller();
         let number = self.environment().count_call();
-        Site { call, at: self.origin.unwrap_or(caller), number }
+        let backward = matches!(self.pass, Pass::Backward);
+        Site { call, at: self.origin.unwrap_or(caller), backward, number }
     }
 
     /// The context of the pass.

@@ -167,7 +167,7 @@ impl Mode for Blocking {
         }
         let saved: &[&Tensor] = if D::READS { &[x, &y] } else { &[] };
         tape::record(site, comm, operator.traffic(), [x, &y], saved, move |comm, mut pulled| {
-            let saved = pulled.saved(site.call, comm)?;
+            let saved = pulled.saved(site, comm)?;
             derivative.pull::<Self>(comm, &saved, &pulled.cotangent).map(Some)
         })?;
         Ok(y)
@@ -200,11 +200,11 @@ pub(crate) fn apply_in_place(
     let site = comm.site(operator.name());
     let target = match autograd::InPlace::new(site.call, x) {
         Ok(target) => target,
-        Err(error) => return Err(refuse(site.call, comm, error, operator.exchanges_sizes())),
+        Err(error) => return Err(refuse(site, comm, error, operator.exchanges_sizes())),
     };
     // libtorch lets a node in place have no other output, as a tape's have.
     if comm.is_on_tape() {
-        return replace(site.call, comm, x, |x| apply::<Blocking>(operator, comm, x));
+        return replace(site, comm, x, |x| apply::<Blocking>(operator, comm, x));
     }
     // It leaves out the node of a view where the view's cotangent is undefined. The call is then made
     // in place of a copy, as others may have no view, and all give MPI_IN_PLACE or none.
@@ -226,13 +226,13 @@ pub(crate) fn apply_in_place(
 
 /// Replaces `x` by `f(x)`, with torch's rules for changes in place.
 pub(crate) fn replace(
-    call: &'static str,
+    site: Site,
     comm: &Communicator,
     x: &mut Tensor,
     f: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<()> {
-    if let Err(error) = autograd::InPlace::new(call, x) {
-        return Err(refuse(call, comm, error, false));
+    if let Err(error) = autograd::InPlace::new(site.call, x) {
+        return Err(refuse(site, comm, error, false));
     }
     // f may keep its input for the backward pass, while x changes.
     let before = if comm.records(&View::of(x)) { x.f_alias_copy()? } else { x.shallow_clone() };
@@ -305,11 +305,11 @@ pub(crate) fn negotiate<'x>(
     // A rank that refuses its arguments says so to those that would wait for it.
     let input = match Input::new(call, x) {
         Ok(input) => input,
-        Err(error) => return Err(refuse(call, comm, error, exchanges)),
+        Err(error) => return Err(refuse(site, comm, error, exchanges)),
     };
     let tensor = Some((input.datatype(), comm.records(input.view())));
     let _waiting = comm.environment().watch(site);
-    let agreed = agree(call, comm, tensor, operator.terms(comm, &input), exchanges)?;
+    let agreed = agree(site, comm, tensor, operator.terms(comm, &input), exchanges)?;
     Ok((input, agreed))
 }
 

@@ -9,6 +9,8 @@ pub(crate) struct Site {
     /// The method's name.
     pub(crate) call: &'static str,
     pub(crate) at: &'static Location<'static>,
+    /// Whether it is the call's derivative that is meant.
+    pub(crate) backward: bool,
     /// Which of this rank's calls it is, from 1, where they are counted.
     pub(crate) number: Option<u64>,
 }
@@ -17,7 +19,13 @@ impl Site {
     /// The caller's.
     #[track_caller]
     pub(crate) fn new(call: &'static str) -> Self {
-        Self { call, at: Location::caller(), number: None }
+        Self { call, at: Location::caller(), backward: false, number: None }
+    }
+
+    /// The line, and the pass.
+    pub(crate) fn place(&self) -> String {
+        let pass = if self.backward { " in the backward pass" } else { "" };
+        format!("{}{pass}", self.at)
     }
 }
 
@@ -30,6 +38,6 @@ impl From<&'static str> for Site {
 
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {}", self.call, self.at)
+        write!(f, "{} at {}", self.call, self.place())
     }
 }

@@ -290,7 +290,8 @@ impl Tape {
         let counts = fingerprint(comm.rank(), &self.record.thread().calls);
         let told = Told { counts, shape: &[] };
         let terms = checked.map(|()| Terms { told: Some(told), ..Terms::default() });
-        let agreed = agree(pass.operation(), comm, None, terms, true)?;
+        let site = Site { call: pass.operation(), ..site };
+        let agreed = agree(site, comm, None, terms, true)?;
         let (collective, messages) = (agreed.counts(0), agreed.counts(1));
         let balance = messages.iter().fold(0_i64, |sum, part| sum.wrapping_add(*part));
         if balance == 0 && collective.iter().all(|other| *other == collective[0]) {

@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+/// Where a rank made the call: not compared, and always told.
+pub(super) const AT: &str = "at";
+
 pub(super) fn encode(description: &[(&'static str, String)]) -> Vec<u8> {
     let lines: Vec<String> =
         description.iter().map(|(name, value)| format!("{name}\t{value}")).collect();
@@ -18,7 +21,8 @@ fn value_of<'a>(lines: &'a [(String, String)], name: &str) -> Option<&'a str> {
     lines.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
 }
 
-/// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values.
+/// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values, and where
+/// the ranks made the call.
 pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in all.iter().flatten() {
@@ -26,6 +30,8 @@ pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
             names.push(name);
         }
     }
+    // What differs comes first.
+    names.sort_by_key(|&name| name == AT);
     let mut operations = all.iter().filter_map(|lines| value_of(lines, "operation"));
     let first = operations.next();
     let several = operations.any(|operation| Some(operation) != first);
@@ -46,12 +52,15 @@ pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
                 None => values.push((value, vec![rank])),
             }
         }
-        if values.len() < 2 && name != "refused" {
+        if values.len() < 2 && name != "refused" && name != AT {
             continue;
         }
         let values: Vec<String> = values
             .iter()
             .map(|(value, ranks)| {
+                if ranks.len() == all.len() && ranks.len() > 1 {
+                    return format!("{value} on all ranks");
+                }
                 let list: Vec<String> = ranks.iter().map(ToString::to_string).collect();
                 let noun = if list.len() == 1 { "rank" } else { "ranks" };
                 format!("{value} on {noun} {}", list.join(", "))
@@ -68,6 +77,7 @@ mod tests {
     use crate::agreement::Terms;
     use crate::datatype::Datatype;
     use crate::reduction::Op;
+    use crate::site::Site;
 
     #[test]
     fn differences_name_the_ranks() {
@@ -90,10 +100,11 @@ mod tests {
             shape: Some((&[2, 3], Some(1))),
             ..Terms::default()
         };
-        let description = terms.describe("reduce", Datatype::of(6).map(|d| (d, true)));
+        let description = terms.describe(Site::new("reduce"), Datatype::of(6).map(|d| (d, true)));
         let back = decode(&encode(&description));
         let expected = [
             ("operation", "reduce"),
+            ("pass", "forward"),
             ("op", "Op::Max"),
             ("kind", "Float"),
             ("requires_grad", "true"),

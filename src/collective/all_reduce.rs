@@ -113,7 +113,7 @@ impl Communicator {
         if op.changes_in_place(self, x) {
             return apply_in_place(&AllReduce::new(op), self, x);
         }
-        replace("all_reduce", self, x, |x| self.all_reduce(x, op))
+        replace(self.site("all_reduce"), self, x, |x| self.all_reduce(x, op))
     }
 }
 

@@ -107,7 +107,7 @@ impl Communicator {
         if op.changes_in_place(self, x) {
             return apply_in_place(&Reduce { op, root }, self, x);
         }
-        replace("reduce", self, x, |x| self.reduce(x, op, root))
+        replace(self.site("reduce"), self, x, |x| self.reduce(x, op, root))
     }
 }
 

@@ -9,6 +9,7 @@ use super::Communicator;
 use crate::agreement::{Terms, agree};
 use crate::environment::{self, Environment};
 use crate::error::{Error, Result, check};
+use crate::site::Site;
 
 impl Communicator {
     /// A communicator of the same ranks with contexts of its own: messages on the one never meet
@@ -29,8 +30,9 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Comm_dup")]
+    #[track_caller]
     pub fn duplicate(&self) -> Result<Self> {
-        let made = self.make("duplicate", Ok(()), "MPI_Comm_dup", |parent, made| {
+        let made = self.make(self.site("duplicate"), Ok(()), "MPI_Comm_dup", |parent, made| {
             // SAFETY: `make` vouches for both.
             unsafe { mpi_sys::MPI_Comm_dup(parent, made) }
         });
@@ -58,6 +60,7 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Comm_split")]
     #[doc(alias = "MPI_UNDEFINED")]
+    #[track_caller]
     pub fn split(&self, color: Option<i32>, key: i32) -> Result<Option<Self>> {
         let checked = match color {
             Some(color) if color < 0 => Err(Error::Argument {
@@ -67,7 +70,7 @@ impl Communicator {
             _ => Ok(()),
         };
         let color = color.unwrap_or(mpi_sys::MPI_UNDEFINED);
-        self.make("split", checked, "MPI_Comm_split", |parent, made| {
+        self.make(self.site("split"), checked, "MPI_Comm_split", |parent, made| {
             // SAFETY: `make` vouches for both handles, and lets only a valid color through.
             unsafe { mpi_sys::MPI_Comm_split(parent, color, key, made) }
         })
@@ -92,19 +95,21 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Comm_split_type")]
     #[doc(alias = "MPI_COMM_TYPE_SHARED")]
+    #[track_caller]
     pub fn split_shared(&self) -> Result<Self> {
-        let made = self.make("split_shared", Ok(()), "MPI_Comm_split_type", |parent, made| {
-            // SAFETY: `make` vouches for both handles; an info may be null.
-            unsafe {
-                mpi_sys::MPI_Comm_split_type(
-                    parent,
-                    mpi_sys::MPI_COMM_TYPE_SHARED,
-                    0,
-                    mpi_sys::MPI_INFO_NULL,
-                    made,
-                )
-            }
-        });
+        let made =
+            self.make(self.site("split_shared"), Ok(()), "MPI_Comm_split_type", |parent, made| {
+                // SAFETY: `make` vouches for both handles; an info may be null.
+                unsafe {
+                    mpi_sys::MPI_Comm_split_type(
+                        parent,
+                        mpi_sys::MPI_COMM_TYPE_SHARED,
+                        0,
+                        mpi_sys::MPI_INFO_NULL,
+                        made,
+                    )
+                }
+            });
         made?.ok_or_else(|| null("split_shared"))
     }
 
@@ -219,13 +224,15 @@ impl Communicator {
     /// `create` takes a live communicator and where to put the new one.
     fn make(
         &self,
-        call: &'static str,
+        site: Site,
         checked: Result<()>,
         function: &'static str,
         create: impl FnOnce(MPI_Comm, *mut MPI_Comm) -> i32,
     ) -> Result<Option<Self>> {
+        let call = site.call;
+        let _waiting = self.environment().watch(site);
         // The entries are the same on all ranks only if all ranks make the call.
-        agree(call, self, None, checked.map(|()| Terms::default()), true)?;
+        agree(site, self, None, checked.map(|()| Terms::default()), true)?;
         let node = &self.inner.node;
         let mut dead = node.dead();
         if !dead.is_empty() {

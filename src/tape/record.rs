@@ -135,9 +135,9 @@ impl Pulled {
     }
 
     /// The tensors saved with the node. A rank that has lost them says so to the others.
-    pub(crate) fn saved(&mut self, call: &'static str, comm: &Communicator) -> Result<Vec<Tensor>> {
+    pub(crate) fn saved(&mut self, site: Site, comm: &Communicator) -> Result<Vec<Tensor>> {
         let saved = std::mem::replace(&mut self.saved, Ok(Vec::new()));
-        saved.map_err(|error| refuse(call, comm, error, false))
+        saved.map_err(|error| refuse(site, comm, error, false))
     }
 
     /// As [`saved`](Self::saved), where the others only start what they do with theirs.

@@ -7,7 +7,7 @@ pub mod ring;
 pub mod serial;
 pub mod tensors;
 
-use mpi4tch::{Communicator, Op, Result, Universe};
+use mpi4tch::{Communicator, Error, Op, Result, Universe};
 use tch::Tensor;
 
 /// What a test works with.
@@ -43,6 +43,14 @@ pub fn communicators(world: &Communicator) -> Vec<(&'static str, Communicator)> 
         ("split", split.expect("each rank has a color")),
         ("self", universe.self_comm().expect("self is there")),
     ]
+}
+
+/// An error of ranks that disagree, without the lines on which they made the call.
+pub fn without_lines(error: &Error) -> String {
+    let text = error.to_string();
+    let (differences, lines) = text.split_once("\n  at: ").expect("it names the ranks' lines");
+    assert!(lines.contains(".rs:") && lines.contains(" on "), "{text}");
+    differences.to_owned()
 }
 
 /// All ranks are here, and the communicator works: calls are made and started, with and without an
