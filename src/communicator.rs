@@ -111,6 +111,45 @@ impl Communicator {
         self.inner.size
     }
 
+    /// Ends the job at once, on all ranks, with this exit code: for what a rank cannot go on from
+    /// while others may be waiting for it.
+    ///
+    /// Wraps `MPI_Abort`, for all ranks of the program, whatever the communicator.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use std::process::ExitCode;
+    ///
+    /// fn main() -> ExitCode {
+    ///     let universe = mpi4tch::initialize().expect("MPI starts");
+    ///     let world = universe.world();
+    ///     if let Err(error) = train(&world) {
+    ///         eprintln!("rank {}: {error}", world.rank());
+    ///         world.abort(1);
+    ///     }
+    ///     ExitCode::SUCCESS
+    /// }
+    /// # fn train(_: &mpi4tch::Communicator) -> mpi4tch::Result<()> { Ok(()) }
+    /// ```
+    #[doc(alias = "MPI_Abort")]
+    pub fn abort(&self, code: i32) -> ! {
+        // No leave is taken: another thread may have it, and wait for ever.
+        if self.environment().is_open() {
+            // SAFETY: MPI is there, and the program ends here.
+            unsafe { mpi_sys::MPI_Abort(mpi_sys::MPI_COMM_WORLD, code) };
+        }
+        std::process::exit(code)
+    }
+
+    /// Keeps what failed, for [`Environment::note`].
+    #[inline]
+    pub(crate) fn note<T>(&self, outcome: Result<T>) -> Result<T> {
+        if let Err(error) = &outcome {
+            self.environment().note(error);
+        }
+        outcome
+    }
+
     pub(crate) fn has_rank(&self, rank: Rank) -> bool {
         (0..self.size()).contains(&rank)
     }

@@ -7,7 +7,6 @@ use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::ThreadId;
-use std::time::Duration;
 
 use crate::agreement::Check;
 use crate::communicator::{Communicator, return_errors};
@@ -109,7 +108,10 @@ pub(crate) fn current(call: &'static str) -> Result<Arc<Environment>> {
 /// MPI, from [`initialize`] to the drop of the last `Universe`, which finalizes what it
 /// initialized.
 ///
-/// Finalizing is collective: every rank must drop its universe. Communicators may outlive it, and
+/// Finalizing is collective: every rank must drop its universe. So a `main` that returns an error,
+/// which Rust prints after all else, may wait here for ranks that wait for this one; after some
+/// seconds it says so, with the last error of this crate's. To end the job at once instead, call
+/// [`Communicator::abort`]. Communicators may outlive it, and
 /// are then of no use: their calls return [`Error::Finalized`]. When a panic unwinds a universe
 /// while other ranks may be waiting for this one, finalizing would wait for ever, so the job is
 /// aborted instead.
@@ -272,12 +274,16 @@ impl Drop for Shared {
                 unsafe { mpi_sys::MPI_Abort(mpi_sys::MPI_COMM_WORLD, 101) };
             }
             // What fails here will fail again when MPI is finalized.
-            let _ = self.world.meet(Duration::from_secs(5), || {
-                eprintln!(
+            let _ = self.world.meet(self.environment.patience(), || {
+                let last = self.environment.last_error();
+                let last = last.map_or(String::new(), |e| format!(" Its last error was: {e}"));
+                let line = format!(
                     "mpi4tch: rank {} has dropped its universe and waits for ranks that have not. \
-                     If it returned an error, they may be waiting for it in a call.",
+                     If it returned an error, they may be waiting for it in a call.{last}\n",
                     self.world.rank()
                 );
+                // In one piece: other ranks may say the same.
+                eprint!("{line}");
             });
         }
         // SAFETY: MPI is initialized, and this is the thread that did it: a universe is not Send,

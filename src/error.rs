@@ -1,6 +1,7 @@
 //! [`Error`], and the one place that turns an MPI status into a [`Result`].
 
 use std::ffi::c_int;
+use std::fmt;
 use std::panic::Location;
 
 use tch::Kind;
@@ -12,7 +13,7 @@ use crate::reduction::Op;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a call failed: the call first, then what came and what was needed.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An MPI function returned an error code.
@@ -248,6 +249,13 @@ pub enum Error {
     },
 }
 
+/// As `Display`: it is what a `main` that returns its error prints.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// Turns what `call` returned into a `Result`.
 #[inline]
 pub(crate) fn check(call: &'static str, code: c_int) -> Result<()> {
@@ -268,9 +276,12 @@ fn failure(call: &'static str, code: c_int) -> Error {
     let text = error_string(class);
     let text = text.strip_prefix(name).map_or(text.as_str(), |rest| rest.trim_start_matches(": "));
     let mut letters = text.chars();
-    let message = letters
+    let mut message = letters
         .next()
         .map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect::<String>());
+    if class == mpi_sys::MPI_ERR_TRUNCATE {
+        message.push_str("; MPI4TCH_CHECK=collective tells what differs between the ranks");
+    }
     Error::Mpi { call, class: name, message, detail: error_string(code) }
 }
 

@@ -128,7 +128,8 @@ pub(crate) fn apply<M: Mode>(
     comm: &Communicator,
     x: &Tensor,
 ) -> Result<M::Output> {
-    M::carry_out(operator, comm, x, |shape, agreed| Linear(operator.adjoint(shape, agreed)))
+    let adjoint = |shape: &[i64], agreed: &_| Linear(operator.adjoint(shape, agreed));
+    comm.note(M::carry_out(operator, comm, x, adjoint))
 }
 
 /// Carries out an operator that is not linear.
@@ -140,7 +141,7 @@ pub(crate) fn apply_nonlinear<M: Mode>(
     x: &Tensor,
     derivative: impl Derivative,
 ) -> Result<M::Output> {
-    M::carry_out(operator, comm, x, |_, _| derivative)
+    comm.note(M::carry_out(operator, comm, x, |_, _| derivative))
 }
 
 impl Mode for Blocking {
@@ -175,7 +176,8 @@ impl Mode for Blocking {
 
     #[track_caller]
     fn check(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<(Agreed, ())> {
-        Ok((negotiate(operator, comm.site(operator.name()), comm, x)?.1, ()))
+        let (_, agreed) = comm.note(negotiate(operator, comm.site(operator.name()), comm, x))?;
+        Ok((agreed, ()))
     }
 
     fn checked((): (), output: Tensor) -> Tensor {
@@ -197,6 +199,11 @@ pub(crate) fn apply_in_place(
     comm: &Communicator,
     x: &mut Tensor,
 ) -> Result<()> {
+    comm.note(change_in_place(operator, comm, x))
+}
+
+#[track_caller]
+fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor) -> Result<()> {
     let site = comm.site(operator.name());
     let target = match autograd::InPlace::new(site.call, x) {
         Ok(target) => target,
@@ -210,7 +217,7 @@ pub(crate) fn apply_in_place(
     // in place of a copy, as others may have no view, and all give MPI_IN_PLACE or none.
     if target.is_view() && comm.records(&View::of(x)) {
         let mut y = x.f_alias_copy()?;
-        apply_in_place(operator, comm, &mut y)?;
+        change_in_place(operator, comm, &mut y)?;
         return Ok(x.f_copy_(&y)?);
     }
     let Ready { plan, agreed, records } = Ready::new(operator, site, comm, x)?;

@@ -143,7 +143,8 @@ impl Mode for Nonblocking {
             return Ok((Blocking::check(operator, comm, x)?.0, None));
         }
         let site = comm.site(operator.name());
-        Ok((Agreed::default(), start_to_negotiate(operator, site, comm, x)?.1))
+        let (_, checked) = comm.note(start_to_negotiate(operator, site, comm, x))?;
+        Ok((Agreed::default(), checked))
     }
 
     fn checked(checked: Option<Comparison>, mut output: Request) -> Request {
@@ -299,8 +300,11 @@ impl Request {
 
     /// Waits; in the backward pass for `comm`'s.
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
-        let results: Vec<Result<Tensor>> =
-            self.parts.into_iter().map(|part| part.complete(site, comm)).collect();
+        let complete = |part: Part| {
+            let of = part.comm.off_tape();
+            of.note(part.complete(site, comm))
+        };
+        let results: Vec<Result<Tensor>> = self.parts.into_iter().map(complete).collect();
         finished(results.into_iter().collect::<Result<_>>()?, self.finish)
     }
 }

@@ -45,8 +45,11 @@ pub(crate) use record::{Pulled, Record, outlived, record};
 ///   did not keep the graph are an [`Error::Argument`] if they are waited for, or gone back through,
 ///   after it.
 /// - The tape keeps the graph until `backward` or `grad`, or until it is dropped.
-/// - Communicators made from it, by `split` or `duplicate`, are not on the tape. Each can have one of
-///   its own.
+/// - Communicators made from it, by `split` or `duplicate`, are not on the tape. Where a program goes
+///   by several, as by the rows and columns of a grid, make the tape of the one that has all their
+///   ranks; calls on the others are gone through as they are [without a
+///   tape](crate#communication-in-the-backward-pass). Those on another tape count as gone through on
+///   that one as well: it is then of no more use.
 ///
 /// Integers and truth values carry no gradient: operations on them are not recorded.
 ///
@@ -149,13 +152,14 @@ impl Tape {
     ) -> Result<()> {
         let pass = Pass { name: "Tape::backward", keep_graph, create_graph };
         let loss = loss.into();
-        self.agree(pass, check_loss(pass.name, loss))?;
+        self.comm.note(self.agree(pass, check_loss(pass.name, loss)))?;
         let roots = self.roots(loss, create_graph)?;
         let (outputs, cotangents) = roots.as_lists();
         let leaf = self.record.thread().leaf.shallow_clone();
         let (outcome, left_out) = self.record.pass(|| {
             autograd::backward(pass.name, &outputs, &cotangents, pass.keeps(), create_graph)
         });
+        let outcome = outcome.map_err(|error| self.record.explain(error));
         self.go_on(pass, outcome.map(|()| autograd::take_grad(&leaf)))?;
         left_out
     }
@@ -219,10 +223,8 @@ impl Tape {
         create_graph: bool,
     ) -> Result<Vec<Tensor>> {
         let pass = Pass { name: "Tape::grad", keep_graph, create_graph };
-        self.agree(
-            pass,
-            check_loss(pass.name, loss).and_then(|()| check_inputs(pass.name, inputs)),
-        )?;
+        let checked = check_loss(pass.name, loss).and_then(|()| check_inputs(pass.name, inputs));
+        self.comm.note(self.agree(pass, checked))?;
         let roots = self.roots(loss, create_graph)?;
         let (outputs, cotangents) = roots.as_lists();
         let leaf = self.record.thread().leaf.shallow_clone();
@@ -233,6 +235,7 @@ impl Tape {
             autograd::grad(pass.name, &outputs, &cotangents, &with_leaf, keeps, create_graph)
         });
         let mut gradients = Vec::new();
+        let outcome = outcome.map_err(|error| self.record.explain(error));
         let last = outcome.map(|all| {
             gradients = all;
             gradients.pop().flatten()

@@ -89,6 +89,19 @@ impl Communicator {
     /// assert_eq!(x, Tensor::from_slice(&[0]));
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
+    /// The same parameters on all ranks, which are leaves:
+    /// ```
+    /// use tch::{Device, Kind, nn};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let store = nn::VarStore::new(Device::Cpu);
+    /// let layer = nn::linear(store.root(), 2, 3, nn::LinearConfig::default());
+    /// for parameter in &mut store.trainable_variables() {
+    ///     tch::no_grad(|| universe.world().broadcast_(parameter, 0))?;
+    /// }
+    /// # let _ = layer;
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Bcast")]
     #[track_caller]
     pub fn broadcast_(&self, x: &mut Tensor, root: Rank) -> Result<()> {

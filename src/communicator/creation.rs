@@ -232,7 +232,7 @@ impl Communicator {
         let call = site.call;
         let _waiting = self.environment().watch(site);
         // The entries are the same on all ranks only if all ranks make the call.
-        agree(site, self, None, checked.map(|()| Terms::default()), true)?;
+        self.note(agree(site, self, None, checked.map(|()| Terms::default()), true))?;
         let node = &self.inner.node;
         let mut dead = node.dead();
         if !dead.is_empty() {

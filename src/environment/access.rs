@@ -4,6 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::ThreadId;
+use std::time::Duration;
 
 use mpi_sys::MPI_Datatype;
 
@@ -34,6 +35,8 @@ pub(crate) struct Environment {
     flights: Flights,
     /// Where `MPI4TCH_TIMEOUT` is set.
     watch: Option<Arc<Watch>>,
+    /// What failed last.
+    last_error: Mutex<Option<String>>,
     /// The largest tag.
     largest_tag: Tag,
 }
@@ -76,6 +79,7 @@ impl Environment {
             roots: Mutex::new(Vec::new()),
             flights: Flights::default(),
             watch,
+            last_error: Mutex::default(),
             largest_tag: largest_tag()?,
         })
     }
@@ -114,6 +118,27 @@ impl Environment {
         self.watch.as_ref().map(|watch| watch.enter(site))
     }
 
+    /// How long to wait for other ranks before saying so: less than `MPI4TCH_TIMEOUT`, if it is set.
+    pub(super) fn patience(&self) -> Duration {
+        let longest = Duration::from_secs(5);
+        self.watch.as_ref().map_or(longest, |watch| longest.min(watch.timeout() / 2))
+    }
+
+    /// Whether MPI has not been finalized.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.finalized.load(Ordering::Relaxed)
+    }
+
+    /// Remembers what failed, to tell it where other ranks wait for this one in vain.
+    #[cold]
+    pub(crate) fn note(&self, error: &Error) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+    }
+
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Leave to call MPI, for as long as the guard lives.
     #[inline]
     pub(crate) fn enter(&self, call: &'static str) -> Result<Leave<'_>> {
@@ -131,7 +156,7 @@ impl Environment {
             }
         };
         // Set by who is alone.
-        if self.finalized.load(Ordering::Relaxed) {
+        if !self.is_open() {
             return Err(Error::Finalized { call });
         }
         Ok(leave)

@@ -31,6 +31,8 @@ pub(super) struct Thread {
     pub(super) generation: u64,
     /// In a backward pass: an error once it has come to something that the tape has left behind.
     pass: Option<Result<()>>,
+    /// A call that a backward pass has gone through which was not the tape's.
+    trespass: Option<Site>,
 }
 
 impl Thread {
@@ -42,6 +44,7 @@ impl Thread {
             collectives: 0,
             generation: 0,
             pass: None,
+            trespass: None,
         }
     }
 }
@@ -71,6 +74,28 @@ impl Record {
         self.thread().pass = Some(Ok(()));
         let outcome = run();
         (outcome, self.thread().pass.take().unwrap_or(Ok(())))
+    }
+
+    /// Notes that the graph of a call is being gone through.
+    fn go_through(&self, site: Site) {
+        let mut thread = self.thread();
+        if thread.pass.is_none() {
+            thread.trespass = Some(site);
+        }
+    }
+
+    /// What else there is to say of a backward pass that failed.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        match (error, self.thread().trespass) {
+            (Error::Autograd { call, message }, Some(site)) => {
+                let message = format!(
+                    "{message}\n{site}, which is on the tape, was gone through before, by a \
+                     backward pass that was not the tape's"
+                );
+                Error::Autograd { call, message }
+            }
+            (error, _) => error,
+        }
     }
 
     /// Leaves a call out of the backward pass that the tape has left behind. In a pass of the tape's
@@ -181,8 +206,11 @@ where
     let (tape, generation) = (Arc::downgrade(record), thread.generation);
     let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
     autograd::record(site.call, &[x, &thread.token], &[y, &token], saved, move |given| {
-        if let Some(tape) = tape.upgrade().filter(|tape| tape.generation() != generation) {
-            return tape.leave_out(outlived(site)).map(|()| vec![None, None]);
+        if let Some(tape) = tape.upgrade() {
+            if tape.generation() != generation {
+                return tape.leave_out(outlived(site)).map(|()| vec![None, None]);
+            }
+            tape.go_through(site);
         }
         let (pulled, token) = Pulled::new(given);
         let token = token.unwrap_or_else(|| unreachable!("the token is the second output"));

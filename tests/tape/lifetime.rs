@@ -13,6 +13,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         requests_that_outlive_the_pass,
         results_that_outlive_the_pass,
         passes_that_fail,
+        a_pass_that_another_tape_went_through,
         the_graph_is_freed,
     ]
 }
@@ -109,6 +110,20 @@ fn passes_that_fail(context: &Context) -> Result<()> {
         goes_on(&tape)?;
     }
     Ok(())
+}
+
+fn a_pass_that_another_tape_went_through(context: &Context) -> Result<()> {
+    let (first, second) = (context.world.tape(), context.world.tape());
+    let x = number(&first, 1.0);
+    let y = first.all_reduce(&(&x * &x), Op::Max)?;
+    let z = second.all_reduce(&y.exp(), Op::Sum)?;
+    second.backward(&z.sum(Kind::Double))?;
+    let error = first.backward(None).expect_err("there is nothing left of it").to_string();
+    let line = concat!("\nall_reduce at ", file!(), ":");
+    assert!(error.contains(line), "{error}");
+    assert!(error.ends_with("by a backward pass that was not the tape's"), "{error}");
+    goes_on(&first)?;
+    goes_on(&second)
 }
 
 fn the_graph_is_freed(context: &Context) -> Result<()> {
