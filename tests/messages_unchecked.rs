@@ -28,6 +28,13 @@ fn lengths(context: &Context) -> Result<()> {
         ((3, Kind::Double), (2, Kind::Double), "is longer than `like`; {} 16 bytes"),
         ((1, Kind::Double), (0, Kind::Double), "is longer than `like`; {} 0 bytes"),
         ((300_000, Kind::Float), (2, Kind::Float), "is longer than `like`; {} 8 bytes"),
+        (
+            (300_000, Kind::Double),
+            (200_000, Kind::Double),
+            "is longer than `like`; {} 1600000 bytes",
+        ),
+        ((200_000, Kind::Double), (300_000, Kind::Double), "has 1600000 bytes; {} 2400000 bytes"),
+        ((2, Kind::Double), (1_000, Kind::Double), "has 16 bytes; {} 8000 bytes"),
     ] {
         // MPICH 4.0 ends the job itself over a message to oneself that ends within an element.
         let ends_within = sent.1 == Kind::Half && like.1 == Kind::Float;
@@ -36,19 +43,22 @@ fn lengths(context: &Context) -> Result<()> {
         }
         let (sent, tensor) = (zeros(sent.0, sent.1), zeros(like.0, like.1));
         let what = what.replace("{}", &of(like.0, like.1));
-        let expected = format!("recv: the message of rank {left} with tag 3 {what}");
-        let assert_refused = |result: Result<Tensor>| {
+        let assert_refused = |call: &str, result: Result<Tensor>| {
             let error = result.expect_err("it does not fit");
             assert!(matches!(error, Error::Message { .. }));
+            let expected = format!("{call}: the message of rank {left} with tag 3 {what}");
             assert_eq!(error.to_string(), expected);
         };
         let request = world.isend(&sent, right, 3)?;
-        assert_refused(world.recv(&tensor, left, 3));
+        assert_refused("recv", world.recv(&tensor, left, 3));
         let _ = request.wait()?;
         let receive = world.irecv(&tensor, left, TagMatch::Any)?;
         let request = world.isend(&sent, right, 3)?;
-        assert_refused(receive.wait());
+        assert_refused("recv", receive.wait());
         let _ = request.wait()?;
+        if sent.kind() == tensor.kind() {
+            assert_refused("sendrecv", world.sendrecv(&sent, right, &tensor, left, 3));
+        }
         let sum = world.iall_reduce(&Tensor::from_slice(&[1]), Op::Sum)?.wait()?;
         assert_eq!(sum, Tensor::from_slice(&[world.size()]));
     }

@@ -48,8 +48,14 @@ impl Header {
 }
 
 /// Open MPI copies a large message as it is to a buffer without gaps, also where the buffer is too
-/// small for it (seen in 4.1, of processes that share memory). A byte elsewhere makes a gap.
+/// small for it (seen in 4.1, of processes that share memory). A byte elsewhere makes a gap; where
+/// the call waits, the length of the message can be looked at first instead.
 const OVERRUNS: bool = matches!(mpi_sys::VENDOR, mpi_sys::Vendor::OpenMpi);
+
+/// From how many bytes on to look first, as a gap makes Open MPI copy twice. An exchange between 2 ranks
+/// of one machine took, with a gap and looking first: of 64 KiB, 36 and 18 µs; of 8 MiB, 4.7 and
+/// 1.6 ms; of 8 B it made no difference.
+const LOOKS: i64 = 4096;
 
 /// A message to send or to receive: the arguments besides the buffer.
 #[derive(Debug)]
@@ -93,6 +99,9 @@ impl Buffers {
     }
 
     pub(super) fn receive(&self, made: &mut Made, message: &Message) -> Result<()> {
+        if self.looks(made, message) {
+            return self.look_and_receive(made, message);
+        }
         let Layout { start, count, datatype, _made: _held } = self.incoming(made, message)?;
         let (peer, tag, context) = (message.peer, message.tag, self.context);
         match &mut made.started {
@@ -129,6 +138,19 @@ impl Buffers {
         }
         let header = send.header.map(|header| made.list(vec![header]).cast_mut());
         let from = self.layout(self.send.cast_mut(), send.count, header)?;
+        if self.looks(made, receive) {
+            let mut request = mpi_sys::MPI_REQUEST_NULL;
+            let Layout { start, count, datatype, .. } = from;
+            // SAFETY: the buffer holds what is sent, until it is waited for; so does the request.
+            check("MPI_Isend", unsafe {
+                let (peer, tag) = (send.peer, send.tag);
+                mpi_sys::MPI_Isend(start, count, datatype, peer, tag, self.context, &mut request)
+            })?;
+            let received = self.look_and_receive(made, receive);
+            // SAFETY: the request is that of the send.
+            let code = unsafe { mpi_sys::MPI_Wait(&mut request, mpi_sys::MPI_STATUS_IGNORE) };
+            return received.and(check("MPI_Wait", code));
+        }
         let to = self.incoming(made, receive)?;
         let mut status = Status::none();
         // SAFETY: the buffers hold what is sent and have room for what is received, and do not
@@ -150,6 +172,35 @@ impl Buffers {
             )
         };
         made.arrived("MPI_Sendrecv", &status, code)
+    }
+
+    /// Whether to look at a message before it is received.
+    fn looks(&self, made: &Made, message: &Message) -> bool {
+        let waits = made.started.is_none() && message.header.is_none();
+        OVERRUNS && waits && self.bytes(message) >= LOOKS
+    }
+
+    /// The bytes that a message may have.
+    fn bytes(&self, message: &Message) -> i64 {
+        message.count.saturating_mul(i64::try_from(self.size).unwrap_or(i64::MAX))
+    }
+
+    fn look_and_receive(&self, made: &mut Made, message: &Message) -> Result<()> {
+        let (mut handle, mut status) = (mpi_sys::MPI_MESSAGE_NULL, Status::none());
+        // SAFETY: handle and status outlive the call.
+        check("MPI_Mprobe", unsafe {
+            let (peer, tag) = (message.peer, message.tag);
+            mpi_sys::MPI_Mprobe(peer, tag, self.context, &mut handle, &mut status)
+        })?;
+        let fits = Status::of(&status).bytes <= self.bytes(message);
+        let Layout { start, count, datatype, _made: _held } = if fits {
+            self.layout(self.receive, message.count, None)?
+        } else {
+            self.incoming(made, message)?
+        };
+        // SAFETY: the buffer has room for `count` elements; the others outlive the call.
+        let code = unsafe { mpi_sys::MPI_Mrecv(start, count, datatype, &mut handle, &mut status) };
+        made.arrived("MPI_Mrecv", &status, code)
     }
 
     fn incoming(&self, made: &mut Made, message: &Message) -> Result<Layout> {
