@@ -16,15 +16,10 @@ use side_by_side::{Pair, compare};
 use tch::{Device, Kind, Tensor};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    side_by_side::run(4, |world| {
-        for (count, calls) in [(1, 500), (1 << 13, 50), (1 << 20, 1)] {
-            measure(world, count, calls)?;
-        }
-        Ok(())
-    })
+    side_by_side::run(4, [(1, 500), (1 << 13, 50), (1 << 20, 1)], measure)
 }
 
-fn measure(world: &Communicator, count: c_int, calls: u32) -> mpi4tch::Result<()> {
+fn measure(world: &Communicator, (count, calls): (c_int, u32)) -> mpi4tch::Result<()> {
     let x = Tensor::ones([i64::from(count)], (Kind::Double, Device::Cpu));
     let whole = Tensor::ones([i64::from(count * world.size())], (Kind::Double, Device::Cpu));
     let variable = x.copy().set_requires_grad(true);

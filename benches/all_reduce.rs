@@ -1,5 +1,5 @@
-//! What `all_reduce` costs above raw MPI: forward against one `MPI_Allreduce`, forward and
-//! backward against two.
+//! What `all_reduce`, and `iall_reduce` with its wait, cost above raw MPI: forward against one
+//! `MPI_Allreduce`, or `MPI_Iallreduce` and `MPI_Wait`; forward and backward against two.
 //!
 //! ```text
 //! cargo bench --bench all_reduce           # on 2 ranks
@@ -9,22 +9,18 @@
 mod side_by_side;
 
 use std::error::Error;
+use std::ffi::c_int;
 
-use mpi4tch::mpi_sys::{self, MPI_Allreduce};
+use mpi4tch::mpi_sys::{self, MPI_Allreduce, MPI_Iallreduce, MPI_Wait};
 use mpi4tch::{Communicator, Op, testing};
 use side_by_side::{Pair, compare};
 use tch::{Device, Kind, Tensor};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    side_by_side::run(2, |world| {
-        for (count, calls) in [(1, 2000), (1 << 13, 200), (1 << 20, 4), (10_000_000, 1)] {
-            measure(world, count, calls)?;
-        }
-        Ok(())
-    })
+    side_by_side::run(2, [(1, 2000), (1 << 13, 200), (1 << 20, 4), (10_000_000, 1)], measure)
 }
 
-fn measure(world: &Communicator, count: i32, calls: u32) -> mpi4tch::Result<()> {
+fn measure(world: &Communicator, (count, calls): (c_int, u32)) -> mpi4tch::Result<()> {
     let x = Tensor::ones([i64::from(count)], (Kind::Double, Device::Cpu));
     let variable = x.copy().set_requires_grad(true);
     let (received, cotangent) = (x.zeros_like(), x.ones_like());
@@ -40,6 +36,22 @@ fn measure(world: &Communicator, count: i32, calls: u32) -> mpi4tch::Result<()> 
                 mpi_sys::MPI_COMM_WORLD,
             )
         };
+    };
+    let started = || {
+        let mut request = mpi_sys::MPI_REQUEST_NULL;
+        // SAFETY: as above; both buffers are kept until MPI_Wait.
+        unsafe {
+            MPI_Iallreduce(
+                x.data_ptr(),
+                received.data_ptr(),
+                count,
+                mpi_sys::MPI_DOUBLE,
+                mpi_sys::MPI_SUM,
+                mpi_sys::MPI_COMM_WORLD,
+                &mut request,
+            );
+            MPI_Wait(&mut request, mpi_sys::MPI_STATUS_IGNORE);
+        }
     };
     let mut pairs = [
         Pair {
@@ -59,6 +71,26 @@ fn measure(world: &Communicator, count: i32, calls: u32) -> mpi4tch::Result<()> 
             }),
             ours: Box::new(|| {
                 let y = world.all_reduce(&variable, Op::Sum)?;
+                testing::vjp(&[&y], &[&cotangent], &[&variable], false).map(drop)
+            }),
+        },
+        Pair {
+            work: "started, forward",
+            raw: Box::new(|| {
+                started();
+                Ok(())
+            }),
+            ours: Box::new(|| world.iall_reduce(&x, Op::Sum)?.wait().map(drop)),
+        },
+        Pair {
+            work: "started, forward and backward",
+            raw: Box::new(|| {
+                started();
+                started();
+                Ok(())
+            }),
+            ours: Box::new(|| {
+                let y = world.iall_reduce(&variable, Op::Sum)?.wait()?;
                 testing::vjp(&[&y], &[&cotangent], &[&variable], false).map(drop)
             }),
         },

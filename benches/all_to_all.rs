@@ -17,17 +17,15 @@ use side_by_side::{Pair, Run, compare};
 use tch::{Device, Kind, Tensor};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    side_by_side::run(4, |world| {
-        // The least is 8 B from each rank to each.
-        for (rows, columns, calls) in [(1, 1, 500), (32, 64, 50), (512, 512, 1)] {
-            measure(world, rows, columns, calls)?;
-        }
-        Ok(())
-    })
+    // The least is 8 B from each rank to each.
+    side_by_side::run(4, [(1, 1, 500), (32, 64, 50), (512, 512, 1)], measure)
 }
 
 /// Blocks of `rows` by `columns`, one from each rank to each.
-fn measure(world: &Communicator, rows: c_int, columns: c_int, calls: u32) -> mpi4tch::Result<()> {
+fn measure(
+    world: &Communicator,
+    (rows, columns, calls): (c_int, c_int, u32),
+) -> mpi4tch::Result<()> {
     let (size, doubles) = (world.size(), (Kind::Double, Device::Cpu));
     let count = rows * columns;
     // A tensor of blocks, [1, p, …], becomes [p, 1, …]; a matrix's rows are exchanged for columns.

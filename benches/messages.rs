@@ -21,15 +21,10 @@ use tch::{Device, Kind, Tensor};
 const TAG: c_int = 1;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    side_by_side::run(2, |world| {
-        for (count, calls) in [(1, 2000), (1 << 13, 200), (1 << 20, 4), (10_000_000, 1)] {
-            measure(world, count, calls)?;
-        }
-        Ok(())
-    })
+    side_by_side::run(2, [(1, 2000), (1 << 13, 200), (1 << 20, 4), (10_000_000, 1)], measure)
 }
 
-fn measure(world: &Communicator, count: c_int, calls: u32) -> mpi4tch::Result<()> {
+fn measure(world: &Communicator, (count, calls): (c_int, u32)) -> mpi4tch::Result<()> {
     let partner = world.rank() ^ 1;
     let leads = world.rank() < partner;
     let x = Tensor::ones([i64::from(count)], (Kind::Double, Device::Cpu));

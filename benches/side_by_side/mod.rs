@@ -15,10 +15,11 @@ pub struct Pair<'a> {
     pub ours: Run<'a>,
 }
 
-/// Runs `body` on the ranks: as many as `MPI4TCH_BENCH_RANKS` says, or `ranks`.
-pub fn run(
+/// Measures each of the `cases` on the ranks: as many as `MPI4TCH_BENCH_RANKS` says, or `ranks`.
+pub fn run<T>(
     ranks: usize,
-    body: impl FnOnce(&Communicator) -> Result<()>,
+    cases: impl IntoIterator<Item = T>,
+    measure: impl Fn(&Communicator, T) -> Result<()>,
 ) -> std::result::Result<(), Box<dyn Error>> {
     if std::env::var_os("MPI4TCH_BENCH_RANK").is_none() {
         let ranks = std::env::var("MPI4TCH_BENCH_RANKS").map_or(Ok(ranks), |n| n.parse())?;
@@ -40,7 +41,10 @@ pub fn run(
             "work", "raw", "ours", "above", "ratio"
         );
     }
-    Ok(body(&world)?)
+    for case in cases {
+        measure(&world, case)?;
+    }
+    Ok(())
 }
 
 /// A line per pair, for messages of `bytes`: rounds of `calls` calls each, all taking turns.
