@@ -48,8 +48,8 @@ pub(crate) use record::{Pulled, Record, outlived, record};
 /// - Communicators made from it, by `split` or `duplicate`, are not on the tape. Where a program goes
 ///   by several, as by the rows and columns of a grid, make the tape of the one that has all their
 ///   ranks; calls on the others are gone through as they are [without a
-///   tape](crate#communication-in-the-backward-pass). Those on another tape count as gone through on
-///   that one as well: it is then of no more use.
+///   tape](crate#communication-in-the-backward-pass). If they are on another tape, its next pass is
+///   an error, which says so, unless the graph was kept.
 ///
 /// Integers and truth values carry no gradient: operations on them are not recorded.
 ///
@@ -108,10 +108,11 @@ impl Tape {
     /// # Errors
     /// [`Error::Tape`] on all ranks, before anything is done, if the ranks recorded different
     /// calls: go on with a new tape. [`Error::Argument`] if the loss has not one element, and
-    /// [`Error::Mismatch`] on the other ranks: the tape is then as it was. [`Error::Argument`] if the loss depends on what was
-    /// recorded before an earlier pass, [`Error::Autograd`] if a pullback fails: the tape
-    /// then starts anew as well. Where libtorch fails on one rank, between two communications, the
-    /// other ranks wait for it: see [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
+    /// [`Error::Mismatch`] on the other ranks: the tape is then as it was. [`Error::Argument`] if
+    /// the loss depends on what was recorded before an earlier pass, [`Error::Autograd`] if a
+    /// pullback fails: the tape then starts anew as well. Where libtorch fails on one rank, between
+    /// two communications, the other ranks wait for it: see
+    /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// # Examples
     /// See [`Tape`].
@@ -156,12 +157,10 @@ impl Tape {
         let roots = self.roots(loss, create_graph)?;
         let (outputs, cotangents) = roots.as_lists();
         let leaf = self.record.thread().leaf.shallow_clone();
-        let (outcome, left_out) = self.record.pass(|| {
-            autograd::backward(pass.name, &outputs, &cotangents, pass.keeps(), create_graph)
-        });
-        let outcome = outcome.map_err(|error| self.record.explain(error));
-        self.go_on(pass, outcome.map(|()| autograd::take_grad(&leaf)))?;
-        left_out
+        self.carry_out(pass, || {
+            autograd::backward(pass.name, &outputs, &cotangents, pass.keeps(), create_graph)?;
+            Ok(((), autograd::take_grad(&leaf)))
+        })
     }
 
     /// The gradients of Σ ℓ_r with respect to this rank's `inputs`; zeros for one that no loss
@@ -230,18 +229,13 @@ impl Tape {
         let leaf = self.record.thread().leaf.shallow_clone();
         // The first token is an input as well, so that nothing is left out on the way to it.
         let with_leaf: Vec<&Tensor> = inputs.iter().copied().chain([&leaf]).collect();
-        let (outcome, left_out) = self.record.pass(|| {
+        let gradients = self.carry_out(pass, || {
             let keeps = pass.keeps();
-            autograd::grad(pass.name, &outputs, &cotangents, &with_leaf, keeps, create_graph)
-        });
-        let mut gradients = Vec::new();
-        let outcome = outcome.map_err(|error| self.record.explain(error));
-        let last = outcome.map(|all| {
-            gradients = all;
-            gradients.pop().flatten()
-        });
-        self.go_on(pass, last)?;
-        left_out?;
+            let mut gradients =
+                autograd::grad(pass.name, &outputs, &cotangents, &with_leaf, keeps, create_graph)?;
+            let token = gradients.pop().flatten();
+            Ok((gradients, token))
+        })?;
         inputs
             .iter()
             .zip(gradients)
@@ -266,20 +260,25 @@ impl Tape {
         Ok(roots)
     }
 
-    /// After a backward pass that gave the first token this gradient.
-    fn go_on(&self, pass: Pass, gradient: Result<Option<Tensor>>) -> Result<()> {
-        match &gradient {
-            Ok(Some(token)) if pass.create_graph => {
-                self.record.thread().token = token.shallow_clone();
-            }
-            Ok(None) if pass.create_graph => (),
-            // Nothing has become of the graph.
-            _ if pass.keep_graph && !pass.create_graph => (),
-            // Also where it failed: what there was is gone. If it did so on this rank only, and the
-            // others go on from what they have, the next pass finds that the tapes differ.
-            _ => self.record.start_anew(),
+    /// Runs a backward pass, which gives the first token's gradient beside its result, and goes on from
+    /// there.
+    fn carry_out<T>(
+        &self,
+        pass: Pass,
+        run: impl FnOnce() -> Result<(T, Option<Tensor>)>,
+    ) -> Result<T> {
+        let (outcome, left_out) = self.record.pass(run);
+        let outcome = outcome.map_err(|error| self.record.explain(error));
+        // A pass that failed leaves nothing to go on from, unless nothing has become of the graph. If
+        // it failed on this rank only, and others go on, the next one finds that the tapes differ.
+        if !pass.keeps() || (outcome.is_err() && pass.create_graph) {
+            self.record.start_anew();
         }
-        gradient.map(|_| ())
+        let (result, token) = outcome?;
+        if let Some(token) = token.filter(|_| pass.create_graph) {
+            self.record.thread().token = token;
+        }
+        left_out.map(|()| result)
     }
 
     /// Compares what the ranks recorded, and what they ask for.
