@@ -223,6 +223,14 @@ impl Comparison {
         Ok(Some(Self(started)))
     }
 
+    /// Tells the others that this rank refuses the call that they start, if they listen. Returns why.
+    pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error) -> Error {
+        match Self::start(site, comm, None, Err(error)) {
+            Err(error) => error,
+            Ok(_) => unreachable!("an error is never agreed on"),
+        }
+    }
+
     pub(crate) fn has_ended(&self) -> Result<bool> {
         self.0.flight.test()
     }

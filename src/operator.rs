@@ -327,16 +327,11 @@ pub(crate) fn start_to_negotiate<'x>(
     comm: &Communicator,
     x: &'x Tensor,
 ) -> Result<(Input<'x>, Option<Comparison>)> {
-    let input = Input::new(operator.name(), x);
-    let tensor = input.as_ref().ok().map(|i| (i.datatype(), comm.records(i.view())));
-    let (input, terms) = match input {
-        Ok(input) => {
-            let terms = operator.terms(comm, &input);
-            (Ok(input), terms)
-        }
-        Err(error) => (Err(()), Err(error)),
+    let input = match Input::new(operator.name(), x) {
+        Ok(input) => input,
+        Err(error) => return Err(Comparison::refuse(site, comm, error)),
     };
-    let comparison = Comparison::start(site, comm, tensor, terms)?;
-    let input = input.unwrap_or_else(|()| unreachable!("an error is never agreed on"));
+    let tensor = Some((input.datatype(), comm.records(input.view())));
+    let comparison = Comparison::start(site, comm, tensor, operator.terms(comm, &input))?;
     Ok((input, comparison))
 }

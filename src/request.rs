@@ -300,11 +300,8 @@ impl Request {
 
     /// Waits; in the backward pass for `comm`'s.
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
-        let complete = |part: Part| {
-            let of = part.comm.off_tape();
-            of.note(part.complete(site, comm))
-        };
-        let results: Vec<Result<Tensor>> = self.parts.into_iter().map(complete).collect();
+        let results: Vec<Result<Tensor>> =
+            self.parts.into_iter().map(|part| part.complete(site, comm)).collect();
         finished(results.into_iter().collect::<Result<_>>()?, self.finish)
     }
 }
@@ -327,13 +324,11 @@ impl Part {
     }
 
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
-        if let Some(comparison) = self.comparison {
-            comparison.end(site)?;
-        }
-        let y = self.started.result(site)?;
-        match &self.owed {
-            Some(owed) => owed.0.record(site, comm, y),
-            None => Ok(y),
-        }
+        let agreed = self.comparison.map_or(Ok(()), |comparison| comparison.end(site));
+        let y = agreed.and_then(|()| self.started.result(site));
+        self.comm.note(match &self.owed {
+            Some(owed) => y.and_then(|y| owed.0.record(site, comm, y)),
+            None => y,
+        })
     }
 }

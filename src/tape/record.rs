@@ -172,10 +172,7 @@ impl Pulled {
         comm: &Communicator,
     ) -> Result<Vec<Tensor>> {
         let saved = std::mem::replace(&mut self.saved, Ok(Vec::new()));
-        saved.map_err(|error| match Comparison::start(site, comm, None, Err(error)) {
-            Err(error) => error,
-            Ok(_) => unreachable!("an error is never agreed on"),
-        })
+        saved.map_err(|error| Comparison::refuse(site, comm, error))
     }
 }
 
