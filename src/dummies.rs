@@ -16,8 +16,8 @@ use crate::error::Result;
 /// - Adjoint: the cotangent goes to `x`, zeros go to the dummies. Any of them may require grad or
 ///   not. Where none of the dummies does, or `x` is of a kind that carries no gradient, the result
 ///   is `x`.
-/// - As the result shares `x`'s storage, neither may be changed in place while the other is still to be
-///   used: torch refuses that other one then, or the change.
+/// - As the result shares `x`'s storage, neither may be changed in place while the other is still to
+///   be used: torch refuses that other one then, or the change.
 ///
 /// # Examples
 /// ```

@@ -284,10 +284,10 @@
 //!   backward pass. A rank that makes no call is beyond its reach.
 //! - `MPI4TCH_TIMEOUT=30` ends a program in which a call waits for longer than 30 seconds. Each
 //!   rank says which call it is in, where that is in the source, and for how long it has waited; in
-//!   the backward pass, which is named, the line is that of the forward call. A rank that says nothing is in no
-//!   call: there is the branch that died.
+//!   the backward pass, which is named, the line is that of the forward call. A rank that says
+//!   nothing is in no call: there is the branch that died.
 //! - A rank whose `main` has returned an error waits for the others, which may be waiting for it, and
-//!   Rust prints the error after that. It says so after 5 seconds. Where a rank cannot go on, print
+//!   Rust prints the error after that. It says so after some seconds. Where a rank cannot go on, print
 //!   the error, and end the job by [`Communicator::abort`](crate::Communicator::abort).
 //! - Run it on one rank: what is wrong there is not the communication. Then on two, and on three,
 //!   as many a wrong root or neighbour is right on two.

@@ -87,7 +87,7 @@ impl Communicator {
 
     /// Receives a tensor like `like` from the rank `source`, or from [any](Source::Any).
     ///
-    /// Wraps `MPI_Recv`.
+    /// Wraps `MPI_Recv`; on Open MPI, from 4 KiB on, `MPI_Mprobe` and `MPI_Mrecv`.
     ///
     /// - Shape, kind: those of `like`, which is not written. Received from
     ///   [`PROC_NULL`], the result is zeros.
@@ -184,7 +184,8 @@ impl Communicator {
     /// Sends `x` to the rank `dest`, and receives a tensor like `like` from the rank `source`.
     ///
     /// Wraps `MPI_Sendrecv`, which does both at once: ranks that shift tensors among each other
-    /// need not care who is first.
+    /// need not care who is first. On Open MPI, what is received from 4 KiB on is received as by
+    /// [`recv`](Self::recv), beside an `MPI_Isend`.
     ///
     /// - Shape: any for `x`; the result's is that of `like`, which is not written.
     /// - Kinds: every kind of [`datatype`](crate::datatype), the same for both.

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::operator::{Blocking, Mode, Operator, apply_in_place, apply_nonlinear, replace};
 use crate::reduction::{self, Op};
 use crate::request::{Nonblocking, Request};
+use crate::site::Site;
 
 impl Communicator {
     /// Combines `x` over all ranks with `op`; every rank receives the result.
@@ -113,7 +114,7 @@ impl Communicator {
         if op.changes_in_place(self, x) {
             return apply_in_place(&AllReduce::new(op), self, x);
         }
-        replace(self.site("all_reduce"), self, x, |x| self.all_reduce(x, op))
+        replace(Site::new("all_reduce"), self, x, |x| self.all_reduce(x, op))
     }
 }
 

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::operator::{Blocking, Mode, Operator, apply_in_place, replace};
 use crate::reduction::{self, Op};
 use crate::request::{Nonblocking, Request};
+use crate::site::Site;
 
 impl Communicator {
     /// Combines `x` over all ranks with `op`; `root` receives the result, the others zeros.
@@ -107,7 +108,7 @@ impl Communicator {
         if op.changes_in_place(self, x) {
             return apply_in_place(&Reduce { op, root }, self, x);
         }
-        replace(self.site("reduce"), self, x, |x| self.reduce(x, op, root))
+        replace(Site::new("reduce"), self, x, |x| self.reduce(x, op, root))
     }
 }
 
