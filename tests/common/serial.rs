@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::kinds::is_floating;
 
 /// All tensors combined; of none, the op's identity, in the shape of `like`.
-pub fn combined(xs: &[Tensor], op: Op, like: &Tensor) -> Tensor {
+fn combined(xs: &[Tensor], op: Op, like: &Tensor) -> Tensor {
     let kind = like.kind();
     let Some((first, rest)) = xs.split_first() else {
         return like.detach().full_like(identity(op, kind));
