@@ -17,7 +17,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// An MPI function returned an error code.
-    #[error("{call} failed: {message} ({class})")]
+    #[error("{call} failed: {message} ({class}){}", after_colon(.detail))]
     Mpi {
         /// The MPI function.
         call: &'static str,
@@ -25,7 +25,7 @@ pub enum Error {
         class: &'static str,
         /// The library's text for the class.
         message: String,
-        /// The library's text for the code itself, which may say more.
+        /// What the library says of this failure beyond that; empty if it says no more.
         detail: String,
     },
 
@@ -266,23 +266,55 @@ pub(crate) fn check(call: &'static str, code: c_int) -> Result<()> {
 fn failure(call: &'static str, code: c_int) -> Error {
     if !can_explain() {
         let message = format!("error code {code}, while MPI is not initialized");
-        return Error::Mpi { call, class: "MPI_ERR_OTHER", detail: message.clone(), message };
+        return Error::Mpi { call, class: "MPI_ERR_OTHER", message, detail: String::new() };
     }
     let mut class = code;
     // SAFETY: MPI_Error_class takes any code that an MPI function returned; `class` outlives it.
     unsafe { mpi_sys::MPI_Error_class(code, &mut class) };
     let name = class_name(class);
-    // Open MPI puts the name of the class before the text, MPICH starts it with a capital.
     let text = error_string(class);
+    let detail = detail(&error_string(code), &text);
+    // Open MPI puts the name of the class before the text.
     let text = text.strip_prefix(name).map_or(text.as_str(), |rest| rest.trim_start_matches(": "));
-    let mut letters = text.chars();
-    let mut message = letters
-        .next()
-        .map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect::<String>());
+    let mut message = uncapitalized(text);
     if class == mpi_sys::MPI_ERR_TRUNCATE {
         message.push_str("; MPI4TCH_CHECK=collective tells what differs between the ranks");
     }
-    Error::Mpi { call, class: name, message, detail: error_string(code) }
+    Error::Mpi { call, class: name, message, detail }
+}
+
+/// What the library's text for a code says beyond its text for the code's class.
+///
+/// MPICH's is the text for the class and then a line for each function that failed, from MPI's
+/// own down to where the cause is: `MPIR_Get_contextid(491)...: Too many communicators`. What is
+/// left of it is what these functions say, without those that only tell that they failed.
+fn detail(text: &str, class: &str) -> String {
+    let text = text.strip_prefix(class).unwrap_or(text);
+    let text = text.strip_prefix(", error stack:").unwrap_or(text);
+    let said = text.lines().map(|line| match line.split_once(": ") {
+        Some((place, said)) if place.trim_end_matches('.').ends_with(')') => said.trim(),
+        _ => line.trim(),
+    });
+    let is_place =
+        |said: &str| said.ends_with(':') && said.trim_end_matches(['.', ':']).ends_with(')');
+    let says_more = |said: &&str| !said.is_empty() && !said.ends_with(" failed") && !is_place(said);
+    said.filter(says_more).map(uncapitalized).collect::<Vec<_>>().join("; ")
+}
+
+/// MPICH begins its texts with a capital. A name of capitals keeps it.
+fn uncapitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    match (letters.next(), letters.clone().next()) {
+        (Some(first), second) if !second.is_some_and(char::is_uppercase) => {
+            first.to_lowercase().chain(letters).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// What is put after a text that may be all there is to say.
+fn after_colon(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(": {detail}") }
 }
 
 /// Before its start and after its end, MPI aborts a program that asks what an error means.
@@ -347,9 +379,39 @@ mod tests {
                 "all_reduce: Op::LogicalAnd has no adjoint; detach the input first",
             ),
             (Error::Finalized { call: "all_reduce" }, "all_reduce: MPI has been finalized"),
+            (
+                Error::Mpi {
+                    call: "MPI_Comm_dup",
+                    class: "MPI_ERR_OTHER",
+                    message: "other MPI error".to_owned(),
+                    detail: "too many communicators".to_owned(),
+                },
+                "MPI_Comm_dup failed: other MPI error (MPI_ERR_OTHER): too many communicators",
+            ),
         ];
         for (error, text) in cases {
             assert_eq!(error.to_string(), text);
         }
+    }
+
+    #[test]
+    fn details_are_what_the_library_says_beyond_the_class() {
+        let class = "Other MPI error";
+        let text = "Other MPI error, error stack:\n\
+                    internal_Comm_dup(82)................: MPI_Comm_dup(comm=0x84000005, \
+                    newcomm=0x7ffd2b) failed\n\
+                    MPIR_Comm_dup_impl(599)..............: \n\
+                    MPIR_Get_contextid_sparse_group(498).: Too many communicators (0/2048 free on \
+                    this process; ignore_id=0)";
+        let said = "too many communicators (0/2048 free on this process; ignore_id=0)";
+        assert_eq!(detail(text, class), said);
+        let text = "Other MPI error, error stack:\nMPI_Recv(200): MPI_Recv(count=1) failed\n\
+                    MPIDI_recv(24)......:\nfirst(1): Out of memory: 8 bytes\nlast(2)..: Try again\n";
+        assert_eq!(detail(text, class), "out of memory: 8 bytes; try again");
+        for text in [class, "", "MPI_ERR_COMM: invalid communicator"] {
+            assert_eq!(detail(text, text), "");
+        }
+        // A text of another form is told as it is.
+        assert_eq!(detail("The job is out of ports", class), "the job is out of ports");
     }
 }

@@ -5,6 +5,7 @@ mod job;
 
 use std::time::{Duration, Instant};
 
+use mpi4tch::mpi_sys::{self, Vendor};
 use mpi4tch::{Communicator, Op, Result};
 use tch::Tensor;
 
@@ -15,6 +16,8 @@ fn rank() {
         all_but_rank_1
     } else if job::is_rank_of("aborts") {
         all_but_rank_1_which_aborts
+    } else if job::is_rank_of("duplicates") {
+        duplicates_without_end
     } else {
         return;
     };
@@ -41,6 +44,13 @@ fn all_but_rank_1_which_aborts(world: &Communicator) -> Result<()> {
     Ok(())
 }
 
+fn duplicates_without_end(world: &Communicator) -> Result<()> {
+    let mut kept = Vec::new();
+    loop {
+        kept.push(world.duplicate()?);
+    }
+}
+
 #[test]
 fn an_error_is_told_where_others_wait_for_it() {
     let outcome = job::run("returns", 3, &[("MPI4TCH_TIMEOUT", "4")]);
@@ -59,4 +69,15 @@ fn a_job_is_ended_at_once() {
     assert!(!outcome.status.success(), "{outcome:?}");
     assert!(!outcome.printed.contains("has dropped its universe"), "{outcome:?}");
     assert!(start.elapsed() < Duration::from_secs(30), "{outcome:?}");
+}
+
+/// MPICH has contexts for some 2000 communicators. Its class for that is "other".
+#[test]
+fn an_error_of_mpi_tells_what_the_library_says() {
+    if mpi_sys::VENDOR != Vendor::Mpich {
+        return;
+    }
+    let outcome = job::run("duplicates", 2, &[]);
+    let told = "MPI_Comm_dup failed: other MPI error (MPI_ERR_OTHER): too many communicators (0/";
+    assert_eq!(outcome.printed.matches(told).count(), 2, "{outcome:?}");
 }
