@@ -7,6 +7,7 @@
 
 mod description;
 
+use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tch::{Kind, Tensor};
@@ -34,12 +35,14 @@ pub(crate) enum Check {
 impl Check {
     /// What `MPI4TCH_CHECK` says; by default all calls in debug builds.
     pub(crate) fn from_environment() -> Result<Self> {
-        match std::env::var("MPI4TCH_CHECK").as_deref() {
-            Ok("local") => Ok(Self::Local),
-            Ok("collective") => Ok(Self::Collective),
-            Err(_) if cfg!(debug_assertions) => Ok(Self::Collective),
-            Err(_) => Ok(Self::Local),
-            Ok(other) => Err(Error::Setting {
+        // What is not UTF-8 becomes a text that means nothing.
+        let value = std::env::var_os("MPI4TCH_CHECK");
+        match value.as_deref().map(OsStr::to_string_lossy).as_deref() {
+            Some("local") => Ok(Self::Local),
+            Some("collective") => Ok(Self::Collective),
+            None if cfg!(debug_assertions) => Ok(Self::Collective),
+            None => Ok(Self::Local),
+            Some(other) => Err(Error::Setting {
                 name: "MPI4TCH_CHECK",
                 value: other.to_owned(),
                 needed: "local or collective",

@@ -43,7 +43,9 @@ pub(crate) struct Waiting<'a> {
 
 /// The seconds that `MPI4TCH_TIMEOUT` says, if it is set.
 pub(crate) fn timeout() -> Result<Option<Duration>> {
-    let Ok(value) = std::env::var("MPI4TCH_TIMEOUT") else { return Ok(None) };
+    let Some(value) = std::env::var_os("MPI4TCH_TIMEOUT") else { return Ok(None) };
+    // What is not UTF-8 becomes a text that means nothing.
+    let value = value.to_string_lossy().into_owned();
     let seconds = value.parse().ok().filter(|&seconds: &f64| seconds > 0.0);
     match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
         Some(timeout) => Ok(Some(timeout)),

@@ -2,6 +2,8 @@
 //! all, and the ranks compare their calls if any of them is told to.
 
 use std::env;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Output};
 
 use mpi4tch::Op;
@@ -9,6 +11,9 @@ use tch::{Device, Kind, Tensor};
 
 /// The variable's name and its value on each rank, separated by commas.
 const SETTINGS: &str = "MPI4TCH_TEST_SETTINGS";
+
+/// Stands for a value that is not UTF-8, which does not pass every launcher.
+const NOT_UTF_8: &str = "not UTF-8";
 
 /// What the jobs of the other tests run: says what became of the settings.
 #[test]
@@ -20,6 +25,8 @@ fn rank() {
     match settings.nth(rank.parse().unwrap()).unwrap() {
         // SAFETY: this process has no thread that reads the environment.
         "" => unsafe { env::remove_var(name) },
+        // SAFETY: likewise.
+        NOT_UTF_8 => unsafe { env::set_var(name, OsStr::from_bytes(b"local\xff")) },
         // SAFETY: likewise.
         value => unsafe { env::set_var(name, value) },
     }
@@ -56,6 +63,16 @@ fn a_value_that_means_nothing_is_an_error_on_all_ranks() {
     assert_eq!(said("MPI4TCH_CHECK,local,maybe,collective"), [told, check, told]);
     let timeout = "initialize: MPI4TCH_TIMEOUT is \"-1\"; it may be a number of seconds above 0";
     assert_eq!(said("MPI4TCH_TIMEOUT,60,-1,"), [told, timeout, told]);
+}
+
+#[test]
+fn a_value_that_is_not_utf_8_is_an_error_on_all_ranks() {
+    let told = "the ranks disagree on a call:  refused: initialize: a setting on rank 1";
+    let check = "initialize: MPI4TCH_CHECK is \"local\u{fffd}\"; it may be local or collective";
+    assert_eq!(said(&format!("MPI4TCH_CHECK,local,{NOT_UTF_8},local")), [told, check, told]);
+    let timeout =
+        "initialize: MPI4TCH_TIMEOUT is \"local\u{fffd}\"; it may be a number of seconds above 0";
+    assert_eq!(said(&format!("MPI4TCH_TIMEOUT,,{NOT_UTF_8},")), [told, timeout, told]);
 }
 
 #[test]
