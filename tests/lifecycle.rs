@@ -36,7 +36,11 @@ fn from_start_to_end() {
     let part = duplicate.split(Some(0), 0).unwrap().unwrap();
     let theirs = taken_in().unwrap();
     let late = second.world().all_reduce(&x, Op::Max).unwrap();
+    let numbers = [&world, &duplicate, &theirs].map(Communicator::to_fortran);
+    assert_eq!(Communicator::from_fortran(numbers[1]).unwrap().size(), 1);
     drop(second);
+    // MPI aborts a job that asks it for a handle's number now.
+    assert_eq!([&world, &duplicate, &theirs].map(Communicator::to_fortran), numbers);
     let error = world.all_reduce(&x, Op::Sum).unwrap_err();
     assert!(matches!(error, Error::Finalized { .. }));
     assert_eq!(error.to_string(), "all_reduce: MPI has been finalized");

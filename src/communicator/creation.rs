@@ -172,8 +172,10 @@ impl Communicator {
         Self::take_in("from_fortran", comm)
     }
 
-    /// The number by which Fortran, and through it other languages, know this communicator. It is
-    /// not a duplicate: see [`as_raw`](Self::as_raw).
+    /// The number by which Fortran, and through it other languages, know this communicator.
+    ///
+    /// It names the handle that [`as_raw`](Self::as_raw) returns, not a duplicate, for as long as
+    /// that is alive: after the universe's end it names nothing.
     ///
     /// Wraps `MPI_Comm_c2f`. Local.
     ///
@@ -187,12 +189,7 @@ impl Communicator {
     #[must_use]
     #[doc(alias = "MPI_Comm_c2f")]
     pub fn to_fortran(&self) -> i32 {
-        let Ok(_guard) = self.environment().enter("to_fortran") else {
-            // SAFETY: the null handle has a number at any time.
-            return unsafe { mpi_sys::MPI_Comm_c2f(mpi_sys::MPI_COMM_NULL) };
-        };
-        // SAFETY: a communicator that is alive, as `enter` gave leave.
-        unsafe { mpi_sys::MPI_Comm_c2f(self.context()) }
+        self.inner.node.fortran
     }
 
     /// The handle in which this communicator's calls are made, for calls of one's own.

@@ -35,6 +35,8 @@ pub(crate) struct Node {
     pub(super) forward: MPI_Comm,
     pub(super) backward: MPI_Comm,
     pub(super) control: MPI_Comm,
+    /// The number of the forward context in Fortran: MPI tells it only until its end.
+    pub(super) fortran: i32,
     /// Made when first needed.
     pub(super) reversed: Mutex<Option<MPI_Comm>>,
     children: Mutex<Vec<Child>>,
@@ -48,9 +50,12 @@ struct Child {
 }
 
 impl Node {
+    /// Of contexts that were just made, with leave to call MPI.
     pub(super) fn new(forward: MPI_Comm, backward: MPI_Comm, control: MPI_Comm) -> Self {
         let (reversed, children) = (Mutex::new(None), Mutex::new(Vec::new()));
-        Self { forward, backward, control, reversed, children }
+        // SAFETY: the context is a valid communicator, as its maker has leave to call MPI.
+        let fortran = unsafe { mpi_sys::MPI_Comm_c2f(forward) };
+        Self { forward, backward, control, fortran, reversed, children }
     }
 
     /// One bit per entry, set where nobody on this rank holds what was made.
