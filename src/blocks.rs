@@ -73,6 +73,13 @@ impl Blocks {
         })
     }
 
+    /// The shape of the whole, whose blocks have this shape but for their extents along the axis.
+    pub(crate) fn whole(&self, call: &'static str, shape: &[i64]) -> Result<Vec<i64>> {
+        let whole = self.shape_with(shape, self.total(call)?);
+        check_shape(call, &whole)?;
+        Ok(whole)
+    }
+
     /// `shape` with `extent` along the axis.
     pub(crate) fn shape_with(&self, shape: &[i64], extent: i64) -> Vec<i64> {
         let mut shape = shape.to_vec();
@@ -100,8 +107,7 @@ impl Blocks {
         datatype: Datatype,
     ) -> Result<Tensor> {
         let shape = x.size();
-        let whole: i64 = shape.iter().product();
-        let packed = Output::new(call, &[whole], datatype)?.into_tensor();
+        let packed = Output::new(call, &[elements(call, &shape)?], datatype)?.into_tensor();
         self.for_each(x, &packed, &shape, |block, part| part.f_copy_(block))?;
         Ok(packed)
     }
@@ -129,6 +135,10 @@ impl Blocks {
     ) -> Result<()> {
         let axis = i64::try_from(self.axis).unwrap_or(i64::MAX);
         let parts = self.parts(shape);
+        if parts.end() == 0 {
+            // Views of nothing may have strides beyond what torch can compute.
+            return Ok(());
+        }
         let _guard = tch::no_grad_guard();
         if let [count, rest @ ..] = &*self.counts
             && rest.iter().all(|other| other == count)
@@ -165,6 +175,33 @@ pub(crate) fn elements_of_row(shape: &[i64], axis: usize) -> i64 {
         .enumerate()
         .filter(|&(i, _)| i != axis)
         .fold(1, |row: i64, (_, extent)| row.saturating_mul(*extent))
+}
+
+/// How many elements a tensor of this shape has: none if any extent is zero, however large the others
+/// are.
+pub(crate) fn elements(call: &'static str, shape: &[i64]) -> Result<i64> {
+    let extents = || shape.iter().try_fold(1_i64, |count, extent| count.checked_mul(*extent));
+    let count = if shape.contains(&0) { Some(0) } else { extents() };
+    count.ok_or_else(|| too_large(call, shape))
+}
+
+/// Checks that torch can make a tensor of this shape, on any rank: on one that has no part of it, so
+/// that all ranks find out.
+pub(crate) fn check_shape(call: &'static str, shape: &[i64]) -> Result<()> {
+    elements(call, shape)?;
+    // Where there are no elements, torch still multiplies the extents before the first zero, in 64
+    // bits (`computeStorageNbytesContiguous`), and for the strides all but the first extent, with
+    // one for zero, in 63 (`TensorImpl::empty_tensor_restride`).
+    let mut before_zero = shape.iter().take_while(|&&extent| extent != 0);
+    let size = before_zero.try_fold(1_u64, |size, extent| size.checked_mul(extent.unsigned_abs()));
+    let mut inner = shape.iter().skip(1);
+    let stride = inner.try_fold(1_i64, |stride, extent| stride.checked_mul(*extent.max(&1)));
+    if size.is_some() && stride.is_some() { Ok(()) } else { Err(too_large(call, shape)) }
+}
+
+fn too_large(call: &'static str, shape: &[i64]) -> Error {
+    let message = format!("a tensor of shape {shape:?} is too large for torch");
+    Error::Argument { call, message }
 }
 
 /// The axis that torch means by `axis`: a negative one counts from the end.
@@ -204,6 +241,32 @@ mod tests {
         let blocks = Blocks::new(1, [2, 3]);
         let packed = blocks.pack("test", &x, datatype).unwrap();
         assert_eq!(packed.narrow(0, 0, 24), x.narrow(1, 0, 2).flatten(0, -1));
+    }
+
+    #[test]
+    fn shapes_are_those_that_torch_can_make() {
+        let extents = [0, 1, 2, 1 << 31, 1 << 32, 1 << 62, i64::MAX];
+        let mut refused = 0;
+        for a in extents {
+            for b in extents {
+                for c in extents {
+                    let shape = [a, b, c];
+                    let empty = shape.contains(&0);
+                    assert_eq!(elements("test", &shape).ok() == Some(0), empty);
+                    // torch has no memory for those with elements.
+                    if empty || elements("test", &shape).is_err() {
+                        let options = (tch::Kind::Uint8, tch::Device::Cpu);
+                        let made = Tensor::f_empty(shape, options);
+                        assert_eq!(check_shape("test", &shape).is_ok(), made.is_ok(), "{shape:?}");
+                        refused += i32::from(empty && made.is_err());
+                    }
+                }
+            }
+        }
+        assert!(refused > 0);
+        let error = elements("gather", &[1 << 32, 1 << 31]).unwrap_err().to_string();
+        let text = "gather: a tensor of shape [4294967296, 2147483648] is too large for torch";
+        assert_eq!(error, text);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use tch::{TchError, Tensor};
 
 use crate::autograd::{self, View};
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, elements};
 use crate::datatype::Datatype;
 use crate::error::{Error, Result};
 
@@ -133,9 +133,9 @@ impl Output {
     #[inline]
     pub(crate) fn new(call: &'static str, shape: &[i64], datatype: Datatype) -> Result<Self> {
         let (tensor, data) = autograd::empty(call, shape, datatype.scalar_type())?;
-        let elements: i64 = shape.iter().product();
-        let elements = usize::try_from(elements).unwrap_or(0);
-        let bytes = elements * datatype.kind.elt_size_in_bytes();
+        // What torch has made is no larger than memory.
+        let count = usize::try_from(elements(call, shape)?).unwrap_or(0);
+        let bytes = count.saturating_mul(datatype.kind.elt_size_in_bytes());
         if bytes >= HUGE {
             ask_for_huge_pages(data, bytes);
         }

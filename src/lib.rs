@@ -117,6 +117,7 @@
 //!
 //! - `Error::Kind`, `Error::Layout`, `Error::Device` if MPI cannot take the tensor: it must be
 //!   dense, in host memory, and of a kind in the table of [`datatype`];
+//! - `Error::Argument` if the result would be a tensor that torch cannot make;
 //! - `Error::Mismatch` if the ranks disagree on the call, see below;
 //! - `Error::Mpi` if MPI fails; `Error::Torch` or `Error::Autograd` if libtorch does;
 //! - `Error::Finalized` after the universe's end, `Error::Thread` on a thread that may not call MPI.

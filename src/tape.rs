@@ -19,7 +19,7 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use crate::agreement::{Terms, Told, agree};
-use crate::autograd;
+use crate::autograd::{self, View};
 use crate::communicator::Communicator;
 use crate::error::{Error, Result};
 use crate::site::Site;
@@ -347,7 +347,7 @@ fn check_loss(call: &'static str, loss: Option<&Tensor>) -> Result<()> {
     let refuse = |message: String| Err(Error::Argument { call, message });
     match loss {
         Some(loss) if !loss.defined() => refuse("the loss is undefined".to_owned()),
-        Some(loss) if loss.numel() != 1 => {
+        Some(loss) if View::of(loss).count() != 1 => {
             refuse(format!("the loss has shape {:?}; one element is needed", loss.size()))
         }
         _ => Ok(()),

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use tch::{Kind, Tensor};
 
-use crate::autograd;
+use crate::autograd::{self, View};
 use crate::communicator::Communicator;
 use crate::error::{Error, Result};
 
@@ -366,7 +366,7 @@ fn mismatch(actual: &Tensor, expected: &Tensor) -> Result<Option<String>> {
     if actual.f_kind()? != expected.f_kind()? || actual.size() != expected.size() {
         return Ok(Some(format!("{} instead of {}", described(actual), described(expected))));
     }
-    if actual.numel() == 0 {
+    if View::of(actual).count() == 0 {
         return Ok(None);
     }
     let tolerance = 10.0 * tolerance(actual.f_kind()?);
@@ -400,8 +400,9 @@ fn all_ranks(comm: &Communicator, x: &Tensor) -> Result<Vec<Tensor>> {
     let x = x.f_detach()?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()?;
     let kind = x.f_kind()?;
     let shape = x.size();
-    let mut data = vec![0_u8; x.numel() * kind.elt_size_in_bytes()];
-    x.f_copy_data_u8(&mut data, x.numel())?;
+    let count = usize::try_from(View::of(&x).count()).unwrap_or(0);
+    let mut data = vec![0_u8; count * kind.elt_size_in_bytes()];
+    x.f_copy_data_u8(&mut data, count)?;
     let header: Vec<u8> = shape.iter().flat_map(|extent| extent.to_le_bytes()).collect();
     let headers = comm.exchange("testing", &header)?;
     let data = comm.exchange("testing", &data)?;

@@ -17,6 +17,7 @@ use tch::Tensor;
 use super::buffers::{Buffers, as_int, mpi};
 use super::{Made, wide};
 use crate::agreement::Check;
+use crate::autograd::View;
 use crate::communicator::{Communicator, Rank};
 use crate::datatype::Datatype;
 use crate::error::{Error, Result, check};
@@ -314,7 +315,7 @@ pub(super) fn check_received(
     envelope.resolve(status);
     let kind = datatype.kind;
     let size = i64::try_from(kind.elt_size_in_bytes()).unwrap_or(1);
-    let count = i64::try_from(result.numel()).unwrap_or(i64::MAX);
+    let count = View::of(result).count();
     let Status { source, tag, bytes } = status;
     let refuse = |what: String| {
         envelope.refuse();

@@ -169,7 +169,7 @@ impl Operator for AllGather {
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {
         let axis = axis_of(self.name(), self.axis, input.shape())?;
         let blocks = Blocks::new(axis, self.counts.resolve(agreed, 0));
-        let shape = blocks.shape_with(input.shape(), blocks.total(self.name())?);
+        let shape = blocks.whole(self.name(), input.shape())?;
         let input = input.contiguous()?;
         let call = Call::AllGather { parts: blocks.parts(&shape) };
         let finish = Finish::unpacked(blocks, &shape);

@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::counts::Counts;
 use crate::agreement::{Agreed, Terms};
-use crate::blocks::{Blocks, axis_of, elements_of_row};
+use crate::blocks::{Blocks, axis_of, check_shape, elements_of_row};
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::{Communicator, index};
@@ -233,16 +233,19 @@ impl Operator for AllToAll {
         let rank = index(comm.rank());
         let own = after.counts[rank];
         let (joined, cut) = (before.total(self.name())?, after.total(self.name())?);
-        let shape = after.shape_with(&before.shape_with(input.shape(), joined), own);
+        let most = |blocks: &Blocks| blocks.counts.iter().copied().max().unwrap_or(0);
+        let whole = before.shape_with(input.shape(), joined);
+        // The largest of all ranks' results, so that all or none can be made.
+        check_shape(self.name(), &after.shape_with(&whole, most(&after)))?;
+        let shape = after.shape_with(&whole, own);
         let (sent, received, largest, common) = if before.axis == after.axis {
             let (old, new) = (ranges(&before.counts), ranges(&after.counts));
             let row = elements_of_row(&shape, before.axis);
             let sent = new.iter().map(|range| overlap(&old[rank], range)).collect::<Vec<_>>();
             let received = old.iter().map(|range| overlap(&new[rank], range)).collect::<Vec<_>>();
-            let largest = before.counts.iter().chain(&*after.counts).max().map_or(0, |n| n * row);
+            let largest = most(&before).max(most(&after)).saturating_mul(row);
             (Blocks::new(before.axis, sent), Blocks::new(after.axis, received), largest, false)
         } else {
-            let most = |blocks: &Blocks| blocks.counts.iter().copied().max().unwrap_or(0);
             let cell = elements_of_row(&shape, after.axis) / joined.max(1);
             let cells = |sent: i64, cut: i64| cell.saturating_mul(sent).saturating_mul(cut);
             let largest = cells(most(&before), cut).max(cells(joined, most(&after)));

@@ -193,7 +193,7 @@ impl Operator for Gather {
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {
         let axis = axis_of(self.name(), self.axis, input.shape())?;
         let blocks = Blocks::new(axis, self.counts.resolve(agreed, 0));
-        let whole = blocks.shape_with(input.shape(), blocks.total(self.name())?);
+        let whole = blocks.whole(self.name(), input.shape())?;
         let call = Call::Gather { parts: blocks.parts(&whole), root: self.root };
         let input = input.contiguous()?;
         let (shape, finish) = if comm.rank() == self.root {

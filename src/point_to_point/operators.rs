@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use crate::agreement::{Agreed, Terms};
 use crate::autograd::View;
+use crate::blocks::elements;
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Message, Plan};
 use crate::communicator::{Communicator, Rank};
@@ -68,19 +69,20 @@ fn outgoing(
 
 /// How MPI is called to receive a tensor of `shape`, and what is checked of what has come.
 fn incoming(
+    call: &'static str,
     comm: &Communicator,
     input: &Input,
     from: &Envelope,
     shape: &[i64],
-) -> (Message, Finish) {
+) -> Result<(Message, Finish)> {
     let recorded = comm.records(input.view());
-    let count = shape.iter().product();
+    let count = elements(call, shape)?;
     let message = Message::new(comm, from.to_mpi(), input.datatype(), count, recorded);
     let finish = match from.source() {
         Source::Rank(PROC_NULL) => Finish::Zero,
         _ => Finish::Receive { envelope: from.clone(), recorded },
     };
-    (message, finish)
+    Ok((message, finish))
 }
 
 impl Operator for Send {
@@ -128,7 +130,7 @@ impl Operator for Receive {
     }
 
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
-        let (message, finish) = incoming(comm, &input, &self.from, &self.shape);
+        let (message, finish) = incoming(self.name(), comm, &input, &self.from, &self.shape)?;
         let (shape, call) = (self.shape.clone().into(), Call::Receive(message));
         Ok(Plan { input, shape, call, context: comm.context(), finish })
     }
@@ -155,7 +157,7 @@ impl Operator for SendReceive {
 
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
         let send = outgoing(self.name(), comm, &input, &self.to)?;
-        let (receive, finish) = incoming(comm, &input, &self.from, &self.shape);
+        let (receive, finish) = incoming(self.name(), comm, &input, &self.from, &self.shape)?;
         let (shape, call) = (self.shape.clone().into(), Call::SendReceive { send, receive });
         Ok(Plan { input: input.contiguous()?, shape, call, context: comm.context(), finish })
     }

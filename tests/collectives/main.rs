@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod large_extents;
 mod table;
 
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
             sweep(operation, &context.world.tape(), false)
         }));
     }
+    tests.extend(large_extents::tests());
     harness::run(start, tests)
 }
 
