@@ -216,10 +216,12 @@ char *mpi4tch_check_in_place(const void *pointer, void **data, bool *view) {
   return guarded([&] {
     const at::Tensor &t = tensor(pointer);
     TORCH_CHECK(t.defined(), "the tensor is undefined");
+    // torch's own check comes only with the change, after the call.
+    TORCH_CHECK(!t._is_zerotensor(),
+                "torch keeps these zeros without storage; clone the tensor to change it");
     torch::autograd::check_inplace(t, torch::autograd::compute_requires_grad(t));
     at::assert_no_internal_overlap(t);
-    const bool plain =
-        t.layout() == at::kStrided && t.device().is_cpu() && t.has_storage() && !t._is_zerotensor();
+    const bool plain = t.layout() == at::kStrided && t.device().is_cpu() && t.has_storage();
     *data = plain ? t.mutable_data_ptr() : nullptr;
     *view = t.is_view();
   });

@@ -5,7 +5,7 @@ mod common;
 use std::process::ExitCode;
 
 use common::tensors::variable;
-use common::{Context, start};
+use common::{Context, start, works};
 use mpi4tch::{Communicator, Op, Result, testing};
 use tch::{Device, Kind, Tensor};
 
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
             any_layout,
             leaves_are_refused_on_all_ranks,
             expanded_tensors_are_refused_on_all_ranks,
+            zeros_without_storage_are_refused_on_all_ranks,
             leaves_without_recording,
             the_version_counter_is_bumped,
             cotangents_are_not_changed,
@@ -196,6 +197,26 @@ fn expanded_tensors_are_refused_on_all_ranks(context: &Context) -> Result<()> {
         assert_eq!(x, x.full_like(value));
         assert_eq!(expanded, x.full_like(value));
         world.barrier()?;
+    }
+    Ok(())
+}
+
+/// torch keeps such zeros without storage, and lets nobody write them.
+fn zeros_without_storage_are_refused_on_all_ranks(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let text = "torch keeps these zeros without storage; clone the tensor to change it";
+    for (i, (in_place, _)) in PAIRS.into_iter().enumerate() {
+        for culprits in [0..world.size(), world.size() - 1..world.size(), 0..1] {
+            let options = (Kind::Double, Device::Cpu);
+            let mut x = if culprits.contains(&world.rank()) {
+                Tensor::internal_efficientzerotensor([3], options)
+            } else {
+                Tensor::ones([3], options)
+            };
+            let error = in_place(world, &mut x).unwrap_err().to_string();
+            assert!(error.contains(text), "pair {i}: {error}");
+            works(world)?;
+        }
     }
     Ok(())
 }
