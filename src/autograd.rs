@@ -7,6 +7,7 @@
 //! a graph of the derivative (`create_graph`), so every order of derivative follows.
 
 mod node;
+mod recording;
 mod tensor;
 
 use std::ffi::{CStr, c_char};
@@ -17,6 +18,7 @@ use tch::Tensor;
 
 use crate::error::{Error, Result};
 pub(crate) use node::{Backward, InPlace, live_pullbacks, record};
+pub(crate) use recording::{Recording, is_recording};
 pub(crate) use tensor::{View, alias, empty, pin, take_grad, unpin, version};
 
 /// The bindings of `wrapper.h`.
@@ -89,13 +91,6 @@ pub(crate) fn grad(
 pub(crate) fn graph_task() -> i32 {
     // SAFETY: reads a thread-local number of libtorch.
     unsafe { shim::mpi4tch_graph_task() }
-}
-
-/// Whether operations are being recorded. In a pullback: whether the user asked for a graph of
-/// the derivative, which is so on every rank or on none.
-pub(crate) fn is_recording() -> bool {
-    // SAFETY: reads a thread-local flag of libtorch.
-    unsafe { shim::mpi4tch_grad_enabled() }
 }
 
 fn check(call: &'static str, error: *mut c_char) -> Result<()> {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use tch::{TchError, Tensor};
 
+use crate::autograd::Recording;
 use crate::buffer::Output;
 use crate::datatype::Datatype;
 use crate::error::{Error, Result};
@@ -139,7 +140,7 @@ impl Blocks {
             // Views of nothing may have strides beyond what torch can compute.
             return Ok(());
         }
-        let _guard = tch::no_grad_guard();
+        let _recording = Recording::off();
         if let [count, rest @ ..] = &*self.counts
             && rest.iter().all(|other| other == count)
         {

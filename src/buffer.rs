@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tch::{TchError, Tensor};
 
-use crate::autograd::{self, View};
+use crate::autograd::{self, Recording, View};
 use crate::blocks::{Blocks, elements};
 use crate::datatype::Datatype;
 use crate::error::{Error, Result};
@@ -72,9 +72,9 @@ impl<'x> Input<'x> {
         self,
         f: impl FnOnce(&Tensor) -> std::result::Result<Tensor, TchError>,
     ) -> Result<Self> {
-        let other = tch::no_grad(|| {
-            f(self.view.tensor())?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()
-        })?;
+        let recording = Recording::off();
+        let other = f(self.view.tensor())?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()?;
+        drop(recording);
         let view = View::of(&other);
         if view.count() != 0 && view.data().is_null() {
             // Zeros that torch keeps without storage. Writing them makes storage.
@@ -144,8 +144,8 @@ impl Output {
 
     /// Copies what `input` sends, which has as many elements.
     pub(crate) fn copy_from(&self, input: &Input) -> Result<()> {
-        let mut target = self.tensor.shallow_clone();
-        Ok(tch::no_grad(|| target.f_copy_(input.sent()))?)
+        let _recording = Recording::off();
+        Ok(self.tensor.shallow_clone().f_copy_(input.sent())?)
     }
 
     /// The first element, valid as long as the tensor.

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use mpi_sys::{MPI_Comm, MPI_Op, MPI_Request};
 use tch::{Kind, Scalar, Tensor};
 
-use crate::autograd;
+use crate::autograd::{self, Recording};
 use crate::blocks::{Blocks, Parts};
 use crate::buffer::{Input, Output, Pinned};
 use crate::communicator::{Communicator, Rank};
@@ -277,9 +277,10 @@ impl<'x> Plan<'x> {
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank that writes one.
         unsafe { self.call(site, comm, send, receive, &mut Made::blocking()) }?;
+        let _recording = Recording::off();
         match self.finish.filling(self.input.datatype().kind) {
-            Some(value) => tch::no_grad(|| x.f_fill_(value)).map(|_| ())?,
-            None if copied => tch::no_grad(|| x.f_copy_(self.input.sent()))?,
+            Some(value) => drop(x.f_fill_(value)?),
+            None if copied => x.f_copy_(self.input.sent())?,
             None => (),
         }
         Ok(())

@@ -14,7 +14,7 @@ mod several;
 use tch::Tensor;
 
 use crate::agreement::{Agreed, Comparison};
-use crate::autograd;
+use crate::autograd::{self, Recording};
 use crate::call::Started;
 use crate::communicator::Communicator;
 use crate::dummies::join_dummies;
@@ -174,7 +174,8 @@ impl Mode for Nonblocking {
             }
             let outputs =
                 outputs.try_into().unwrap_or_else(|_| unreachable!("one result per output"));
-            if records { tch::with_grad(|| f(outputs)) } else { tch::no_grad(|| f(outputs)) }
+            let _recording = Recording::set(records);
+            f(outputs)
         };
         Ok(Request { parts, finish: Some(Box::new(finish)) })
     }

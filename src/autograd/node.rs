@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tch::Tensor;
 
-use super::{check, own, pointers, shim};
+use super::{Recording, check, own, pointers, shim};
 use crate::error::{Error, Result};
 
 /// What a pullback gets.
@@ -167,6 +167,7 @@ where
 {
     // SAFETY: both pointers are valid for the call; the shim calls before it drops.
     let (node, backward) = unsafe { (&*state.cast::<Pullback<F>>(), &*backward) };
+    let _recording = Recording::kept();
     // Unwind safety: after a panic the closure's state is only read again or dropped, and it has
     // no invariant between calls.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -210,6 +211,7 @@ where
 unsafe extern "C" fn drop_pullback<F>(state: *mut c_void) {
     // SAFETY: the shim drops a pullback once, with its node.
     let node = unsafe { Box::from_raw(state.cast::<Pullback<F>>()) };
+    let _recording = Recording::kept();
     // A panic in a destructor has nowhere to go; it has been printed.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(node)));
 }

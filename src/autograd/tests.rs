@@ -1,5 +1,6 @@
 //! The nodes, without MPI.
 
+use std::panic::catch_unwind;
 use std::sync::Arc;
 
 use super::*;
@@ -167,6 +168,40 @@ fn what_a_pullback_does_is_recorded_with_create_graph() {
     let second = grad("test", &[&first], &[&one], &[&x, &one], false, false).unwrap();
     assert_eq!(second[0].as_ref().unwrap(), &Tensor::from_slice(&[6.0]));
     assert_eq!(second[1].as_ref().unwrap(), &Tensor::from_slice(&[9.0]));
+}
+
+/// tch's `no_grad` restores nothing where what it runs panics.
+#[test]
+fn a_panic_that_was_caught_leaves_recording_as_it_was() {
+    struct Panics;
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            tch::no_grad(|| panic!("in a destructor"));
+        }
+    }
+    let x = variable(&[3.0]);
+    let panics = Panics;
+    let y = twice(&x, nothing, move |backward| {
+        let _ = &panics;
+        doubled(backward)
+    });
+    drop(y);
+    assert!(is_recording());
+
+    let y = twice(&x, nothing, |_| tch::no_grad(|| panic!("in a pullback")));
+    y.f_backward().unwrap_err();
+    assert!(is_recording());
+
+    for on in [false, true] {
+        let _recording = Recording::set(!on);
+        let inner = || {
+            let _recording = Recording::set(on);
+            assert_eq!(is_recording(), on);
+            panic!("under a guard");
+        };
+        assert!(catch_unwind(inner).is_err());
+        assert_eq!(is_recording(), !on);
+    }
 }
 
 #[test]

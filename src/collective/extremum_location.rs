@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::all_reduce::AllReduce;
 use super::nonlinear;
-use crate::autograd::View;
+use crate::autograd::{Recording, View};
 use crate::communicator::Communicator;
 use crate::error::Result;
 use crate::operator::{Blocking, Mode};
@@ -75,8 +75,10 @@ impl Communicator {
         // The calls without grad do not compare requires_grad.
         Blocking::check(&AllReduce::of(call, op), self, x)?;
         let comm = self.agreed();
-        let y = tch::no_grad(|| comm.all_reduce(x, op))?;
-        let owners = tch::no_grad(|| nonlinear::owners(&comm, x, &y))?;
+        let recording = Recording::off();
+        let y = comm.all_reduce(x, op)?;
+        let owners = nonlinear::owners(&comm, x, &y)?;
+        drop(recording);
         if !self.records(&View::of(x)) {
             return Ok((y, owners));
         }

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::all_reduce::AllReduce;
 use super::scan::{self, End};
-use crate::autograd;
+use crate::autograd::{self, Recording};
 use crate::communicator::Communicator;
 use crate::error::Result;
 use crate::operator::{Derivative, Mode, apply};
@@ -71,7 +71,7 @@ pub(super) fn reduce_first(all: &Tensor, op: Op, ranks: i64) -> Result<Tensor> {
     // torch's own derivative knows nothing of the hidden ranks, which may equal the extremum, and
     // loses a NaN.
     let (y, share) = {
-        let _guard = tch::no_grad_guard();
+        let _recording = Recording::off();
         let y = if op == Op::Max { before.f_amax(0, false)? } else { before.f_amin(0, false)? };
         let mask = equal(&before, &y)?.f_logical_and(&later.f_logical_not()?)?;
         let ties = mask.f_sum_dim_intlist(0, true, Kind::Int64)?.f_clamp_min(1)?;

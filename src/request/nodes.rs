@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tch::Tensor;
 
 use super::{Nonblocking, Request};
-use crate::autograd;
+use crate::autograd::{self, Recording};
 use crate::buffer::Output;
 use crate::communicator::Communicator;
 use crate::datatype::Datatype;
@@ -28,7 +28,8 @@ pub(super) struct WaitNode {
 impl WaitNode {
     /// Makes `y` the result of the wait, whether or not the waiter records: the start did.
     pub(super) fn record(self, site: Site, comm: &Communicator, y: &Tensor) -> Result<()> {
-        tch::with_grad(|| self.nodes.record(site, comm, self.traffic, (&self.handle, &self.x, y)))
+        let _recording = Recording::on();
+        self.nodes.record(site, comm, self.traffic, (&self.handle, &self.x, y))
     }
 }
 

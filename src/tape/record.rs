@@ -123,8 +123,8 @@ impl Record {
 
 /// A tensor without elements that requires grad.
 pub(super) fn first_token() -> Tensor {
-    tch::no_grad(|| Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)))
-        .set_requires_grad(true)
+    // A leaf, whether or not recording is on.
+    Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)).set_requires_grad(true)
 }
 
 impl Communicator {
