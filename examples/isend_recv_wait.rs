@@ -54,10 +54,10 @@ type Ring = fn(&Communicator, &Tensor, Rank, Rank) -> Result<Tensor>;
 /// receive, the receive on the start of the send; the backward pass goes through them in reverse.
 fn with_dummies(world: &Communicator, a: &Tensor, left: Rank, right: Rank) -> Result<Tensor> {
     let request = world.isend(a, right, 0)?;
-    let like = mpi4tch::join_dummies(&a.detach(), &[&request.dummy()]);
+    let like = mpi4tch::join_dummies(&a.detach(), &[&request.dummy()])?;
     let b = world.recv(&like, left, 0)?;
     let sent = request.join_dummies(&[&b]).wait()?;
-    let sum = mpi4tch::join_dummies(&(a + b), &[&sent]);
+    let sum = mpi4tch::join_dummies(&(a + b), &[&sent])?;
     sum.sum(Kind::Double).f_backward()?;
     Ok(sum.detach())
 }

@@ -155,10 +155,10 @@
 //!
 //! let a = Tensor::from_slice(&[1.0 + f64::from(rank)]).set_requires_grad(true);
 //! let request = world.isend(&a, right, 0)?;
-//! let like = mpi4tch::join_dummies(&a.detach(), &[&request.dummy()]); // the send, then
+//! let like = mpi4tch::join_dummies(&a.detach(), &[&request.dummy()])?; // the send, then
 //! let b = world.recv(&like, left, 0)?;
 //! let sent = request.join_dummies(&[&b]).wait()?; // the receive, then the wait, then
-//! let sum = mpi4tch::join_dummies(&(&a + &b), &[&sent]); // the loss
+//! let sum = mpi4tch::join_dummies(&(&a + &b), &[&sent])?; // the loss
 //! sum.sum(Kind::Double).f_backward()?;
 //! assert_eq!(a.grad(), Tensor::from_slice(&[2.0]));
 //! # Ok::<(), mpi4tch::Error>(())

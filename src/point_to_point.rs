@@ -235,7 +235,7 @@ impl Communicator {
             shape: like.size(),
         };
         // The edge to `like`.
-        apply::<Blocking>(&operator, self, &join_dummies(x, &[like]))
+        apply::<Blocking>(&operator, self, &join_dummies(x, &[like])?)
     }
 
     /// Waits for a message of the rank `source`, or of [any](Source::Any), and tells whose it is
@@ -317,5 +317,5 @@ fn send<M: Mode>(comm: &Communicator, x: &Tensor, dest: Rank, tag: Tag) -> Resul
     let operator = Send { to: Envelope::new(dest.into(), tag.into()), shape: vec![0] };
     let sent = apply::<M>(&operator, comm, x)?;
     let x = x.shallow_clone();
-    M::then([sent], move |[sent]| Ok(join_dummies(&x, &[&sent])))
+    M::then([sent], move |[sent]| join_dummies(&x, &[&sent]))
 }

@@ -250,7 +250,7 @@ impl Request {
     /// # let universe = mpi4tch::initialize()?;
     /// # let x = tch::Tensor::from_slice(&[1.0]);
     /// let request = universe.world().iall_reduce(&x, mpi4tch::Op::Sum)?;
-    /// let y = mpi4tch::join_dummies(&x, &[&request.dummy()]);
+    /// let y = mpi4tch::join_dummies(&x, &[&request.dummy()])?;
     /// assert_eq!(y, request.wait()?);
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
@@ -266,7 +266,7 @@ impl Request {
     /// after the wait. See [`join_dummies`](crate::join_dummies).
     ///
     /// It has no effect where nothing of the request is recorded: what is waited for then takes no
-    /// part in the backward pass.
+    /// part in the backward pass. What `join_dummies` would fail with, the wait does.
     ///
     /// # Examples
     /// ```
@@ -277,9 +277,12 @@ impl Request {
     /// let y = request.join_dummies(&[&before]).wait()?;
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    pub fn join_dummies(self, dummies: &[&Tensor]) -> Self {
+    pub fn join_dummies(mut self, dummies: &[&Tensor]) -> Self {
         for owed in self.parts.iter().filter_map(|part| part.owed.as_ref()) {
-            owed.0.update(|handle| join_dummies(handle, dummies));
+            if let Err(error) = owed.0.update(|handle| join_dummies(handle, dummies)) {
+                self.finish = Some(Box::new(|_| Err(error)));
+                break;
+            }
         }
         self
     }

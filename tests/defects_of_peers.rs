@@ -152,8 +152,8 @@ fn joined_dummies_keep_the_graph_alive(context: &Context) -> Result<()> {
     let before = testing::live_pullbacks();
     let x = Tensor::ones([2], DOUBLE).set_requires_grad(true);
     let request = context.world.iall_reduce(&x, Op::Sum)?;
-    let y = mpi4tch::join_dummies(&x, &[&request.dummy()]);
-    let z = mpi4tch::join_dummies(&y, &[&request.join_dummies(&[&y]).wait()?, &y]);
+    let y = mpi4tch::join_dummies(&x, &[&request.dummy()])?;
+    let z = mpi4tch::join_dummies(&y, &[&request.join_dummies(&[&y]).wait()?, &y])?;
     assert!(z.requires_grad());
     drop((y, z));
     assert_eq!(testing::live_pullbacks(), before);
@@ -166,7 +166,7 @@ fn isend_without_grad_joined_to_one_with_grad_crashes(context: &Context) -> Resu
     let (x, a) = (Tensor::ones([2], DOUBLE), Tensor::ones([2], DOUBLE).set_requires_grad(true));
     let request = world.isend(&x, right, 0)?;
     let b = world.recv(&x, left, 0)?;
-    let y = mpi4tch::join_dummies(&(&a + b), &[&request.dummy(), &request.wait()?]);
+    let y = mpi4tch::join_dummies(&(&a + b), &[&request.dummy(), &request.wait()?])?;
     y.sum(Kind::Double).f_backward()?;
     assert_eq!(a.grad(), Tensor::ones([2], DOUBLE));
     Ok(())

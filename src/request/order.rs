@@ -134,12 +134,13 @@ impl Due {
     }
 
     /// Changes the handle that the wait is recorded on.
-    pub(super) fn update(&self, f: impl FnOnce(&Tensor) -> Tensor) {
+    pub(super) fn update(&self, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<()> {
         match &mut *self.state() {
-            State { node: Some(node), .. } => node.handle = f(&node.handle),
-            State { early: Some(early), .. } => *early = f(early),
+            State { node: Some(node), .. } => node.handle = f(&node.handle)?,
+            State { early: Some(early), .. } => *early = f(early)?,
             _ => (),
         }
+        Ok(())
     }
 
     /// Whether the tape has gone through the start already.

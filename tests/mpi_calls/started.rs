@@ -72,7 +72,7 @@ fn work_between_start_and_wait(context: &Context) -> Result<()> {
     let expected = ["MPI_Iallreduce", "MPI_Allreduce", "MPI_Test"];
     let between = |x: &Tensor, comm: &Communicator| {
         let request = world.iall_reduce(x, Op::Sum)?;
-        let between = comm.all_reduce(&join_dummies(x, &[&request.dummy()]), Op::Sum)?;
+        let between = comm.all_reduce(&join_dummies(x, &[&request.dummy()])?, Op::Sum)?;
         request.join_dummies(&[&between]).wait()
     };
     assert_eq!(both(&x, &|x| between(x, world))?, [expected; 2]);
@@ -90,7 +90,7 @@ fn work_between_start_and_wait(context: &Context) -> Result<()> {
     // Also where what lies between contributes nothing.
     let (own, other) = (x.detach().set_requires_grad(true), x.detach().set_requires_grad(true));
     let request = world.iall_reduce(&own, Op::Sum)?;
-    let between = duplicate.all_reduce(&join_dummies(&other, &[&request.dummy()]), Op::Sum)?;
+    let between = duplicate.all_reduce(&join_dummies(&other, &[&request.dummy()])?, Op::Sum)?;
     let y = request.join_dummies(&[&between]).wait()?;
     let (gradient, made) =
         calls(|| Ok(testing::vjp(&[&y], &[&cotangent], &[&own], true)?.remove(0)))?;

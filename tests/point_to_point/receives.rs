@@ -88,12 +88,12 @@ fn like_is_not_written(context: &Context) -> Result<()> {
     let seven = || (zeros(&[3]) + 7.0).set_requires_grad(true);
     let likes = [seven(), seven(), seven()];
     let send = world.isend(&x, right, 0)?;
-    let a = world.recv(&join_dummies(&likes[0], &[&send.dummy()]), left, 0)?;
+    let a = world.recv(&join_dummies(&likes[0], &[&send.dummy()])?, left, 0)?;
     let sent = send.join_dummies(&[&a]).wait()?;
-    let receive = world.irecv(&join_dummies(&likes[1], &[&sent]), left, 1)?;
-    let sent = world.send(&join_dummies(&sent, &[&receive.dummy()]), right, 1)?;
+    let receive = world.irecv(&join_dummies(&likes[1], &[&sent])?, left, 1)?;
+    let sent = world.send(&join_dummies(&sent, &[&receive.dummy()])?, right, 1)?;
     let b = receive.join_dummies(&[&sent]).wait()?;
-    let c = world.sendrecv(&join_dummies(&x, &[&b]), right, &likes[2], left, 2)?;
+    let c = world.sendrecv(&join_dummies(&x, &[&b])?, right, &likes[2], left, 2)?;
     for y in [&a, &b, &c] {
         assert!(y.data_ptr() != likes[0].data_ptr() && y.data_ptr() != likes[1].data_ptr());
     }

@@ -43,11 +43,11 @@ fn a_ring_in_every_way(context: &Context) -> Result<()> {
         }
         if world.rank() % 2 == 0 {
             let sent = world.send(x, right, TAG)?;
-            return world.recv(&join_dummies(x, &[&sent]), left, TAG);
+            return world.recv(&join_dummies(x, &[&sent])?, left, TAG);
         }
         let y = world.recv(x, left, TAG)?;
-        let sent = world.send(&join_dummies(x, &[&y]), right, TAG)?;
-        Ok(join_dummies(&y, &[&sent]))
+        let sent = world.send(&join_dummies(x, &[&y])?, right, TAG)?;
+        join_dummies(&y, &[&sent])
     };
     for length in [1, 300_000] {
         let x = testing::random(world, &[length], Kind::Double)?;

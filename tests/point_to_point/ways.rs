@@ -16,18 +16,18 @@ pub const WAYS: [(&str, Way); 5] = [
     ("sendrecv", |c, x, (to, from)| c.sendrecv(x, to, x, from, TAG)),
     ("isend, recv", |c, x, (to, from)| {
         let request = c.isend(x, to, TAG)?;
-        let y = c.recv(&join_dummies(x, &[&request.dummy()]), from, TAG)?;
+        let y = c.recv(&join_dummies(x, &[&request.dummy()])?, from, TAG)?;
         let sent = request.join_dummies(&[&y]).wait()?;
-        Ok(join_dummies(&y, &[&sent]))
+        join_dummies(&y, &[&sent])
     }),
     ("irecv, send", |c, x, (to, from)| {
         let request = c.irecv(x, from, TAG)?;
-        let sent = c.send(&join_dummies(x, &[&request.dummy()]), to, TAG)?;
+        let sent = c.send(&join_dummies(x, &[&request.dummy()])?, to, TAG)?;
         request.join_dummies(&[&sent]).wait()
     }),
     ("isend, irecv", |c, x, (to, from)| {
         let send = c.isend(x, to, TAG)?;
-        let receive = c.irecv(&join_dummies(x, &[&send.dummy()]), from, TAG)?;
+        let receive = c.irecv(&join_dummies(x, &[&send.dummy()])?, from, TAG)?;
         let sent = send.join_dummies(&[&receive.dummy()]).wait()?;
         receive.join_dummies(&[&sent]).wait()
     }),
@@ -38,10 +38,10 @@ pub const WAYS: [(&str, Way); 5] = [
         } else {
             c.irecv(x, from, TagMatch::Any)?
         };
-        let send = c.isend(&join_dummies(x, &[&receive.dummy()]), to, TAG)?;
+        let send = c.isend(&join_dummies(x, &[&receive.dummy()])?, to, TAG)?;
         let y = receive.join_dummies(&[&send.dummy()]).wait()?;
         let sent = send.join_dummies(&[&y]).wait()?;
-        Ok(join_dummies(&y, &[&sent]))
+        join_dummies(&y, &[&sent])
     }),
 ];
 

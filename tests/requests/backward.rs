@@ -45,9 +45,9 @@ fn graphs_are_freed(context: &Context) -> Result<()> {
         ("a ring with dummies", &|| {
             let x = variable(world, &[2])?;
             let send = world.isend(&x, right, 0)?;
-            let y = world.recv(&join_dummies(&x, &[&send.dummy()]), left, 0)?;
+            let y = world.recv(&join_dummies(&x, &[&send.dummy()])?, left, 0)?;
             let sent = send.join_dummies(&[&y]).wait()?;
-            Ok(join_dummies(&y, &[&sent]).sum(Kind::Double).f_backward()?)
+            Ok(join_dummies(&y, &[&sent])?.sum(Kind::Double).f_backward()?)
         }),
         ("a graph of the derivative", &|| {
             let x = variable(world, &[2])?;
@@ -58,7 +58,7 @@ fn graphs_are_freed(context: &Context) -> Result<()> {
         ("a pass that fails", &|| {
             let x = variable(world, &[2])?;
             let request = world.iall_reduce(&x, Op::Max)?;
-            let y = join_dummies(&x, &[&request.dummy()]);
+            let y = join_dummies(&x, &[&request.dummy()])?;
             drop(request);
             assert!(y.sum(Kind::Double).f_backward().is_err());
             Ok(())
@@ -91,9 +91,9 @@ fn the_graph_is_kept_for_another_pass(context: &Context) -> Result<()> {
     let (right, left) = neighbours(world);
     let x = variable(world, &[2])?;
     let send = world.isend(&x, right, 0)?;
-    let y = world.recv(&join_dummies(&x, &[&send.dummy()]), left, 0)?;
+    let y = world.recv(&join_dummies(&x, &[&send.dummy()])?, left, 0)?;
     let sent = send.join_dummies(&[&y]).wait()?;
-    let ring = join_dummies(&y, &[&sent]);
+    let ring = join_dummies(&y, &[&sent])?;
     let most = world.iall_reduce(&ring, Op::Max)?.wait()?;
     let loss = ((most + ring) * f64::from(world.rank() + 1)).sum(Kind::Double);
     let once = gradient(&loss, &x, true)?;
@@ -112,7 +112,7 @@ fn two_passes_at_once(context: &Context) -> Result<()> {
     let comm = mpi4tch::initialize()?.self_comm()?;
     let (x, z) = (variable(world, &[2])?, variable(world, &[2])?);
     let outer = comm.iall_reduce(&x, Op::Sum)?;
-    let send = comm.isend(&join_dummies(&z, &[&outer.dummy()]), 0, 5)?;
+    let send = comm.isend(&join_dummies(&z, &[&outer.dummy()])?, 0, 5)?;
     let received = comm.recv(&z, 0, 5)?;
     let sent = send.wait()?;
     // In the backward pass, x's adjoint is started, then a message of the adjoint of `received` is
@@ -150,10 +150,10 @@ fn second_derivatives(context: &Context) -> Result<()> {
     // What lies between start and wait communicates too.
     let f = |x: &Tensor| {
         let outer = world.iall_reduce(&x.sin(), Op::Prod)?;
-        let send = world.isend(&join_dummies(&x.cos(), &[&outer.dummy()]), right, 0)?;
-        let y = world.recv(&join_dummies(x, &[&send.dummy()]), left, 0)?;
+        let send = world.isend(&join_dummies(&x.cos(), &[&outer.dummy()])?, right, 0)?;
+        let y = world.recv(&join_dummies(x, &[&send.dummy()])?, left, 0)?;
         let sent = send.join_dummies(&[&y]).wait()?;
-        let inner = world.scan(&join_dummies(&(x * x), &[&sent]), Op::Max)?;
+        let inner = world.scan(&join_dummies(&(x * x), &[&sent])?, Op::Max)?;
         Ok(outer.join_dummies(&[&inner]).wait()? * y * inner)
     };
     testing::gradcheck(world, &[&x], |x| f(&x[0]))?;
@@ -167,7 +167,7 @@ fn a_result_that_nobody_waited_for(context: &Context) -> Result<()> {
     for op in [Op::Max, Op::Min, Op::Prod] {
         let z = variable(world, &[2])?;
         let (line, request) = (line!(), world.iall_reduce(&x, op)?);
-        let y = join_dummies(&z, &[&request.dummy()]);
+        let y = join_dummies(&z, &[&request.dummy()])?;
         drop(request);
         let error = y.sum(Kind::Double).f_backward().expect_err("on all ranks").to_string();
         let expected = format!(
@@ -183,7 +183,7 @@ fn a_result_that_nobody_waited_for(context: &Context) -> Result<()> {
     for waits in [0, 1] {
         let (x, z) = (variable(world, &[2])?, variable(world, &[2])?);
         let request = world.iall_reduce(&x, Op::Sum)?;
-        let y = join_dummies(&z, &[&request.dummy()]);
+        let y = join_dummies(&z, &[&request.dummy()])?;
         let loss = if world.rank() < waits {
             (y + request.wait()? * 5.0).sum(Kind::Double)
         } else {
@@ -201,7 +201,7 @@ fn a_result_that_nobody_waited_for(context: &Context) -> Result<()> {
         0 => world.isend(&x, if rank < last { rank + 1 } else { PROC_NULL }, 0)?,
         _ => world.irecv(&x, rank - 1, 0)?,
     };
-    let y = join_dummies(&z, &[&request.dummy()]);
+    let y = join_dummies(&z, &[&request.dummy()])?;
     drop(request);
     y.sum(Kind::Double).f_backward()?;
     assert_eq!(x.grad(), zeros(&[2]));
@@ -240,10 +240,10 @@ fn the_start_decides_what_is_recorded(context: &Context) -> Result<()> {
         }
     }
     let request = world.isend(&x, right, 0)?;
-    let y = world.recv(&join_dummies(&x.detach(), &[&request.dummy()]), left, 0)?;
+    let y = world.recv(&join_dummies(&x.detach(), &[&request.dummy()])?, left, 0)?;
     let request = request.join_dummies(&[&y]);
     let sent = tch::no_grad(|| request.wait())?;
-    join_dummies(&y, &[&sent]).sum(Kind::Double).f_backward()?;
+    join_dummies(&y, &[&sent])?.sum(Kind::Double).f_backward()?;
     assert_eq!(x.grad(), x.ones_like().detach());
     Ok(())
 }

@@ -38,7 +38,7 @@ fn tested_until_done(context: &Context) -> Result<()> {
     testing::assert_serial(world, &x, reduce, |xs| serial::all_reduce(xs, Op::Sum))?;
     let ring = |x: &Tensor| {
         let receive = world.irecv(x, left, 0)?;
-        let sent = world.isend(&join_dummies(x, &[&receive.dummy()]), right, 0)?;
+        let sent = world.isend(&join_dummies(x, &[&receive.dummy()])?, right, 0)?;
         let sent = until_done(sent.join_dummies(&[&receive.dummy()]))?;
         until_done(receive.join_dummies(&[&sent]))
     };
