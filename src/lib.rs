@@ -150,6 +150,8 @@
 //! in; at [`ThreadLevel::Multiple`] they run side by side. A backward pass calls MPI on the thread
 //! that libtorch runs it on: for tensors in host memory, that of `backward`.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod agreement;
 mod autograd;
 mod blocks;
