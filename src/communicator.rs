@@ -47,7 +47,8 @@ pub struct Communicator {
     pass: Pass,
     /// The tape that calls are recorded on.
     record: Option<Arc<Record>>,
-    /// The line that the calls are for, where it is not their caller's: in the backward pass.
+    /// The line that the calls are for, where it is not their caller's: in the backward pass, and
+    /// where one call is carried out by another.
     origin: Option<&'static Location<'static>>,
     /// Whether the calls are parts of one that the ranks have agreed on.
     agreed: bool,
@@ -183,6 +184,12 @@ impl Communicator {
     /// The same communicator, for the parts of a call that the ranks have agreed on.
     pub(crate) fn agreed(&self) -> Self {
         Self { agreed: true, ..self.clone() }
+    }
+
+    /// The same communicator, for what carries out the call at `site`: a closure's calls would name
+    /// the crate's own line.
+    pub(crate) fn at(&self, site: Site) -> Self {
+        Self { origin: Some(site.at), ..self.clone() }
     }
 
     /// Which calls the ranks compare before they make them.

@@ -211,7 +211,7 @@ fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor)
     };
     // libtorch lets a node in place have no other output, as a tape's have.
     if comm.is_on_tape() {
-        return replace(site, comm, x, |x| apply::<Blocking>(operator, comm, x));
+        return replace(site, comm, x, |comm, x| apply::<Blocking>(operator, comm, x));
     }
     // It leaves out the node of a view where the view's cotangent is undefined. The call is then made
     // in place of a copy, as others may have no view, and all give MPI_IN_PLACE or none.
@@ -231,19 +231,20 @@ fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor)
     })
 }
 
-/// Replaces `x` by `f(x)`, with torch's rules for changes in place.
+/// Replaces `x` by `f(comm, x)`, with torch's rules for changes in place. The calls of `f` are those
+/// of the site's line.
 pub(crate) fn replace(
     site: Site,
     comm: &Communicator,
     x: &mut Tensor,
-    f: impl FnOnce(&Tensor) -> Result<Tensor>,
+    f: impl FnOnce(&Communicator, &Tensor) -> Result<Tensor>,
 ) -> Result<()> {
     if let Err(error) = autograd::InPlace::new(site.call, x) {
         return Err(refuse(site, comm, error, false));
     }
     // f may keep its input for the backward pass, while x changes.
     let before = if comm.records(&View::of(x)) { x.f_alias_copy()? } else { x.shallow_clone() };
-    let y = f(&before)?;
+    let y = f(&comm.at(site), &before)?;
     Ok(x.f_copy_(&y)?)
 }
 

@@ -47,6 +47,7 @@ fn equal(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 }
 
 /// The lowest rank whose x is the extremum y.
+#[track_caller]
 pub(super) fn owners(comm: &Communicator, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let nowhere = x.f_zeros_like()?.f_to_kind(Kind::Int64)?;
     let rank = nowhere.f_full_like(i64::from(comm.rank()))?;

@@ -108,7 +108,7 @@ impl Communicator {
         if op.changes_in_place(self, x) {
             return apply_in_place(&Reduce { op, root }, self, x);
         }
-        replace(Site::new("reduce"), self, x, |x| self.reduce(x, op, root))
+        replace(Site::new("reduce"), self, x, |comm, x| comm.reduce(x, op, root))
     }
 }
 
