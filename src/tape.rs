@@ -26,7 +26,7 @@ use crate::site::Site;
 pub(crate) use comparison::Traffic;
 use comparison::{decode, differences, encode, fingerprint};
 use record::first_token;
-pub(crate) use record::{Pulled, Record, outlived, record};
+pub(crate) use record::{Pulled, Record, outlived, record, recorded_on};
 
 /// A communicator whose operations are all carried out in the backward pass, in reverse order, on
 /// every rank.
@@ -95,6 +95,14 @@ impl Communicator {
     pub fn tape(&self) -> Tape {
         let record = Arc::new(Record::new(first_token()));
         Tape { comm: self.on(Arc::clone(&record)), record }
+    }
+}
+
+impl Communicator {
+    /// The tape that this communicator is on.
+    pub(crate) fn own_tape(&self) -> Option<Tape> {
+        let record = Arc::clone(self.record()?);
+        Some(Tape { comm: self.clone(), record })
     }
 }
 

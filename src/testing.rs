@@ -6,6 +6,9 @@
 //! it returns on all, or panics on all with a text that says by how much the test failed. Where the
 //! tested function returns an error on one rank, the test returns one on all.
 //!
+//! What goes by a [`Tape`] is gone back through by it: if the communicator that a test is given is on
+//! one, or the function that it is given records calls on one. The tape starts anew.
+//!
 //! Data is random, different on each rank, and the same in each run: a test with equal data, or
 //! with cotangents of ones, cannot see a wrong root or a missing rank. It is drawn from libtorch's
 //! generator, which is seeded anew for each tensor.
@@ -17,6 +20,7 @@ use tch::{Kind, Tensor};
 use crate::autograd::{self, View};
 use crate::communicator::Communicator;
 use crate::error::{Error, Result};
+use crate::tape::{self, Tape};
 
 /// A random tensor, different on each rank: normal for floating-point and complex kinds, small
 /// integers, or truth values.
@@ -78,9 +82,10 @@ pub fn assert_adjoint(
     f: impl Fn(&Tensor) -> Result<Tensor>,
 ) -> Result<()> {
     let x = leaf(x)?;
-    let y = together(comm, f(&x))?;
+    let (y, tape) = evaluate(comm, || f(&x))?;
     let cotangent = random(comm, &y.size(), y.f_kind()?)?;
-    let gradient = together(comm, vjp(&[&y], &[&cotangent], &[&x], false))?.remove(0);
+    let gradient =
+        together(comm, pull_back(tape.as_ref(), &y, &cotangent, &[&x], false))?.remove(0);
     let [forward, backward] =
         [total(comm, inner(&y, &cotangent)?)?, total(comm, inner(&x, &gradient)?)?];
     // What the sums would be if no terms cancelled: rounding is relative to that.
@@ -138,20 +143,21 @@ pub fn assert_serial(
     }
     let x = leaf(x)?;
     let xs = all_ranks(comm, &x)?.iter().map(leaf).collect::<Result<Vec<_>>>()?;
-    let y = together(comm, f(&x))?;
+    let (y, tape) = evaluate(comm, || f(&x))?;
     let ys = serial(&xs);
     agree(comm, "value", mismatch(&y, &ys[rank])?)?;
 
     let cotangent = leaf(&random(comm, &y.size(), y.f_kind()?)?)?;
     let cotangents = all_ranks(comm, &cotangent)?.iter().map(leaf).collect::<Result<Vec<_>>>()?;
-    let gradient = together(comm, vjp(&[&y], &[&cotangent], &[&x], true))?.remove(0);
+    let gradient = pull_back(tape.as_ref(), &y, &cotangent, &[&x], true);
+    let gradient = together(comm, gradient)?.remove(0);
     let gradients = vjp(&refs(&ys), &refs(&cotangents), &refs(&xs), true)?;
     agree(comm, "first derivative", mismatch(&gradient, &gradients[rank])?)?;
 
     // The gradient's own gradient, for x and for the cotangent it came from.
     let direction = random(comm, &x.size(), x.f_kind()?)?;
     let directions = all_ranks(comm, &direction)?;
-    let second = vjp(&[&gradient], &[&direction], &[&x, &cotangent], false);
+    let second = pull_back(tape.as_ref(), &gradient, &direction, &[&x, &cotangent], false);
     let second = together(comm, second)?;
     let inputs: Vec<&Tensor> = xs.iter().chain(&cotangents).collect();
     let seconds = vjp(&refs(&gradients), &refs(&directions), &inputs, false)?;
@@ -197,16 +203,19 @@ pub fn gradcheck(
             .map(|x| random(comm, &x.size(), x.f_kind()?))
             .collect::<Result<Vec<_>>>()?;
         let here = at(&directions, 0.0)?;
-        let y = together(comm, f(&here))?;
+        let (y, tape) = evaluate(comm, || f(&here))?;
         let cotangent = random(comm, &y.size(), y.f_kind()?)?;
         let mut along = 0.0;
-        let gradients = together(comm, vjp(&[&y], &[&cotangent], &refs(&here), false))?;
+        let gradients = pull_back(tape.as_ref(), &y, &cotangent, &refs(&here), false);
+        let gradients = together(comm, gradients)?;
         for (gradient, v) in gradients.iter().zip(&directions) {
             along += inner(gradient, v)?;
         }
         let along = total(comm, along)?;
         let value = |t| {
-            let y = together(comm, f(&at(&directions, t)?))?;
+            let moved = at(&directions, t)?;
+            let (y, tape) = evaluate(comm, || f(&moved))?;
+            forget(comm, tape.as_ref())?;
             total(comm, inner(&y, &cotangent)?)
         };
         let (plus, minus) = (value(STEP)?, value(-STEP)?);
@@ -234,11 +243,13 @@ pub fn gradgradcheck(
     x: &Tensor,
     f: impl Fn(&Tensor) -> Result<Tensor>,
 ) -> Result<()> {
-    let y = together(comm, f(&x.detach()))?;
+    let (y, tape) = evaluate(comm, || f(&x.detach()))?;
+    forget(comm, tape.as_ref())?;
     let cotangent = random(comm, &y.size(), y.f_kind()?)?;
     gradcheck(comm, &[x, &cotangent], |inputs| {
         let [x, cotangent] = inputs else { unreachable!("two inputs were given") };
-        Ok(vjp(&[&f(x)?], &[cotangent], &[x], true)?.remove(0))
+        let (y, tape) = evaluate(comm, || f(x))?;
+        Ok(pull_back(tape.as_ref(), &y, cotangent, &[x], true)?.remove(0))
     })
 }
 
@@ -271,6 +282,9 @@ fn refs(tensors: &[Tensor]) -> Vec<&Tensor> {
 
 /// The gradients of `inputs` for given cotangents of `outputs`, zeros for inputs that the outputs do
 /// not depend on. `create_graph` records the gradients' own graph, and retains that of the outputs.
+///
+/// Local but for the communication that the backward pass goes through. What is on a tape is gone
+/// back through by [`Tape::grad`] instead.
 ///
 /// # Errors
 /// Whatever the backward pass returns.
@@ -323,6 +337,55 @@ fn inner(a: &Tensor, b: &Tensor) -> Result<f64> {
 
 fn norm(x: &Tensor) -> Result<f64> {
     Ok(inner(x, x)?.sqrt())
+}
+
+/// What `f` makes, and the tape that its calls are recorded on, if they are. An error is one on all
+/// ranks.
+fn evaluate(
+    comm: &Communicator,
+    f: impl FnOnce() -> Result<Tensor>,
+) -> Result<(Tensor, Option<Tape>)> {
+    let (outcome, mut used) = tape::recorded_on(f);
+    if comm.record().is_some() && !used.iter().any(|other| other.is_on_tape_of(comm)) {
+        used.push(comm.clone());
+    }
+    let refuse = |message: String| Error::Argument { call: "testing", message };
+    let outcome = match used.len() {
+        0 | 1 => outcome,
+        count => Err(refuse(format!("what is tested goes by {count} tapes; one is needed"))),
+    };
+    let y = together(comm, outcome)?;
+    let ranks = comm.exchange("testing", &[u8::from(!used.is_empty())])?;
+    if ranks.iter().any(|rank| *rank != ranks[0]) {
+        // The backward pass by a tape is made by all of its ranks.
+        let message = "what is tested goes by a tape on some of the ranks only; give the test the \
+                       tape as its communicator";
+        return Err(refuse(message.to_owned()));
+    }
+    Ok((y, used.pop().and_then(|comm| comm.own_tape())))
+}
+
+/// The gradients of `inputs` for a cotangent of `y`, by the tape if there is one.
+fn pull_back(
+    tape: Option<&Tape>,
+    y: &Tensor,
+    cotangent: &Tensor,
+    inputs: &[&Tensor],
+    create_graph: bool,
+) -> Result<Vec<Tensor>> {
+    let Some(tape) = tape else { return vjp(&[y], &[cotangent], inputs, create_graph) };
+    if !y.requires_grad() {
+        return tape.grad_with(None, inputs, false, create_graph);
+    }
+    // The gradient of Re⟨y, ȳ⟩ by y is ȳ, without rounding.
+    let product = y.f_mul(&cotangent.f_conj()?)?.f_sum(y.f_kind()?)?;
+    let loss = if y.f_is_complex()? { product.f_real()? } else { product };
+    tape.grad_with(Some(&loss), inputs, false, create_graph)
+}
+
+/// Takes off the tape what is not gone back through otherwise.
+fn forget(comm: &Communicator, tape: Option<&Tape>) -> Result<()> {
+    together(comm, tape.map_or(Ok(()), |tape| tape.grad(None, &[]).map(drop)))
 }
 
 /// The outcome on this rank, if it is a success on all: an error on one is an error on all, so that

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use common::{Context, serial, start, without_lines};
-use mpi4tch::{Communicator, Op, Rank, Result, testing};
+use mpi4tch::{Communicator, Error, Op, PROC_NULL, Rank, Result, testing};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
@@ -24,6 +24,9 @@ fn main() -> ExitCode {
             a_wrong_second_derivative_fails,
             random_data_differs_by_rank,
             an_error_on_one_rank_is_an_error_on_all,
+            what_is_on_a_tape_goes_back_by_it,
+            a_wrong_derivative_on_a_tape_fails,
+            a_tape_on_some_ranks_only_is_an_error_on_all,
         ],
     )
 }
@@ -172,4 +175,89 @@ fn an_error_on_one_rank_is_an_error_on_all(context: &Context) -> Result<()> {
 
 fn sum_of(xs: &[Tensor]) -> Vec<Tensor> {
     serial::all_reduce(xs, Op::Sum)
+}
+
+/// x between the ends of its neighbours, or its own ends where there are none: what is received
+/// there is not used, so that only a tape goes back through it.
+fn halo(comm: &Communicator, x: &Tensor) -> Result<Tensor> {
+    let n = x.size()[0];
+    let (first, last) = (x.narrow(0, 0, 1), x.narrow(0, n - 1, 1));
+    let left = if comm.rank() > 0 { comm.rank() - 1 } else { PROC_NULL };
+    let right = if comm.rank() + 1 < comm.size() { comm.rank() + 1 } else { PROC_NULL };
+    let before = comm.sendrecv(&last, right, &first, left, 0)?;
+    let after = comm.sendrecv(&first, left, &last, right, 1)?;
+    let before = if left == PROC_NULL { first } else { before };
+    let after = if right == PROC_NULL { last } else { after };
+    Ok(Tensor::cat(&[&before, x, &after], 0))
+}
+
+fn halo_of_all(xs: &[Tensor]) -> Vec<Tensor> {
+    let end = |x: &Tensor, i: i64| x.narrow(0, if i < 0 { x.size()[0] - 1 } else { 0 }, 1);
+    (0..xs.len())
+        .map(|r| {
+            let before = end(&xs[r.saturating_sub(1)], if r == 0 { 0 } else { -1 });
+            let after = end(&xs[(r + 1).min(xs.len() - 1)], if r + 1 == xs.len() { -1 } else { 0 });
+            Tensor::cat(&[&before, &xs[r], &after], 0)
+        })
+        .collect()
+}
+
+/// By the communicator that the test is given, or by one that only the function knows.
+fn what_is_on_a_tape_goes_back_by_it(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for given in [true, false] {
+        let tape = world.tape();
+        let comm = if given { &*tape } else { world };
+        for kind in [Kind::Double, Kind::Float, Kind::Half, Kind::ComplexDouble] {
+            let x = testing::random(world, &[4], kind)?;
+            testing::assert_adjoint(comm, &x, |x| halo(&tape, x))?;
+            testing::assert_serial(comm, &x, |x| halo(&tape, x), halo_of_all)?;
+        }
+        for kind in [Kind::Double, Kind::ComplexDouble] {
+            let x = testing::random(world, &[4], kind)?;
+            testing::gradcheck(comm, &[&x], |x| halo(&tape, &x[0].sin()))?;
+            testing::gradgradcheck(comm, &x, |x| halo(&tape, &x.sin()))?;
+        }
+        // Nothing is left on the tape, so that it can go on without the tests' calls.
+        let before = testing::live_pullbacks();
+        tape.backward(None)?;
+        assert_eq!(testing::live_pullbacks(), before);
+    }
+    Ok(())
+}
+
+fn a_wrong_derivative_on_a_tape_fails(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let tape = world.tape();
+    let x = testing::random(world, &[4], Kind::Double)?;
+    let wrong = |x: &Tensor| {
+        let y = halo(&tape, x)?;
+        Ok(with_derivative(&y, &(&y * (1.0 + 1e-3))))
+    };
+    assert!(fails(world, || testing::assert_adjoint(&tape, &x, wrong))?);
+    assert!(fails(world, || testing::assert_serial(&tape, &x, wrong, halo_of_all))?);
+    assert!(fails(world, || testing::gradcheck(&tape, &[&x], |x| wrong(&x[0])))?);
+    Ok(())
+}
+
+fn a_tape_on_some_ranks_only_is_an_error_on_all(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let this = mpi4tch::initialize()?.self_comm()?;
+    let (tape, other) = (this.tape(), this.tape());
+    let x = testing::random(world, &[4], Kind::Double)?;
+    let last = world.rank() == world.size() - 1;
+    let some = |x: &Tensor| {
+        if last { this.all_reduce(x, Op::Sum) } else { tape.all_reduce(x, Op::Sum) }
+    };
+    if world.size() > 1 {
+        let error = testing::assert_adjoint(world, &x, some).unwrap_err().to_string();
+        let text = "testing: what is tested goes by a tape on some of the ranks only; give the test \
+                    the tape as its communicator";
+        assert_eq!(error, text);
+    }
+    let several = |x: &Tensor| other.all_reduce(&tape.all_reduce(x, Op::Sum)?, Op::Sum);
+    let error = testing::assert_adjoint(world, &x, several).unwrap_err();
+    assert!(matches!(error, Error::Argument { .. }), "{error}");
+    assert_eq!(error.to_string(), "testing: what is tested goes by 2 tapes; one is needed");
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! What a tape records, and how the token is threaded through a node of the graph.
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::Tensor;
@@ -135,6 +136,12 @@ impl Communicator {
             || self.record().is_some_and(|record| carries_gradient(x) && record.is_recording())
     }
 
+    /// Whether both are on one tape.
+    pub(crate) fn is_on_tape_of(&self, other: &Self) -> bool {
+        let tapes = self.record().zip(other.record());
+        tapes.is_some_and(|(own, other)| Arc::ptr_eq(own, other))
+    }
+
     /// Whether calls are recorded on a tape.
     pub(crate) fn is_on_tape(&self) -> bool {
         self.record().is_some_and(|record| record.is_recording())
@@ -219,7 +226,43 @@ where
     thread.token = token;
     thread.collectives += usize::from(traffic.is_collective());
     thread.calls.push(Entry { site, traffic });
+    // What a pullback records, it records on the tape of its pass.
+    if !site.backward {
+        note_use(comm);
+    }
     Ok(thread.collectives)
+}
+
+thread_local! {
+    /// A communicator on each tape that calls are recorded on while [`recorded_on`] runs.
+    static USED: RefCell<Option<Vec<Communicator>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f`, and tells on which tapes it recorded calls, by a communicator on each.
+pub(crate) fn recorded_on<T>(f: impl FnOnce() -> T) -> (T, Vec<Communicator>) {
+    /// Puts back what was there, also after a panic.
+    struct Outer(Option<Vec<Communicator>>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            let inner = USED.replace(self.0.take()).unwrap_or_default();
+            inner.iter().for_each(note_use);
+        }
+    }
+    let outer = Outer(USED.replace(Some(Vec::new())));
+    let outcome = f();
+    let used = USED.with_borrow(|used| used.clone()).unwrap_or_default();
+    drop(outer);
+    (outcome, used)
+}
+
+fn note_use(comm: &Communicator) {
+    USED.with_borrow_mut(|used| {
+        if let Some(used) = used
+            && !used.iter().any(|other| other.is_on_tape_of(comm))
+        {
+            used.push(comm.clone());
+        }
+    });
 }
 
 /// The token's scalar type: `Float`.
