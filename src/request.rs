@@ -7,8 +7,10 @@
 //! nodes share, with an entry for each backward pass that is under way. As both pullbacks go by
 //! the public path, they are recorded when a graph of the derivative is asked for.
 
+mod alike;
 mod nodes;
 mod order;
+mod queues;
 mod several;
 
 use tch::Tensor;

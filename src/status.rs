@@ -177,14 +177,6 @@ impl Envelope {
         self.resolved.status.get().copied()
     }
 
-    /// Whether both may be those of one message.
-    pub(crate) fn is_like(&self, other: &Self) -> bool {
-        let ((rank, tag), (other_rank, other_tag)) = (self.to_mpi(), other.to_mpi());
-        let any = [mpi_sys::MPI_ANY_SOURCE, mpi_sys::MPI_ANY_TAG];
-        let meets = |a: i32, b: i32, any: i32| a == b || a == any || b == any;
-        rank != PROC_NULL && meets(rank, other_rank, any[0]) && meets(tag, other_tag, any[1])
-    }
-
     /// The rank and the tag, if they are known.
     pub(crate) fn known(&self) -> Option<(Rank, Tag)> {
         match (self.source, self.tag, self.status()) {

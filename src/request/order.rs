@@ -6,12 +6,14 @@
 //! blocking one, is recorded, the waits for those like it that were started before are recorded
 //! first, though they are yet to come: on both ends the waits are then in the order of the starts.
 
-use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tch::Tensor;
 
+use super::alike::Key;
 use super::nodes::WaitNode;
+use super::queues::Queues;
 use crate::communicator::Communicator;
 use crate::error::Result;
 use crate::site::Site;
@@ -19,6 +21,8 @@ use crate::tape::{self, Record, Traffic};
 
 /// The wait that a request owes the graph.
 pub(super) struct Due {
+    /// Its place among all starts of this process.
+    number: u64,
     start: Site,
     comm: Communicator,
     traffic: Traffic,
@@ -38,65 +42,32 @@ struct State {
     early: Option<Tensor>,
 }
 
-/// The messages of a communicator that were started and are to be waited for, in that order.
+/// The messages of a communicator whose waits are yet to be recorded.
 #[derive(Default)]
-pub(crate) struct Messages(Mutex<List>);
-
-#[derive(Default)]
-struct List {
-    /// Those that have been waited for are still among them.
-    started: VecDeque<Weak<Due>>,
-    /// How many there may be before those are cleared away.
-    most: usize,
-}
+pub(crate) struct Messages(Mutex<Queues<Key, Weak<Due>>>);
 
 impl Messages {
-    /// Records the waits for the messages like these that were started before `own`.
+    /// Records the waits for the messages like these that were started before.
     pub(crate) fn settle(&self, traffic: &Traffic) -> Result<()> {
-        self.settle_before(traffic, None)
+        self.settle_before(u64::MAX, &Key::of_those_like(traffic))
     }
 
     /// Records the waits for all messages on a tape, which is about to go back through them: what
     /// was only started is on its way back, too, while others are.
     pub(crate) fn settle_tape(&self, tape: &Arc<Record>) -> Result<()> {
-        let on_tape = |due: &Due| due.comm.record().is_some_and(|other| Arc::ptr_eq(other, tape));
-        self.due(None, on_tape).iter().try_for_each(|due| due.record_early())
+        self.settle_before(u64::MAX, &[Key::of_tape(tape)])
     }
 
-    fn settle_before(&self, traffic: &Traffic, own: Option<&Due>) -> Result<()> {
-        let before = self.due(own, |other| other.traffic.is_like(traffic));
-        before.iter().try_for_each(|due| due.record_early())
+    /// Those in the queues of any of the keys that were started before the start of this number.
+    fn settle_before(&self, number: u64, keys: &[Key]) -> Result<()> {
+        // Recording one takes it out of its queues: each is looked at once.
+        let before = self.queues().before(number, keys);
+        before.iter().filter_map(Weak::upgrade).try_for_each(|due| due.record_early())
     }
 
-    /// Those whose waits are to be recorded, started before `own`.
-    fn due(&self, own: Option<&Due>, is_wanted: impl Fn(&Due) -> bool) -> Vec<Arc<Due>> {
-        let mut list = self.list();
-        // Most are waited for in the order of their starts: then this comes to its end at once.
-        while list.started.front().is_some_and(|first| still_due(first).is_none()) {
-            list.started.pop_front();
-        }
-        let is_own =
-            |other: &Arc<Due>| own.is_some_and(|own| std::ptr::eq(own, &raw const **other));
-        let due = list.started.iter().filter_map(still_due).take_while(|other| !is_own(other));
-        due.filter(|other| is_wanted(other)).collect()
-    }
-
-    fn add(&self, due: &Arc<Due>) {
-        let mut list = self.list();
-        if list.started.len() >= list.most {
-            list.started.retain(|other| still_due(other).is_some());
-            list.most = 2 * list.started.len() + 16;
-        }
-        list.started.push_back(Arc::downgrade(due));
-    }
-
-    fn list(&self) -> MutexGuard<'_, List> {
+    fn queues(&self) -> MutexGuard<'_, Queues<Key, Weak<Due>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn still_due(due: &Weak<Due>) -> Option<Arc<Due>> {
-    due.upgrade().filter(|due| due.is_due())
 }
 
 impl Due {
@@ -107,7 +78,10 @@ impl Due {
         node: WaitNode,
         written: &Tensor,
     ) -> Arc<Self> {
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let due = Arc::new(Self {
+            number,
             start,
             comm: comm.clone(),
             traffic,
@@ -119,10 +93,16 @@ impl Due {
                 early: None,
             }),
         });
-        if let (Some(messages), false) = (comm.messages(), due.traffic.is_collective()) {
-            messages.add(&due);
+        if let Some(messages) = due.messages() {
+            let keys = Key::of_started(&due.traffic, comm.record());
+            messages.queues().insert(number, keys, Arc::downgrade(&due));
         }
         due
+    }
+
+    /// The messages that this is one of, if its order among them counts.
+    fn messages(&self) -> Option<&Messages> {
+        self.comm.messages().filter(|_| !self.traffic.is_collective())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -164,19 +144,28 @@ impl Due {
             if self.is_outlived() {
                 return Err(tape::outlived(self.start));
             }
-            messages.settle_before(&self.traffic, Some(self))?;
+            messages.settle_before(self.number, &Key::of_those_like(&self.traffic))?;
         }
         let mut state = self.state();
-        if let Some(node) = state.node.take() {
+        if let Some(node) = self.take_node(&mut state) {
             node.record(site, comm.unwrap_or(&self.comm), &y)?;
         }
         Ok(state.early.take().unwrap_or(y))
     }
 
+    /// The node, which is to be recorded now: the wait is not due any more.
+    fn take_node(&self, state: &mut State) -> Option<WaitNode> {
+        if let Some(messages) = self.messages() {
+            messages.queues().remove(self.number);
+        }
+        state.node.take()
+    }
+
     /// Makes what will be written the result of the wait.
     fn record_early(&self) -> Result<()> {
         let mut state = self.state();
-        let Some(node) = state.node.take().filter(|_| !self.is_outlived()) else { return Ok(()) };
+        let node = self.take_node(&mut state).filter(|_| !self.is_outlived());
+        let Some(node) = node else { return Ok(()) };
         // A tensor of its own: what MPI writes to outlives the graph.
         let y = state.written.f_detach()?;
         node.record(Site { call: "wait", ..self.start }, &self.comm, &y)?;
@@ -191,13 +180,12 @@ pub(super) struct Owed(pub(super) Arc<Due>);
 impl Drop for Owed {
     fn drop(&mut self) {
         let due = &self.0;
-        if let Some(messages) = due.comm.messages()
-            && !due.traffic.is_collective()
+        if let Some(messages) = due.messages()
             && due.is_due()
         {
             // Nobody is left to be told of an error.
-            let _ =
-                messages.settle_before(&due.traffic, Some(due)).and_then(|()| due.record_early());
+            let _ = messages.settle_before(due.number, &Key::of_those_like(&due.traffic));
+            let _ = due.record_early();
         }
     }
 }

@@ -24,20 +24,6 @@ impl Traffic {
     pub(crate) fn is_collective(&self) -> bool {
         matches!(self, Self::Collective)
     }
-
-    /// Whether there are messages in both that MPI may match by their order.
-    pub(crate) fn is_like(&self, other: &Self) -> bool {
-        let (Self::Messages { send, receive }, Self::Messages { send: s, receive: r }) =
-            (self, other)
-        else {
-            return false;
-        };
-        let alike = |a: &Option<Envelope>, b: &Option<Envelope>| match (a, b) {
-            (Some(a), Some(b)) => a.is_like(b),
-            _ => false,
-        };
-        alike(send, s) || alike(receive, r)
-    }
 }
 
 /// A call on a tape.

@@ -78,7 +78,7 @@ fn requests_that_are_dropped(context: &Context) -> Result<()> {
 }
 
 /// Messages between the same ranks with the same tag, where the ends wait in orders of their own:
-/// each cotangent comes back to what it is of.
+/// each cotangent comes back to what it is of, also where the receives name neither.
 fn messages_that_are_alike(context: &Context) -> Result<()> {
     let world = &context.world;
     let (right, left) = neighbours(world);
@@ -93,11 +93,22 @@ fn messages_that_are_alike(context: &Context) -> Result<()> {
         ([3, 0, 2, BLOCKING], 1),
         ([1, 0, BLOCKING, BLOCKING], 2),
     ] {
-        for receiver_is_reversed in [false, true] {
+        for (receiver_is_reversed, wildcards) in
+            [(false, 0), (true, 0), (false, 1), (true, 1), (true, 2), (true, 3)]
+        {
             let tape = world.tape();
             let xs: Vec<Tensor> = (0..4).map(|i| number(&tape, f64::from(i))).collect();
+            let named = (Source::Rank(left), TagMatch::Tag(5));
+            // All receives name both; or the four ways take turns, from this one on.
+            let ways = [
+                named,
+                (Source::Any, TagMatch::Any),
+                (Source::Any, TagMatch::Tag(5)),
+                (Source::Rank(left), TagMatch::Any),
+            ];
             let mut receives: Vec<_> = (0..4)
-                .map(|_| tape.irecv(&xs[0].detach(), left, 5).map(Some))
+                .map(|i| ways[if wildcards == 0 { 0 } else { (i + wildcards) % 4 }])
+                .map(|(source, tag)| tape.irecv(&xs[0].detach(), source, tag).map(Some))
                 .collect::<Result<_>>()?;
             let mut sends = Vec::new();
             for (i, x) in xs.iter().enumerate() {
@@ -124,7 +135,7 @@ fn messages_that_are_alike(context: &Context) -> Result<()> {
             tape.backward(&loss)?;
             for (i, x) in (0..).zip(&xs) {
                 let expected = 10_f64.powi(i) * f64::from(right + 1);
-                assert_eq!(value(&x.grad()), expected, "{order:?}, message {i}");
+                assert_eq!(value(&x.grad()), expected, "{order:?}, {wildcards}, message {i}");
             }
         }
     }
