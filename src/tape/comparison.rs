@@ -1,5 +1,6 @@
 //! What the ranks compare of their tapes before a backward pass, and what is said if it differs.
 
+use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::agreement;
@@ -67,13 +68,6 @@ pub(super) struct Message {
     from: Rank,
     to: Rank,
     tag: Tag,
-}
-
-impl Message {
-    /// Whether the one is the other's counterpart.
-    fn meets(&self, other: &Self) -> bool {
-        *self == Self { sends: !other.sends, ..other.clone() }
-    }
 }
 
 /// What a call sends and receives.
@@ -170,9 +164,11 @@ pub(super) fn differences(all: &[Vec<Line>]) -> String {
         })
         .collect();
     let most = collectives.iter().map(Vec::len).max().unwrap_or(0);
-    let what = |rank: &Vec<(&str, &str)>, i: usize| rank.get(i).map(|(what, _)| (*what).to_owned());
-    let differs =
-        |&i: &usize| collectives.iter().any(|rank| what(rank, i) != what(&collectives[0], i));
+    let differs = |&i: &usize| {
+        let mut what = collectives.iter().map(|rank| rank.get(i).map(|(what, _)| what));
+        let first = what.next();
+        what.any(|other| Some(other) != first)
+    };
     let mut text = String::new();
     if let Some(i) = (0..most).find(differs) {
         let name = format!("call {} of all ranks", i + 1);
@@ -185,16 +181,14 @@ pub(super) fn differences(all: &[Vec<Line>]) -> String {
             .collect();
         text += &agreement::differences(&values);
     }
-    let mut left: Vec<(&Message, &str)> = Vec::new();
-    for line in all.iter().flatten() {
-        let Line::Message { message, at } = line else { continue };
-        match left.iter().position(|(other, _)| other.meets(message)) {
-            Some(place) => {
-                left.remove(place);
-            }
-            None => left.push((message, at)),
+    let messages = all.iter().flatten().filter_map(|line| match line {
+        Line::Message { message, at } => {
+            let Message { sends, from, to, tag } = message;
+            Some(((from, to, tag), *sends, (message, at)))
         }
-    }
+        Line::Collective { .. } => None,
+    });
+    let left = without_counterpart(messages);
     for (Message { sends, from, to, tag }, at) in left.iter().take(MOST_NAMED) {
         text += &match (*sends, *from) {
             (true, _) => format!(
@@ -212,4 +206,79 @@ pub(super) fn differences(all: &[Vec<Line>]) -> String {
         text += &format!("\n  and {} more messages", left.len() - MOST_NAMED);
     }
     text
+}
+
+/// The items that have no counterpart, which is an item of the other side with the same key. Each is
+/// the counterpart of one at most, of those that have come in vain the first.
+fn without_counterpart<K: Eq + Hash, T>(items: impl IntoIterator<Item = (K, bool, T)>) -> Vec<T> {
+    let mut left: Vec<Option<T>> = Vec::new();
+    // For each key the side of those that are left, and their places.
+    let mut open: HashMap<K, (bool, VecDeque<usize>)> = HashMap::new();
+    for (key, side, item) in items {
+        let (open_side, places) = open.entry(key).or_insert((side, VecDeque::new()));
+        match (*open_side != side).then(|| places.pop_front()).flatten() {
+            Some(place) => left[place] = None,
+            None => {
+                *open_side = side;
+                places.push_back(left.len());
+                left.push(Some(item));
+            }
+        }
+    }
+    left.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn messages_without_a_counterpart_are_those_that_are_too_many() {
+        let items = [
+            ("a", true, 0),
+            ("b", false, 1),
+            ("a", true, 2),
+            ("a", false, 3),
+            ("c", false, 4),
+            ("b", true, 5),
+            ("b", true, 6),
+            ("a", true, 7),
+        ];
+        assert_eq!(without_counterpart(items), [2, 4, 6, 7]);
+    }
+
+    thread_local! {
+        /// How many keys were compared.
+        static STEPS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    #[derive(Eq)]
+    struct Key(usize);
+
+    impl PartialEq for Key {
+        fn eq(&self, other: &Self) -> bool {
+            STEPS.set(STEPS.get() + 1);
+            self.0 == other.0
+        }
+    }
+
+    impl Hash for Key {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            self.0.hash(state);
+        }
+    }
+
+    #[test]
+    fn each_message_is_compared_with_one_at_most() {
+        const COUNT: usize = 2000;
+        for keys in [1, 10, COUNT] {
+            STEPS.set(0);
+            let side = |sends: bool| (0..COUNT).map(move |i| (Key(i % keys), sends, i));
+            assert_eq!(without_counterpart(side(true).chain(side(false))), [0; 0]);
+            let steps = STEPS.get();
+            assert!(steps <= 4 * COUNT, "{steps} steps for {COUNT} messages of {keys} keys");
+        }
+    }
 }
