@@ -115,9 +115,9 @@ impl Tape {
     ///
     /// # Errors
     /// [`Error::Tape`] on all ranks, before anything is done, if the ranks recorded different
-    /// calls: go on with a new tape. [`Error::Argument`] if the loss has not one element, and
-    /// [`Error::Mismatch`] on the other ranks: the tape is then as it was. [`Error::Argument`] if
-    /// the loss depends on what was recorded before an earlier pass, [`Error::Autograd`] if a
+    /// calls: go on with a new tape. [`Error::Argument`] if the loss has not one element or is
+    /// complex, and [`Error::Mismatch`] on the other ranks: the tape is then as it was.
+    /// [`Error::Argument`] if the loss depends on what was recorded before an earlier pass, [`Error::Autograd`] if a
     /// pullback fails: the tape then starts anew as well. Where libtorch fails on one rank, between
     /// two communications, the other ranks wait for it: see
     /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
@@ -357,6 +357,9 @@ fn check_loss(call: &'static str, loss: Option<&Tensor>) -> Result<()> {
         Some(loss) if !loss.defined() => refuse("the loss is undefined".to_owned()),
         Some(loss) if View::of(loss).count() != 1 => {
             refuse(format!("the loss has shape {:?}; one element is needed", loss.size()))
+        }
+        Some(loss) if loss.is_complex() => {
+            refuse(format!("the loss is of kind {:?}; a real kind is needed", loss.kind()))
         }
         _ => Ok(()),
     }

@@ -145,6 +145,15 @@ fn bad_arguments_are_refused_on_all_ranks(context: &Context) -> Result<()> {
         assert!(error.contains("refused: Tape::backward: the loss has shape [2]"), "{error}");
     }
     let loss = y.sum(Kind::Double);
+    // libtorch would go back from the real part of a complex one.
+    let complex = Tensor::complex(&loss, &loss);
+    let bad = if world.rank() == 0 { &complex } else { &loss };
+    for error in [tape.backward(bad).err(), tape.grad(Some(bad), &[&x]).err()] {
+        let error = error.expect("the loss is complex").to_string();
+        let expected = "the loss is of kind ComplexDouble; a real kind is needed";
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(error.starts_with("Tape::"), world.rank() == 0, "{error}");
+    }
     let constant = Tensor::from_slice(&[1.0]);
     let inputs = if world.rank() == 0 { [&constant] } else { [&x] };
     let error = tape.grad(Some(&loss), &inputs).expect_err("the input is a constant").to_string();
