@@ -159,16 +159,13 @@ impl Tape {
         keep_graph: bool,
         create_graph: bool,
     ) -> Result<()> {
-        let pass = Pass { name: "Tape::backward", keep_graph, create_graph };
-        let loss = loss.into();
-        self.comm.note(self.agree(pass, check_loss(pass.name, loss)))?;
-        let roots = self.roots(loss, create_graph)?;
-        let (outputs, cotangents) = roots.as_lists();
-        let leaf = self.record.thread().leaf.shallow_clone();
-        self.carry_out(pass, || {
-            autograd::backward(pass.name, &outputs, &cotangents, pass.keeps(), create_graph)?;
-            Ok(((), autograd::take_grad(&leaf)))
-        })
+        let pass = Pass { site: Site::new("Tape::backward"), keep_graph, create_graph };
+        let (call, loss) = (pass.site.call, loss.into());
+        self.comm.note(self.carry_out(pass, check_loss(call, loss), loss, |roots, leaf| {
+            let (outputs, cotangents) = roots.as_lists();
+            autograd::backward(call, &outputs, &cotangents, pass.keeps(), create_graph)?;
+            Ok(((), autograd::take_grad(leaf)))
+        }))
     }
 
     /// The gradients of Σ ℓ_r with respect to this rank's `inputs`; zeros for one that no loss
@@ -229,21 +226,19 @@ impl Tape {
         keep_graph: bool,
         create_graph: bool,
     ) -> Result<Vec<Tensor>> {
-        let pass = Pass { name: "Tape::grad", keep_graph, create_graph };
-        let checked = check_loss(pass.name, loss).and_then(|()| check_inputs(pass.name, inputs));
-        self.comm.note(self.agree(pass, checked))?;
-        let roots = self.roots(loss, create_graph)?;
-        let (outputs, cotangents) = roots.as_lists();
-        let leaf = self.record.thread().leaf.shallow_clone();
-        // The first token is an input as well, so that nothing is left out on the way to it.
-        let with_leaf: Vec<&Tensor> = inputs.iter().copied().chain([&leaf]).collect();
-        let gradients = self.carry_out(pass, || {
+        let pass = Pass { site: Site::new("Tape::grad"), keep_graph, create_graph };
+        let call = pass.site.call;
+        let checked = check_loss(call, loss).and_then(|()| check_inputs(call, inputs));
+        let gradients = self.comm.note(self.carry_out(pass, checked, loss, |roots, leaf| {
+            let (outputs, cotangents) = roots.as_lists();
+            // The first token is an input as well, so that nothing is left out on the way to it.
+            let with_leaf: Vec<&Tensor> = inputs.iter().copied().chain([leaf]).collect();
             let keeps = pass.keeps();
             let mut gradients =
-                autograd::grad(pass.name, &outputs, &cotangents, &with_leaf, keeps, create_graph)?;
+                autograd::grad(call, &outputs, &cotangents, &with_leaf, keeps, create_graph)?;
             let token = gradients.pop().flatten();
             Ok((gradients, token))
-        })?;
+        }))?;
         inputs
             .iter()
             .zip(gradients)
@@ -268,14 +263,19 @@ impl Tape {
         Ok(roots)
     }
 
-    /// Runs a backward pass, which gives the first token's gradient beside its result, and goes on from
-    /// there.
+    /// Runs a backward pass, if the ranks agree on it, from the roots and to the first token, whose
+    /// gradient it gives beside its result; goes on from there.
     fn carry_out<T>(
         &self,
         pass: Pass,
-        run: impl FnOnce() -> Result<(T, Option<Tensor>)>,
+        checked: Result<()>,
+        loss: Option<&Tensor>,
+        run: impl FnOnce(&Roots, &Tensor) -> Result<(T, Option<Tensor>)>,
     ) -> Result<T> {
-        let (outcome, left_out) = self.record.pass(run);
+        self.agree(pass, checked)?;
+        let roots = self.roots(loss, pass.create_graph)?;
+        let leaf = self.record.thread().leaf.shallow_clone();
+        let (outcome, left_out) = self.record.pass(|| run(&roots, &leaf));
         let outcome = outcome.map_err(|error| self.record.explain(error));
         // A pass that failed leaves nothing to go on from, unless nothing has become of the graph. If
         // it failed on this rank only, and others go on, the next one finds that the tapes differ.
@@ -290,17 +290,15 @@ impl Tape {
     }
 
     /// Compares what the ranks recorded, and what they ask for.
-    #[track_caller]
     fn agree(&self, pass: Pass, checked: Result<()>) -> Result<()> {
-        let site = Site::new(pass.name);
         let comm = &self.comm;
-        let _waiting = comm.environment().watch(site);
+        let _waiting = comm.environment().watch(pass.site);
         let settled = comm.messages().map_or(Ok(()), |messages| messages.settle_tape(&self.record));
         let checked = checked.and(settled);
         let counts = fingerprint(comm.rank(), &self.record.thread().calls);
         let told = Told { counts, shape: &[] };
         let terms = checked.map(|()| Terms { told: Some(told), ..Terms::default() });
-        let site = Site { call: pass.operation(), ..site };
+        let site = Site { call: pass.operation(), ..pass.site };
         let agreed = agree(site, comm, None, terms, true)?;
         let (collective, messages) = (agreed.counts(0), agreed.counts(1));
         let balance = messages.iter().fold(0_i64, |sum, part| sum.wrapping_add(*part));
@@ -309,7 +307,7 @@ impl Tape {
         }
         let text = encode(comm.rank(), &self.record.thread().calls);
         let all: Vec<_> =
-            comm.exchange(pass.name, text.as_bytes())?.iter().map(|t| decode(t)).collect();
+            comm.exchange(pass.site.call, text.as_bytes())?.iter().map(|t| decode(t)).collect();
         Err(Error::Tape { differences: differences(&all) })
     }
 }
@@ -317,7 +315,7 @@ impl Tape {
 /// A backward pass and its options.
 #[derive(Clone, Copy)]
 struct Pass {
-    name: &'static str,
+    site: Site,
     keep_graph: bool,
     create_graph: bool,
 }
@@ -325,7 +323,7 @@ struct Pass {
 impl Pass {
     /// What the ranks must have in common.
     fn operation(self) -> &'static str {
-        match (self.name, self.keep_graph, self.create_graph) {
+        match (self.site.call, self.keep_graph, self.create_graph) {
             ("Tape::backward", false, false) => "Tape::backward",
             ("Tape::backward", true, false) => "Tape::backward with keep_graph",
             ("Tape::backward", _, true) => "Tape::backward with create_graph",

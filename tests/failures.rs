@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mpi4tch::mpi_sys::{self, Vendor};
 use mpi4tch::{Communicator, Op, Result};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Carried out by the ranks of a job.
 #[test]
@@ -18,6 +18,8 @@ fn rank() {
         all_but_rank_1_which_aborts
     } else if job::is_rank_of("duplicates") {
         duplicates_without_end
+    } else if job::is_rank_of("goes back in vain") {
+        all_but_rank_1_go_back
     } else {
         return;
     };
@@ -49,6 +51,25 @@ fn duplicates_without_end(world: &Communicator) -> Result<()> {
     loop {
         kept.push(world.duplicate()?);
     }
+}
+
+/// What rank 1 goes back through was gone through before.
+fn all_but_rank_1_go_back(world: &Communicator) -> Result<()> {
+    let tape = world.tape();
+    let x = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+    let loss = tape.all_reduce(&x, Op::Sum)?.sum(Kind::Double);
+    tape.backward(&loss)?;
+    tape.backward((world.rank() == 1).then_some(&loss))?;
+    world.all_reduce(&x.detach(), Op::Sum).map(drop)
+}
+
+#[test]
+fn an_error_of_a_backward_pass_is_told_too() {
+    let outcome = job::run("goes back in vain", 2, &[("MPI4TCH_TIMEOUT", "4")]);
+    assert!(!outcome.status.success(), "{outcome:?}");
+    let told = "Its last error was: all_reduce: called at tests/failures.rs:";
+    assert!(outcome.printed.contains(told), "{outcome:?}");
+    assert!(outcome.printed.contains("before the tape's last backward pass"), "{outcome:?}");
 }
 
 #[test]
