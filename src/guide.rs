@@ -206,7 +206,9 @@
 //!
 //! Only what is called on the tape is on the tape. A call on the communicator itself takes its
 //! chance, like any other node. And the tape does not divide: the objective is still the sum of all
-//! ranks' losses, to which `None` adds nothing.
+//! ranks' losses, to which `None` adds nothing. What is on the tape is gone back through by the tape
+//! only: an optimizer's `backward_step`, or `Tensor::backward`, is an error there. Call the tape's
+//! `backward`, then the optimizer's `step`.
 //!
 //! # Requests: what overlaps forward overlaps backward
 //!

@@ -48,8 +48,11 @@ pub(crate) use record::{Pulled, Record, outlived, record, recorded_on};
 /// - Communicators made from it, by `split` or `duplicate`, are not on the tape. Where a program goes
 ///   by several, as by the rows and columns of a grid, make the tape of the one that has all their
 ///   ranks; calls on the others are gone through as they are [without a
-///   tape](crate#communication-in-the-backward-pass). If they are on another tape, its next pass is
-///   an error, which says so, unless the graph was kept.
+///   tape](crate#communication-in-the-backward-pass).
+/// - A backward pass that is not the tape's is refused where it comes to a call on the tape, by an
+///   error that names both: one of torch's own, as `Tensor::backward` or an optimizer makes it, at
+///   once; one of another tape at its end, without this tape's calls. Passes within the tape's own
+///   are its own.
 ///
 /// Integers and truth values carry no gradient: operations on them are not recorded.
 ///
@@ -117,9 +120,9 @@ impl Tape {
     /// [`Error::Tape`] on all ranks, before anything is done, if the ranks recorded different
     /// calls: go on with a new tape. [`Error::Argument`] if the loss has not one element or is
     /// complex, and [`Error::Mismatch`] on the other ranks: the tape is then as it was.
-    /// [`Error::Argument`] if the loss depends on what was recorded before an earlier pass, [`Error::Autograd`] if a
-    /// pullback fails: the tape then starts anew as well. Where libtorch fails on one rank, between
-    /// two communications, the other ranks wait for it: see
+    /// [`Error::Argument`] if the loss depends on what was recorded before an earlier pass or on
+    /// another tape, [`Error::Autograd`] if a pullback fails: the tape then starts anew as well.
+    /// Where libtorch fails on one rank, between two communications, the other ranks wait for it: see
     /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// # Examples
@@ -275,8 +278,7 @@ impl Tape {
         self.agree(pass, checked)?;
         let roots = self.roots(loss, pass.create_graph)?;
         let leaf = self.record.thread().leaf.shallow_clone();
-        let (outcome, left_out) = self.record.pass(|| run(&roots, &leaf));
-        let outcome = outcome.map_err(|error| self.record.explain(error));
+        let (outcome, left_out) = self.record.pass(pass.site, || run(&roots, &leaf));
         // A pass that failed leaves nothing to go on from, unless nothing has become of the graph. If
         // it failed on this rank only, and others go on, the next one finds that the tapes differ.
         if !pass.keeps() || (outcome.is_err() && pass.create_graph) {

@@ -1,7 +1,7 @@
 //! What a tape records, and how the token is threaded through a node of the graph.
 
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tch::Tensor;
 
@@ -17,6 +17,23 @@ use crate::site::Site;
 #[derive(Debug)]
 pub(crate) struct Record {
     thread: Mutex<Thread>,
+    /// Where this orders what a pullback of a tape does: that tape, as it was then.
+    tape: Option<Origin>,
+}
+
+/// The tape that a call belongs to, and how often that had started anew.
+type Origin = (Weak<Record>, u64);
+
+/// A tape's backward pass that is being carried out.
+#[derive(Debug)]
+struct Running {
+    site: Site,
+    tape: Arc<Record>,
+}
+
+thread_local! {
+    /// Those of this thread, each within the one before.
+    static RUNNING: RefCell<Vec<Running>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Debug)]
@@ -30,10 +47,8 @@ pub(super) struct Thread {
     pub(super) collectives: usize,
     /// How often the tape has started anew.
     pub(super) generation: u64,
-    /// In a backward pass: an error once it has come to something that the tape has left behind.
+    /// In a backward pass of the tape's: an error once it has left something out.
     pass: Option<Result<()>>,
-    /// A call that a backward pass has gone through which was not the tape's.
-    trespass: Option<Site>,
 }
 
 impl Thread {
@@ -45,14 +60,18 @@ impl Thread {
             collectives: 0,
             generation: 0,
             pass: None,
-            trespass: None,
         }
     }
 }
 
 impl Record {
     pub(super) fn new(token: Tensor) -> Self {
-        Self { thread: Mutex::new(Thread::new(token)) }
+        Self { thread: Mutex::new(Thread::new(token)), tape: None }
+    }
+
+    /// For what a pullback of the tape does, which goes on from this token.
+    fn passing(token: Tensor, tape: &Origin) -> Self {
+        Self { tape: Some(tape.clone()), ..Self::new(token) }
     }
 
     pub(super) fn thread(&self) -> MutexGuard<'_, Thread> {
@@ -66,49 +85,58 @@ impl Record {
     /// Forgets what was recorded.
     pub(super) fn start_anew(&self) {
         let mut thread = self.thread();
-        let generation = thread.generation + 1;
-        *thread = Thread { generation, ..Thread::new(first_token()) };
+        let (generation, pass) = (thread.generation + 1, thread.pass.take());
+        let anew = Thread { generation, pass, ..Thread::new(first_token()) };
+        let before = std::mem::replace(&mut *thread, anew);
+        drop(thread);
+        // With its graph, which may hold what looks at the tape.
+        drop(before);
     }
 
     /// Runs a backward pass. Returns its outcome, and an error if something was left out of it.
-    pub(super) fn pass<T>(&self, run: impl FnOnce() -> T) -> (T, Result<()>) {
-        self.thread().pass = Some(Ok(()));
+    pub(super) fn pass<T>(
+        self: &Arc<Self>,
+        site: Site,
+        run: impl FnOnce() -> T,
+    ) -> (T, Result<()>) {
+        // It may be within another one.
+        let outer = self.thread().pass.replace(Ok(()));
+        RUNNING.with_borrow_mut(|running| running.push(Running { site, tape: Arc::clone(self) }));
         let outcome = run();
-        (outcome, self.thread().pass.take().unwrap_or(Ok(())))
+        RUNNING.with_borrow_mut(Vec::pop);
+        let own = std::mem::replace(&mut self.thread().pass, outer);
+        (outcome, own.unwrap_or(Ok(())))
     }
 
-    /// Notes that the graph of a call is being gone through.
-    fn go_through(&self, site: Site) {
-        let mut thread = self.thread();
-        if thread.pass.is_none() {
-            thread.trespass = Some(site);
+    /// Whether a backward pass may go through a call of the tape's that was recorded in this
+    /// generation: one of the tape's, or within one of the tape's, may until the tape starts anew.
+    /// The call is left out of a pass that may not.
+    fn admit(&self, site: Site, generation: u64) -> Result<bool> {
+        let (is_own, is_outlived) = {
+            let thread = self.thread();
+            (thread.pass.is_some(), thread.generation != generation)
+        };
+        match (is_own, is_outlived) {
+            (true, false) => Ok(true),
+            (_, true) => self.leave_out(outlived(site)).map(|()| false),
+            (false, false) => self.leave_out(trespass(site)).map(|()| false),
         }
     }
 
-    /// What else there is to say of a backward pass that failed.
-    pub(super) fn explain(&self, error: Error) -> Error {
-        match (error, self.thread().trespass) {
-            (Error::Autograd { call, message }, Some(site)) => {
-                let message = format!(
-                    "{message}\n{site}, which is on the tape, was gone through before, by a \
-                     backward pass that was not the tape's"
-                );
-                Error::Autograd { call, message }
-            }
-            (error, _) => error,
-        }
-    }
-
-    /// Leaves a call out of the backward pass that the tape has left behind. In a pass of the tape's
-    /// the error comes after it, as the other ranks count on the calls that are yet to come.
+    /// Leaves a call out of a backward pass. In a pass of the tape's, or of another tape's, the error
+    /// comes after it, as the other ranks count on the calls that are yet to come.
     fn leave_out(&self, error: Error) -> Result<()> {
-        match &mut self.thread().pass {
-            Some(pass) => {
-                *pass = Err(error);
-                Ok(())
+        let innermost =
+            RUNNING.with_borrow(|running| running.last().map(|pass| Arc::clone(&pass.tape)));
+        for tape in std::iter::once(self).chain(innermost.as_deref()) {
+            if let Some(pass) = &mut tape.thread().pass {
+                if pass.is_ok() {
+                    *pass = Err(error);
+                }
+                return Ok(());
             }
-            None => Err(error),
         }
+        Err(error)
     }
 
     /// How often the tape has started anew: what was recorded before is gone.
@@ -207,19 +235,19 @@ where
         return Ok(0);
     };
     let mut thread = record.thread();
-    let (tape, generation) = (Arc::downgrade(record), thread.generation);
+    let tape = record.tape.clone();
+    let tape = tape.unwrap_or_else(|| (Arc::downgrade(record), thread.generation));
     let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
     autograd::record(site.call, &[x, &thread.token], &[y, &token], saved, move |given| {
-        if let Some(tape) = tape.upgrade() {
-            if tape.generation() != generation {
-                return tape.leave_out(outlived(site)).map(|()| vec![None, None]);
-            }
-            tape.go_through(site);
+        if let (Some(record), generation) = (tape.0.upgrade(), tape.1)
+            && !record.admit(site, generation)?
+        {
+            return Ok(vec![None, None]);
         }
         let (pulled, token) = Pulled::new(given);
         let token = token.unwrap_or_else(|| unreachable!("the token is the second output"));
         // What the pullback does goes on from the cotangent of the token.
-        let passing = Arc::new(Record::new(token));
+        let passing = Arc::new(Record::passing(token, &tape));
         let x = pullback(&backward.on(Arc::clone(&passing)), pulled)?;
         Ok(vec![x, Some(passing.token())])
     })?;
@@ -277,3 +305,22 @@ pub(crate) fn outlived(site: Site) -> Error {
     );
     Error::Argument { call: site.call, message }
 }
+
+/// What was recorded on a tape is gone through by a backward pass that is not the tape's.
+fn trespass(site: Site) -> Error {
+    let pass = RUNNING.with_borrow(|running| {
+        running.last().map_or_else(
+            || "a backward pass that is not the tape's, as `Tensor::backward` makes it".to_owned(),
+            |pass| format!("{} of another tape", pass.site),
+        )
+    });
+    let message = format!(
+        "called at {} on a tape, and reached by {pass}; go back by `backward` or `grad` of the tape \
+         itself",
+        site.at
+    );
+    Error::Argument { call: site.call, message }
+}
+
+#[cfg(test)]
+mod tests;

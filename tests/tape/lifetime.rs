@@ -13,7 +13,9 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         requests_that_outlive_the_pass,
         results_that_outlive_the_pass,
         passes_that_fail,
-        a_pass_that_another_tape_went_through,
+        passes_that_are_torchs_own,
+        passes_of_another_tape,
+        passes_of_the_gradients_graph,
         the_graph_is_freed,
     ]
 }
@@ -112,18 +114,74 @@ fn passes_that_fail(context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn a_pass_that_another_tape_went_through(context: &Context) -> Result<()> {
+/// They are refused at the first call that they come to, each time: none goes through more than the
+/// one before.
+fn passes_that_are_torchs_own(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = number(&tape, 1.0);
+    for _ in 0..3 {
+        let (line, y) = (line!(), tape.all_reduce(&x.square(), Op::Sum)?);
+        let error = y.sum(Kind::Double).f_backward().expect_err("not the tape's").to_string();
+        assert!(error.contains(&format!("all_reduce: called at {}:{line}:", file!())), "{error}");
+        let pass = " on a tape, and reached by a backward pass that is not the tape's, as \
+                    `Tensor::backward` makes it; go back by `backward` or `grad` of the tape itself";
+        assert!(error.contains(pass), "{error}");
+        assert!(!x.grad().defined());
+    }
+    // A started one is refused at its wait.
+    let y = tape.iall_reduce(&x, Op::Sum)?.wait()?;
+    let error = testing::vjp(&[&y], &[&y.detach()], &[&x], false).expect_err("not the tape's");
+    assert!(error.to_string().contains("wait: called at "), "{error}");
+    // Nothing has become of the calls.
+    let z = tape.all_reduce(&x.square(), Op::Sum)?;
+    let gradient = tape.grad(Some(&z.sum(Kind::Double)), &[&x])?.remove(0);
+    assert_eq!(value(&gradient), 2.0 * value(&x.detach()) * f64::from(tape.size()));
+    goes_on(&tape)
+}
+
+fn passes_of_another_tape(context: &Context) -> Result<()> {
     let (first, second) = (context.world.tape(), context.world.tape());
     let x = number(&first, 1.0);
-    let y = first.all_reduce(&(&x * &x), Op::Max)?;
-    let z = second.all_reduce(&y.exp(), Op::Sum)?;
-    second.backward(&z.sum(Kind::Double))?;
-    let error = first.backward(None).expect_err("there is nothing left of it").to_string();
-    let line = concat!("\nall_reduce at ", file!(), ":");
-    assert!(error.contains(line), "{error}");
-    assert!(error.ends_with("by a backward pass that was not the tape's"), "{error}");
+    // On all ranks, and on one of them: the others need its part in what is on the second tape.
+    for ranks in [first.size(), 1] {
+        let mine = first.rank() < ranks;
+        let before = second.all_reduce(&x.square(), Op::Sum)?;
+        let (line, y) = (line!(), first.all_reduce(&(&x * 2.0), Op::Sum)?);
+        let z = second.all_reduce(&if mine { before + y.exp() } else { before }, Op::Sum)?;
+        let (pass, outcome) = (line!(), second.backward(&z.sum(Kind::Double)));
+        assert_eq!(outcome.is_err(), mine, "{outcome:?}");
+        if let Err(error) = outcome {
+            assert!(matches!(error, Error::Argument { call: "all_reduce", .. }), "{error:?}");
+            let file = file!();
+            let error = error.to_string();
+            let call = format!("all_reduce: called at {file}:{line}:");
+            assert!(error.starts_with(&call), "{error}");
+            let pass = format!(" on a tape, and reached by Tape::backward at {file}:{pass}:");
+            assert!(error.contains(&pass) && error.contains(" of another tape; "), "{error}");
+        }
+        // Nothing has become of the call on the first.
+        let gradient = first.grad(Some(&y.sum(Kind::Double)), &[&x])?.remove(0);
+        assert_eq!(value(&gradient), 2.0 * f64::from(first.size()));
+    }
+    let mut x = x;
+    x.zero_grad();
     goes_on(&first)?;
     goes_on(&second)
+}
+
+/// The calls of a backward pass that was recorded are the tape's as well.
+fn passes_of_the_gradients_graph(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = number(&tape, 1.0);
+    let y = tape.all_reduce(&x, Op::Sum)?.sum(Kind::Double);
+    let g = tape.grad_with(Some(&y), &[&x], false, true)?.remove(0);
+    let error = g.sum(Kind::Double).f_backward().expect_err("not the tape's").to_string();
+    assert!(error.contains("reached by a backward pass that is not the tape's"), "{error}");
+    tape.backward(None)?;
+    // And gone through once.
+    let result = tape.backward((tape.rank() == 0).then(|| g.sum(Kind::Double)).as_ref());
+    only_rank_0_fails(&tape, result);
+    goes_on(&tape)
 }
 
 fn the_graph_is_freed(context: &Context) -> Result<()> {
