@@ -59,7 +59,7 @@ pub fn wait_all(requests: impl IntoIterator<Item = Request>) -> Result<Vec<Tenso
 #[track_caller]
 pub fn wait_any(requests: &mut Vec<Request>) -> Result<(usize, Tensor)> {
     let site = Site::new("wait_any");
-    let place = ended(site, requests)?[0];
+    let place = ended(site, requests, 1)?[0];
     Ok((place, requests.remove(place).complete(site, None)?))
 }
 
@@ -87,28 +87,30 @@ pub fn wait_any(requests: &mut Vec<Request>) -> Result<(usize, Tensor)> {
 #[track_caller]
 pub fn wait_some(requests: &mut Vec<Request>) -> Result<Vec<(usize, Tensor)>> {
     let site = Site::new("wait_some");
-    let places = ended(site, requests)?;
-    let taken: Vec<_> = places.iter().rev().map(|&place| (place, requests.remove(place))).collect();
-    let (mut done, mut failed) = (Vec::with_capacity(taken.len()), Vec::new());
-    for (place, request) in taken.into_iter().rev() {
+    let mut places = ended(site, requests, usize::MAX)?.into_iter().peekable();
+    let (mut done, mut first_failed) = (Vec::with_capacity(places.len()), None);
+    for (place, request) in std::mem::take(requests).into_iter().enumerate() {
+        if places.next_if_eq(&place).is_none() {
+            requests.push(request);
+            continue;
+        }
         match request.complete(site, None) {
             Ok(result) => done.push((place, result)),
-            Err(error) => failed.push((place, error)),
+            // It stays in its place.
+            Err(error) => {
+                first_failed = first_failed.or(Some(requests.len()));
+                requests.push(Request::failed(error));
+            }
         }
     }
-    let mut removed: Vec<usize> = done.iter().map(|(place, _)| *place).collect();
-    let mut failed = failed.into_iter();
-    let error = if done.is_empty() { failed.next() } else { None };
-    removed.extend(error.iter().map(|(place, _)| *place));
-    for (place, error) in failed {
-        let before = removed.iter().filter(|&&other| other < place).count();
-        requests.insert(place - before, Request::failed(error));
+    match first_failed.filter(|_| done.is_empty()) {
+        Some(place) => requests.remove(place).complete(site, None).map(|_| done),
+        None => Ok(done),
     }
-    error.map_or(Ok(done), |(_, error)| Err(error))
 }
 
-/// Places of requests that have ended: at least one.
-fn ended(site: Site, requests: &[Request]) -> Result<Vec<usize>> {
+/// Places of requests that have ended: at least one, and so many at most.
+fn ended(site: Site, requests: &[Request], most: usize) -> Result<Vec<usize>> {
     if requests.is_empty() {
         let message = "there are no requests to wait for".to_owned();
         return Err(Error::Argument { call: site.call, message });
@@ -116,16 +118,47 @@ fn ended(site: Site, requests: &[Request]) -> Result<Vec<usize>> {
     let part = requests.iter().find_map(|request| request.parts.first());
     let _waiting = part.and_then(|part| part.comm.environment().watch(site));
     loop {
-        let mut places = Vec::new();
-        for (place, request) in requests.iter().enumerate() {
-            // What went wrong is told to who takes the request.
-            if request.has_ended().unwrap_or(true) {
-                places.push(place);
-            }
-        }
+        // What went wrong is told to who takes the request.
+        let places = places(requests, most, |request| request.has_ended().unwrap_or(true));
         if !places.is_empty() {
             return Ok(places);
         }
         std::thread::yield_now();
+    }
+}
+
+/// The places of those, so many at most. None is looked at beyond the last of them.
+fn places<T>(list: &[T], most: usize, is_wanted: impl Fn(&T) -> bool) -> Vec<usize> {
+    let wanted = list.iter().enumerate().filter(|(_, item)| is_wanted(item));
+    wanted.map(|(place, _)| place).take(most).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn one_after_the_other_each_is_looked_at_once() {
+        const COUNT: usize = 1000;
+        let looks = Cell::new(0);
+        let mut list: Vec<usize> = (0..COUNT).collect();
+        while !list.is_empty() {
+            let found = places(&list, 1, |_| {
+                looks.set(looks.get() + 1);
+                true
+            });
+            list.remove(found[0]);
+        }
+        assert_eq!(looks.get(), COUNT);
+    }
+
+    #[test]
+    fn those_that_are_wanted_are_found() {
+        let is_even = |i: &i32| i % 2 == 0;
+        assert_eq!(places(&[1, 2, 4, 3, 6], usize::MAX, is_even), [1, 2, 4]);
+        assert_eq!(places(&[1, 2, 4, 3, 6], 2, is_even), [1, 2]);
+        assert_eq!(places(&[1, 3], 2, is_even), [0; 0]);
     }
 }
