@@ -4,8 +4,12 @@
 
 #[path = "build/bindings.rs"]
 mod bindings;
+#[path = "build/installation.rs"]
+mod installation;
 #[path = "build/launcher.rs"]
 mod launcher;
+#[path = "build/place.rs"]
+mod place;
 #[path = "build/probe.rs"]
 mod probe;
 #[path = "build/report.rs"]
@@ -14,15 +18,17 @@ mod report;
 mod shim;
 
 fn main() {
-    let mpi = match probe::probe() {
-        Ok(mpi) => mpi,
-        Err(reason) => {
-            eprintln!("{reason}");
-            std::process::exit(1);
-        }
-    };
+    if let Err(reason) = build() {
+        eprintln!("{reason}");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<(), String> {
+    let mpi = probe::probe()?;
     shim::compile(&mpi);
     let features = bindings::generate(&mpi);
     report::link(&mpi);
     report::describe(&mpi, &features);
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use bindgen::callbacks::{IntKind, ParseCallbacks};
 
-use crate::probe::Installation;
+use crate::installation::Installation;
 
 /// The names to bind: those of the standard, of its profiling interface, of
 /// vendors' extensions, and those of the shim.

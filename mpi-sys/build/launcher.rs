@@ -4,13 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::probe::{Installation, Vendor};
+use crate::installation::{Installation, Vendor};
 
 /// A program that starts the ranks of an MPI job.
 #[derive(Clone, Debug)]
 pub struct Launcher {
     pub path: PathBuf,
     pub vendor: Vendor,
+    /// The implementation, for people.
+    pub name: &'static str,
     /// As in `4.1.4`; empty where the program does not say.
     pub version: String,
 }
@@ -20,12 +22,14 @@ impl Launcher {
     pub fn identify(path: &Path) -> Option<Launcher> {
         let output = Command::new(path).arg("--version").output().ok()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let vendor = if text.contains("Open MPI") || text.contains("OpenRTE") {
-            Vendor::OpenMpi
-        } else if text.contains("HYDRA") || text.contains("Intel(R) MPI") {
-            Vendor::Mpich
+        let (vendor, name) = if text.contains("Open MPI") || text.contains("OpenRTE") {
+            (Vendor::OpenMpi, "Open MPI")
+        } else if text.contains("Intel(R) MPI") {
+            (Vendor::Mpich, "Intel MPI")
+        } else if text.contains("HYDRA") {
+            (Vendor::Mpich, "MPICH")
         } else {
-            Vendor::Other
+            (Vendor::Other, "an unknown MPI")
         };
         let version = text
             .lines()
@@ -33,7 +37,21 @@ impl Launcher {
             .flat_map(str::split_whitespace)
             .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
             .unwrap_or_default();
-        Some(Launcher { path: path.to_path_buf(), vendor, version: version.to_owned() })
+        Some(Launcher { path: path.to_path_buf(), vendor, name, version: version.to_owned() })
+    }
+
+    /// Whether it belongs to `mpi`: both state the same version, or `4.1` and
+    /// `4.1.4`, or they lie in the same folder.
+    pub fn starts(&self, mpi: &Installation) -> bool {
+        let extends = |long: &str, short: &str| {
+            let rest = long.strip_prefix(short).filter(|_| !short.is_empty());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let same_version =
+            extends(&self.version, &mpi.version) || extends(&mpi.version, &self.version);
+        let folder = self.path.parent().and_then(|bin| bin.canonicalize().ok());
+        let bin = mpi.bin.as_ref().and_then(|bin| bin.canonicalize().ok());
+        self.vendor == mpi.vendor && (same_version || (folder.is_some() && folder == bin))
     }
 
     /// The `mpiexec` that a user who types `mpiexec` gets.
@@ -54,7 +72,7 @@ impl Launcher {
             .filter_map(|path| Launcher::identify(&path))
             .filter(|launcher| launcher.vendor == mpi.vendor)
             .collect();
-        let same = found.iter().find(|launcher| launcher.version == mpi.version);
+        let same = found.iter().find(|launcher| launcher.starts(mpi));
         same.or(found.first()).cloned()
     }
 }

@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::probe::Installation;
+use crate::installation::Installation;
 
 /// Links the library so that programs find it at run time, too.
 pub fn link(mpi: &Installation) {

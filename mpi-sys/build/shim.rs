@@ -1,6 +1,6 @@
 //! Compiles `shim.c`: what `mpi.h` offers as macros only.
 
-use crate::probe::Installation;
+use crate::installation::Installation;
 
 pub fn compile(mpi: &Installation) {
     for file in ["shim.h", "shim.c"] {
