@@ -8,6 +8,8 @@ mod bindings;
 mod installation;
 #[path = "build/launcher.rs"]
 mod launcher;
+#[path = "build/libclang.rs"]
+mod libclang;
 #[path = "build/place.rs"]
 mod place;
 #[path = "build/probe.rs"]
@@ -25,6 +27,7 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
+    libclang::load()?;
     let mpi = probe::probe()?;
     shim::compile(&mpi);
     let features = bindings::generate(&mpi);

@@ -6,6 +6,8 @@
 mod installation;
 #[path = "../build/launcher.rs"]
 mod launcher;
+#[path = "../build/libclang.rs"]
+mod libclang;
 #[path = "../build/place.rs"]
 mod place;
 #[path = "../build/probe.rs"]
@@ -115,7 +117,7 @@ fn child() {
     if env::var_os(CHILD).is_none() {
         return;
     }
-    match probe::probe() {
+    match libclang::load().and_then(|()| probe::probe()) {
         Ok(mpi) => {
             let launcher = mpi.launcher.map_or("none".into(), |found| found.path);
             eprintln!("<{} {}: {}>", mpi.vendor, mpi.version, launcher.display());
@@ -270,4 +272,14 @@ fn a_setting_that_means_nothing_is_told() {
             format!("MPI4TCH_MPI is `{value}`, {why}; it may be `openmpi`, `mpich`, or {folder}");
         assert!(printed.contains(&told), "{printed}");
     }
+}
+
+#[test]
+fn a_missing_libclang_is_told_with_its_packages() {
+    let scratch = Scratch::new("libclang");
+    let printed = scratch.probe(&[], &[("LIBCLANG_PATH", "/nowhere")]);
+    for text in ["bindgen needs libclang", "libclang-dev", "clang-libs", "pip install libclang"] {
+        assert!(printed.contains(text), "{printed}");
+    }
+    assert!(!printed.contains("panicked"), "{printed}");
 }
