@@ -27,7 +27,8 @@ pub use library::Library;
 ///
 /// # Errors
 /// [`Error::Library`] if the MPI library that was loaded is another than the one that was compiled
-/// against; [`Error::Setting`] if a variable of the environment means nothing, and
+/// against; [`Error::Launcher`] if several ranks were started by the launcher of another MPI, which
+/// leaves each alone in its world; [`Error::Setting`] if a variable of the environment means nothing, and
 /// [`Error::Mismatch`] if another rank's does; [`Error::Finalized`] after MPI has been finalized;
 /// [`Error::Thread`] on another thread than the one that initialized MPI, which is to finalize it;
 /// [`Error::Mpi`] if MPI fails.
@@ -221,8 +222,10 @@ impl Shared {
         if !owner {
             environment.close_at_finalize()?;
         }
-        library::warn_of_wrong_launcher(world.size());
-        Ok(Self { world, this: OnceLock::new(), environment, library, owner })
+        let shared = Self { world, this: OnceLock::new(), environment, library, owner };
+        // Where it fails, dropping the rest ends MPI.
+        library::check_launcher(shared.world.size())?;
+        Ok(shared)
     }
 }
 

@@ -235,6 +235,23 @@ pub enum Error {
         loaded: String,
     },
 
+    /// The launcher of another MPI started several ranks, each in a world of its own.
+    #[error(
+        "initialize: {variable} says that {launched} ranks were started, but each is alone in its \
+         world: the launcher is not one of {vendor}, which the program is compiled for; start it \
+         with {launcher}, or set MPI4TCH_ALLOW_SINGLETONS=1 if that is meant"
+    )]
+    Launcher {
+        /// The variable by which the launcher counts the ranks.
+        variable: &'static str,
+        /// Its value.
+        launched: i32,
+        /// Whose MPI the program is compiled for.
+        vendor: mpi_sys::Vendor,
+        /// The launcher of that MPI: a path, or `mpiexec`.
+        launcher: &'static str,
+    },
+
     /// libtorch refused.
     #[error(transparent)]
     Torch(#[from] tch::TchError),

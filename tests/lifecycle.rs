@@ -59,23 +59,63 @@ fn from_start_to_end() {
     assert_eq!(error.to_string(), "initialize: MPI has been finalized");
 }
 
+/// The variables by which the launchers of another implementation count the ranks.
+fn foreign() -> &'static str {
+    if mpi_sys::VENDOR == Vendor::OpenMpi { "PMI" } else { "OMPI_COMM_WORLD" }
+}
+
+/// The error of a program that another implementation's launcher started.
+fn alone() -> String {
+    format!(
+        "initialize: {}_SIZE says that 3 ranks were started, but each is alone in its world: the \
+         launcher is not one of {}, which the program is compiled for; start it with {}, or set \
+         MPI4TCH_ALLOW_SINGLETONS=1 if that is meant",
+        foreign(),
+        mpi_sys::VENDOR,
+        mpi_sys::MPIEXEC
+    )
+}
+
 /// Each rank of a program that another implementation's launcher started is alone in its world,
 /// while the environment says that there are several.
 #[test]
-fn the_wrong_launcher_is_noticed() {
-    let foreign = if mpi_sys::VENDOR == Vendor::OpenMpi { "PMI" } else { "OMPI_COMM_WORLD" };
-    let run = |size: &str| {
+fn the_wrong_launcher_is_an_error() {
+    let run = |size: &str, allowed: &str| {
         let program = std::env::current_exe().unwrap();
         let output = Command::new(program)
             .args(["--exact", "from_start_to_end", "--nocapture"])
-            .env(format!("{foreign}_SIZE"), size)
-            .env(format!("{foreign}_RANK"), "0")
+            .env(format!("{}_SIZE", foreign()), size)
+            .env(format!("{}_RANK", foreign()), "0")
+            .env("MPI4TCH_ALLOW_SINGLETONS", allowed)
             .output()
             .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stderr).unwrap()
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
     };
-    let warning = format!("warning: {foreign}_SIZE says that 3 ranks were started");
-    assert!(run("3").contains(&warning));
-    assert!(!run("1").contains("warning"));
+    for allowed in ["", "0"] {
+        let (passed, printed) = run("3", allowed);
+        assert!(!passed && printed.contains(&alone()), "{printed}");
+    }
+    let (passed, printed) = run("3", "yes");
+    let told = "initialize: MPI4TCH_ALLOW_SINGLETONS is \"yes\"; it may be 0 or 1";
+    assert!(!passed && printed.contains(told), "{printed}");
+    for (size, allowed) in [("3", "1"), ("1", ""), ("1", "yes")] {
+        let (passed, printed) = run(size, allowed);
+        assert!(passed && printed.is_empty(), "{printed}");
+    }
+}
+
+/// The same with a launcher of the other implementation, where the machine has one.
+#[test]
+fn the_launcher_of_another_mpi_fails_the_job() {
+    let other = if mpi_sys::VENDOR == Vendor::OpenMpi { "mpich" } else { "openmpi" };
+    let mut command = Command::new(format!("mpiexec.{other}"));
+    command.args(["-n", "3"]).arg(std::env::current_exe().unwrap());
+    command.args(["--exact", "from_start_to_end", "--nocapture"]);
+    for (name, value) in harness::mpiexec(3).get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    let Ok(output) = command.output() else { return };
+    let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(!output.status.success(), "{printed}");
+    assert!(printed.contains(&alone()), "{printed}");
 }

@@ -70,28 +70,38 @@ fn library_version() -> Result<String> {
     Ok(String::from_utf8_lossy(&text).trim_end_matches(['\0', '\n']).to_owned())
 }
 
-/// A program that was started by another implementation's launcher runs as many worlds of one
-/// rank each, and would go on without a word.
-pub(super) fn warn_of_wrong_launcher(size: i32) {
-    // (size, rank) as set by Open MPI, by MPICH and its kin, and by Slurm for one step.
-    const VARIABLES: [(&str, &str); 3] = [
-        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-        ("PMI_SIZE", "PMI_RANK"),
-        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-    ];
+/// The variable that allows each rank to be alone in its world.
+const ALLOW_SINGLETONS: &str = "MPI4TCH_ALLOW_SINGLETONS";
+
+/// Refuses a world of one rank in a job of several: a program that another implementation's
+/// launcher started runs as many worlds of one rank each, and its results are wrong.
+///
+/// # Errors
+/// `Error::Launcher` in such a world, unless `MPI4TCH_ALLOW_SINGLETONS` is 1; `Error::Setting` if it
+/// is neither 0 nor 1. The variable is not read in other worlds, whose ranks would have to agree.
+pub(super) fn check_launcher(size: i32) -> Result<()> {
+    // As set by Open MPI, by MPICH and its kin, and by Slurm for one step.
+    const VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
+    if size > 1 {
+        return Ok(());
+    }
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
-    for (size_variable, rank_variable) in VARIABLES {
-        let Some(launched) = number(size_variable).filter(|&n| n > 1 && size == 1) else {
-            continue;
-        };
-        if number(rank_variable).unwrap_or(0) == 0 {
-            eprintln!(
-                "mpi4tch: warning: {size_variable} says that {launched} ranks were started, but \
-                 each is alone in its world. This program uses {}; start it with {}.",
-                mpi_sys::VENDOR,
-                mpi_sys::MPIEXEC
-            );
-        }
-        return;
+    let launched = |variable| Some((variable, number(variable).filter(|&launched| launched > 1)?));
+    let Some((variable, launched)) = VARIABLES.into_iter().find_map(launched) else {
+        return Ok(());
+    };
+    match std::env::var_os(ALLOW_SINGLETONS) {
+        Some(value) if value == "1" => Ok(()),
+        Some(value) if value != "0" && !value.is_empty() => Err(Error::Setting {
+            name: ALLOW_SINGLETONS,
+            value: value.to_string_lossy().into_owned(),
+            needed: "0 or 1",
+        }),
+        _ => Err(Error::Launcher {
+            variable,
+            launched,
+            vendor: mpi_sys::VENDOR,
+            launcher: mpi_sys::MPIEXEC,
+        }),
     }
 }
