@@ -8,8 +8,7 @@ fn main() {
     println!("cargo::rerun-if-changed=src/autograd.cpp");
     let libtorch = Libtorch::find();
     libtorch.compile_shim();
-    libtorch.make_loadable();
-    make_mpi_loadable();
+    make_loadable(&libtorch.lib);
     pass_on_what_mpi_has();
     bind_wrapper();
 }
@@ -65,28 +64,28 @@ impl Libtorch {
             .warnings(true)
             .compile("mpi4tch_autograd");
     }
-
-    /// Lets programs find libtorch when they start.
-    ///
-    /// Our own tests and examples get its folder as rpath, which Cargo passes to no dependant. For
-    /// those there is a link to it in `OUT_DIR`: Cargo adds search paths below the target folder
-    /// to the loader's path of what `cargo run` and `cargo test` start. And a build script can ask
-    /// for `DEP_MPI4TCH_LIBTORCH_LIB`.
-    fn make_loadable(&self) {
-        println!("cargo::metadata=LIBTORCH_LIB={}", self.lib.display());
-        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", self.lib.display());
-        let link = out_dir().join("libtorch");
-        let _ = std::fs::remove_file(&link);
-        if std::os::unix::fs::symlink(&self.lib, &link).is_ok() {
-            println!("cargo::rustc-link-search=native={}", link.display());
-        }
-    }
 }
 
-/// Lets our own tests and examples find an MPI that is in no folder of the loader's.
-fn make_mpi_loadable() {
-    if let Some(folder) = env::var_os("DEP_MPI4TCH_MPI_RPATH") {
-        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", Path::new(&folder).display());
+/// Lets programs find libtorch when they start, and an MPI that is in no folder of the loader's.
+///
+/// Our own tests and examples get their folders as rpath, which Cargo passes to no dependant. A
+/// dependant's build script does so with `DEP_MPI4TCH_RPATH`, a list as in PATH. For what `cargo run`
+/// and `cargo test` start there are links to the folders in `OUT_DIR`, and in that of mpi-sys: Cargo
+/// adds search paths below the target folder to the loader's path.
+fn make_loadable(libtorch: &Path) {
+    let mpi = env::var_os("DEP_MPI4TCH_MPI_RPATH").map(PathBuf::from);
+    let folders: Vec<PathBuf> = [libtorch.to_owned()].into_iter().chain(mpi).collect();
+    for folder in &folders {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
+    }
+    let list = env::join_paths(&folders)
+        .unwrap_or_else(|error| panic!("{folders:?} cannot be searched by a loader: {error}"));
+    println!("cargo::metadata=RPATH={}", Path::new(&list).display());
+    println!("cargo::metadata=LIBTORCH_LIB={}", libtorch.display());
+    let link = out_dir().join("libtorch");
+    let _ = std::fs::remove_file(&link);
+    if std::os::unix::fs::symlink(libtorch, &link).is_ok() {
+        println!("cargo::rustc-link-search=native={}", link.display());
     }
 }
 
