@@ -9,6 +9,8 @@ RANKS ?= 2
 EXAMPLE ?= linear_regression
 
 setup = environment=$$(scripts/setup.sh $(1)) && eval "$$environment"
+# Cargo alone knows where it puts programs.
+runner = target.'cfg(all())'.runner = ['scripts/mpiexec.sh', '-n', '$(RANKS)']
 format_c = git ls-files '*.c' '*.cpp' '*.h' | xargs -r "$$CLANG_FORMAT"
 
 help: ## list the targets
@@ -16,8 +18,7 @@ help: ## list the targets
 
 demo: ## train the example on RANKS=2 ranks; EXAMPLE=name, ARGS='...'
 	@$(call setup)
-	cargo build --example $(EXAMPLE)
-	scripts/mpiexec.sh -n $(RANKS) "$${CARGO_TARGET_DIR:-target}/debug/examples/$(EXAMPLE)" $(ARGS)
+	cargo run --example $(EXAMPLE) --config "$(runner)" -- $(ARGS)
 
 test: ## run all tests on Open MPI and MPICH, or on MPI4TCH_MPI only; ARGS='...'
 	@$(call setup,--every-mpi)

@@ -56,6 +56,20 @@ has_libtorch() {
     [[ -n ${LIBTORCH:-} || -n ${LIBTORCH_USE_PYTORCH+set} || -d $cache/libtorch-$libtorch ]]
 }
 
+# Says what is wrong with the LIBTORCH that was set: torch-sys would compile against
+# it for minutes, and fail with errors of the compiler.
+check_libtorch() {
+    local header version
+    [[ $LIBTORCH == /* && -d $LIBTORCH ]] ||
+        die "LIBTORCH is '$LIBTORCH', which is not the absolute path of a folder"
+    header=${LIBTORCH_INCLUDE:-$LIBTORCH}/include/torch/headeronly/version.h
+    version=$(awk '/^#define TORCH_VERSION_(MAJOR|MINOR|PATCH) / { printf "%s%s", dot, $3; dot = "." }' \
+        "$header" 2>/dev/null) || version=
+    [[ $version == "$libtorch" || -n ${LIBTORCH_BYPASS_VERSION_CHECK+set} ]] ||
+        die "LIBTORCH is '$LIBTORCH', which is ${version:+libtorch }${version:-no libtorch that states its version}; \
+libtorch $libtorch is needed"
+}
+
 has_clang_format() { [[ -n ${CLANG_FORMAT:-} || -d $cache/clang-format-$clang_format ]]; }
 
 has_libclang() {
@@ -143,6 +157,9 @@ if [[ -n ${MPI4TCH_MPI:-} ]] || { ! $every_mpi && has mpicc && has mpiexec; }; t
     mpis=()
 fi
 
+[[ -z ${LIBTORCH:-} || -n ${LIBTORCH_USE_PYTORCH+set} ]] || check_libtorch
+[[ ${MPI4TCH_MPI:-openmpi} == @(openmpi|mpich|/*) ]] ||
+    die "MPI4TCH_MPI is '$MPI4TCH_MPI'; it may be openmpi, mpich, or the absolute path of a folder"
 has cargo || die "cargo is missing: install Rust (https://rustup.rs)"
 mkdir -p "$cache"
 if has flock; then
@@ -178,6 +195,12 @@ fi
 if ! has_libclang; then
     install_wheels "libclang-$libclang" --target "libclang==$libclang"
     print_export LIBCLANG_PATH "$cache/libclang-$libclang/clang/native"
+fi
+
+# libclang alone has no headers of the compiler's. The build scripts here know, that
+# of the crate mpi, which the feature rsmpi brings, does not.
+if ! has clang && [[ -z ${BINDGEN_EXTRA_CLANG_ARGS+set} ]]; then
+    print_export BINDGEN_EXTRA_CLANG_ARGS "-I$(cc -print-file-name=include)"
 fi
 
 found=()

@@ -1,0 +1,105 @@
+//! What a newcomer's first commands do: `make demo` and `scripts/setup.sh`.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Runs the set-up with these variables, in a cache of its own; it installs nothing.
+fn setup(test: &str, variables: &[(&str, &str)]) -> Output {
+    let cache = env::temp_dir().join(format!("mpi4tch-setup-{test}-{}", std::process::id()));
+    let mut command = Command::new(Path::new(FOLDER).join("scripts/setup.sh"));
+    // There is a libtorch, an MPI and a libclang.
+    command.env("LIBTORCH_USE_PYTORCH", "1").env("MPI4TCH_MPI", "openmpi");
+    command.env("LIBCLANG_PATH", "/nowhere").env("MPI4TCH_NO_APT", "1");
+    command.env("MPI4TCH_CACHE", &cache).env_remove("BINDGEN_EXTRA_CLANG_ARGS");
+    for (name, value) in variables {
+        match *value {
+            "" => command.env_remove(name),
+            value => command.env(name, value),
+        };
+    }
+    let output = command.output().unwrap();
+    let _ = fs::remove_dir_all(cache);
+    output
+}
+
+#[track_caller]
+fn assert_refused(output: &Output, told: &str) {
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && printed.contains(told), "{told} is not in:\n{printed}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_wrong_libtorch_is_told_before_anything_is_built() {
+    let folder = env::temp_dir().join(format!("mpi4tch-libtorch-{}", std::process::id()));
+    let libtorch = folder.to_str().unwrap();
+    let set = |libtorch| setup("libtorch", &[("LIBTORCH_USE_PYTORCH", ""), ("LIBTORCH", libtorch)]);
+    for missing in [libtorch, "libtorch"] {
+        let told = format!("LIBTORCH is '{missing}', which is not the absolute path of a folder");
+        assert_refused(&set(missing), &told);
+    }
+    let header = folder.join("include/torch/headeronly/version.h");
+    fs::create_dir_all(header.parent().unwrap()).unwrap();
+    let told = format!("LIBTORCH is '{libtorch}', which is no libtorch that states its version");
+    assert_refused(&set(libtorch), &told);
+    let version = |minor| {
+        let part = |name, number| format!("#define TORCH_VERSION_{name} {number}\n");
+        fs::write(&header, part("MAJOR", 2) + &part("MINOR", minor) + &part("PATCH", 1)).unwrap();
+    };
+    version(4);
+    let told = format!("LIBTORCH is '{libtorch}', which is libtorch 2.4.1; libtorch 2.");
+    assert_refused(&set(libtorch), &told);
+    let variables = [
+        ("LIBTORCH_USE_PYTORCH", ""),
+        ("LIBTORCH", libtorch),
+        ("LIBTORCH_BYPASS_VERSION_CHECK", "1"),
+    ];
+    let output = setup("libtorch", &variables);
+    assert!(output.status.success(), "{output:?}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_relative_mpi_is_told() {
+    let output = setup("mpi", &[("MPI4TCH_MPI", "./venv")]);
+    let told =
+        "MPI4TCH_MPI is './venv'; it may be openmpi, mpich, or the absolute path of a folder";
+    assert_refused(&output, told);
+}
+
+/// For the bindgen of the crate mpi, too, where there is no clang.
+#[test]
+fn libclang_gets_the_headers_of_the_compiler() {
+    let path = env::var_os("PATH").unwrap();
+    let has_clang = env::split_paths(&path).any(|folder| folder.join("clang").exists());
+    let output = setup("headers", &[]);
+    assert!(output.status.success(), "{output:?}");
+    let exports = String::from_utf8(output.stdout).unwrap();
+    let arguments =
+        exports.lines().find_map(|line| line.strip_prefix("export BINDGEN_EXTRA_CLANG_ARGS=-I"));
+    match arguments {
+        Some(folder) => assert!(Path::new(folder).join("stddef.h").exists(), "{exports}"),
+        None => assert!(has_clang, "{exports}"),
+    }
+    // What the user has set stays.
+    let output = setup("headers-set", &[("BINDGEN_EXTRA_CLANG_ARGS", "-I/usr/include")]);
+    assert!(!String::from_utf8(output.stdout).unwrap().contains("BINDGEN_EXTRA_CLANG_ARGS"));
+}
+
+/// Wherever cargo puts it: the target folder of these tests is named by another variable than
+/// `CARGO_TARGET_DIR`, and `make` by a value of its own leaves out the set-up.
+#[test]
+fn the_demo_runs_what_cargo_has_built() {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let mut command = Command::new("make");
+    command.current_dir(FOLDER).args(["setup=true", "EXAMPLE=isend_recv_wait", "RANKS=2", "demo"]);
+    command.env_remove("CARGO_TARGET_DIR").env("CARGO_BUILD_TARGET_DIR", target);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(printed.contains("rank 1"), "{printed}");
+}
