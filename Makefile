@@ -20,9 +20,9 @@ demo: ## train the example on RANKS=2 ranks; EXAMPLE=name, ARGS='...'
 	@$(call setup)
 	cargo run --example $(EXAMPLE) --config "$(runner)" -- $(ARGS)
 
-test: ## run all tests on Open MPI and MPICH, or on MPI4TCH_MPI only; ARGS='...'
+test: ## run all tests on Open MPI and MPICH, or on MPI4TCH_MPI only; ALL=1, ARGS='...'
 	@$(call setup,--every-mpi)
-	scripts/test.sh $(ARGS)
+	scripts/test.sh $(if $(ALL),--all) $(ARGS)
 
 bench: ## run the benchmarks
 	@$(call setup)

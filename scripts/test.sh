@@ -1,7 +1,27 @@
 #!/usr/bin/env bash
 # Runs the tests of the workspace on each MPI of MPI4TCH_TEST_MPIS (separated by
-# colons) and closes with the sum. Arguments go to `cargo test`.
+# colons) and closes with the sum. Arguments go to `cargo test`, except a first
+#
+#     --all     every rank count of the harness, and messages of more than 2³¹
+#               elements, which take 11 GB of memory
+#
+# Otherwise a few rank counts do, unless MPI4TCH_TEST_RANKS names others. Each
+# shows what those before it do not:
+#
+#     1     there is nobody to send to
+#     2     each rank has one other; tests of two partners are run
+#     3     a third rank, which neither sends nor receives; no power of two
+#     4     MPI's algorithms take two rounds, and trees have a rank in between
+#
+# The first MPI runs on 1, 2 and 3, the others on 2 and 4 ranks.
 set -euo pipefail
+
+ranks=(1,2,3 2,4)
+if [[ ${1:-} == --all ]]; then
+    shift
+    ranks=(1,2,3,4,5,7 1,2,3,4,5,7)
+    export MPI4TCH_TEST_LARGE=1 MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
+fi
 
 passed=0 failed=0
 output=$(mktemp)
@@ -9,7 +29,10 @@ trap 'rm -f "$output"' EXIT
 
 IFS=: read -ra mpis <<<"$MPI4TCH_TEST_MPIS"
 for mpi in "${mpis[@]}"; do
-    printf '\n==== Tests on %s ====\n\n' "$mpi"
+    counts=${MPI4TCH_TEST_RANKS:-${ranks[0]}}
+    # The last counts serve all further MPIs.
+    ranks=("${ranks[-1]}")
+    printf '\n==== Tests on %s, on %s ranks ====\n\n' "$mpi" "$counts"
     # The crate mpi, which the feature rsmpi brings, has a build of its own: it takes the MPI of
     # MPICC, and does not notice when that changes.
     case $mpi in
@@ -18,7 +41,8 @@ for mpi in "${mpis[@]}"; do
     esac
     cargo clean --quiet -p mpi -p mpi-sys
     status=0
-    MPI4TCH_MPI=$mpi MPICC=$mpicc cargo test --workspace --features mpi4tch/rsmpi --no-fail-fast "$@" 2>&1 |
+    MPI4TCH_MPI=$mpi MPICC=$mpicc MPI4TCH_TEST_RANKS=$counts \
+        cargo test --workspace --features mpi4tch/rsmpi --no-fail-fast "$@" 2>&1 |
         tee "$output" || status=$?
     read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
     # What does not compile, or ends without a result, counts as one failure.

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -90,13 +91,62 @@ fn libclang_gets_the_headers_of_the_compiler() {
     assert!(!String::from_utf8(output.stdout).unwrap().contains("BINDGEN_EXTRA_CLANG_ARGS"));
 }
 
+/// `make` without the set-up, and without what another `make` passes on that runs these tests.
+fn make(arguments: &[&str]) -> Command {
+    let mut command = Command::new("make");
+    command.current_dir(FOLDER).arg("setup=true").args(arguments);
+    for name in ["MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "ALL", "ARGS", "RANKS", "EXAMPLE"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// What `make test` with these arguments calls cargo with: for each MPI its name, the rank counts,
+/// and whether messages are to be large.
+fn calls(arguments: &[&str], ranks: Option<&str>) -> Vec<String> {
+    let folder = format!("mpi4tch-calls-{}-{}", arguments.len(), std::process::id());
+    let folder = env::temp_dir().join(folder);
+    fs::create_dir_all(&folder).unwrap();
+    let program = "#!/bin/sh\n[ $1 = test ] || exit 0\n\
+                   echo \"call $MPI4TCH_MPI $MPI4TCH_TEST_RANKS ${MPI4TCH_TEST_LARGE:-0} $*\"\n\
+                   echo 'test result: ok. 1 passed; 0 failed'\n";
+    fs::write(folder.join("cargo"), program).unwrap();
+    fs::set_permissions(folder.join("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = env::var_os("PATH").unwrap();
+    let path = env::join_paths([folder.clone()].into_iter().chain(env::split_paths(&path)));
+    let mut command = make(&["test"]);
+    command.args(arguments);
+    command.env("PATH", path.unwrap()).env("MPI4TCH_TEST_MPIS", "openmpi:mpich:/opt/mpi");
+    for name in ["MPI4TCH_TEST_RANKS", "MPI4TCH_TEST_LARGE", "MPI4TCH_TEST_TIMEOUT"] {
+        command.env_remove(name);
+    }
+    command.envs(ranks.map(|ranks| ("MPI4TCH_TEST_RANKS", ranks)));
+    let output = command.output().unwrap();
+    fs::remove_dir_all(folder).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && printed.contains("3 passed, 0 failed"), "{printed}");
+    printed.lines().filter_map(|line| line.strip_prefix("call ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_newcomer_tests_on_few_ranks_and_ci_on_all() {
+    let cargo = "test --workspace --features mpi4tch/rsmpi --no-fail-fast";
+    let few = calls(&[], None);
+    let expected = ["openmpi 1,2,3 0", "mpich 2,4 0", "/opt/mpi 2,4 0"];
+    assert_eq!(few, expected.map(|call| format!("{call} {cargo}")));
+    let all = calls(&["ALL=1", "ARGS=--test tape"], None);
+    let expected = ["openmpi", "mpich", "/opt/mpi"];
+    assert_eq!(all, expected.map(|mpi| format!("{mpi} 1,2,3,4,5,7 1 {cargo} --test tape")));
+    let chosen = calls(&[], Some("5"));
+    assert!(chosen.iter().all(|call| call.contains(" 5 0 test")), "{chosen:?}");
+}
+
 /// Wherever cargo puts it: the target folder of these tests is named by another variable than
-/// `CARGO_TARGET_DIR`, and `make` by a value of its own leaves out the set-up.
+/// `CARGO_TARGET_DIR`.
 #[test]
 fn the_demo_runs_what_cargo_has_built() {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-    let mut command = Command::new("make");
-    command.current_dir(FOLDER).args(["setup=true", "EXAMPLE=isend_recv_wait", "RANKS=2", "demo"]);
+    let mut command = make(&["EXAMPLE=isend_recv_wait", "RANKS=2", "demo"]);
     command.env_remove("CARGO_TARGET_DIR").env("CARGO_BUILD_TARGET_DIR", target);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
