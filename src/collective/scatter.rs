@@ -197,16 +197,19 @@ impl Operator for Scatter {
         comm.check_root(self.name(), self.root)?;
         self.counts.check(self.name(), comm)?;
         let is_root = comm.rank() == self.root;
-        let mut shape = None;
-        if is_root || (self.block.is_none() && !self.counts.are_exchanged()) {
+        if is_root {
             let axis = axis_of(self.name(), self.axis, input.shape())?;
-            if is_root && let Some(counts) = self.counts.given() {
+            if let Some(counts) = self.counts.given() {
                 Counts::check_sum(self.name(), counts, input.shape()[axis])?;
             }
-            if self.block.is_none() && !self.counts.are_exchanged() {
-                shape = Some((input.shape(), Some(axis)));
-            }
         }
+        // Where the root need not tell the shape, every rank knows it, but for the axis.
+        let known = match &self.block {
+            Some(block) => Some(&block[..]),
+            None => (!self.counts.are_exchanged()).then(|| input.shape()),
+        };
+        let axis = known.map(|shape| axis_of(self.name(), self.axis, shape)).transpose()?;
+        let shape = known.map(|shape| (shape, axis));
         let told = self
             .counts
             .told(0)
