@@ -1,51 +1,58 @@
-//! Agreement between the ranks on a call, before it is made.
+//! Agreement between the ranks on a collective call, before it is made.
 //!
-//! What the ranks must have in common about a call are its [`Terms`]. With [`Check::Collective`]
-//! they compare them before each call, and where they differ all get the same error, while nobody
-//! has entered a call that could not end. Where a rank needs to know the others' sizes, these
-//! travel in the same small message, and the terms are compared in any case.
+//! What the ranks must have in common about a call are its [`Terms`]. They compare a fingerprint of
+//! them by a small all-reduce ([`rounds`]), and where it differs all get the same error, while
+//! nobody has entered a call that could not end or that could write beyond a buffer. Where a rank
+//! needs to know the others' sizes, these travel next.
 
 mod description;
+mod rounds;
+mod texts;
+mod turn;
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tch::{Kind, Tensor};
-
-use crate::blocks::Parts;
-use crate::buffer::Input;
-use crate::call::{Call, Finish, Plan, Started};
 use crate::communicator::{Communicator, Rank, index};
 use crate::datatype::Datatype;
 use crate::error::{Error, Result};
 use crate::reduction::Op;
 use crate::site::Site;
 pub(crate) use description::differences;
-use description::{AT, decode, encode};
+use description::{Line, decode};
+pub(crate) use turn::{Pending, Turn, Turns, Way};
 
-/// Which calls the ranks compare before they make them.
+/// What the ranks compare of their calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Check {
-    /// Those in which sizes travel anyway.
+    /// Nothing, except in calls in which sizes travel.
+    None,
+    /// The terms of collective calls.
     Local,
-    /// All.
+    /// Also whether calls are recorded, and what messages hold.
     Collective,
 }
 
 impl Check {
-    /// What `MPI4TCH_CHECK` says; by default all calls in debug builds.
+    /// What `MPI4TCH_CHECK` says; by default all in debug builds.
     pub(crate) fn from_environment() -> Result<Self> {
-        // What is not UTF-8 becomes a text that means nothing.
-        let value = std::env::var_os("MPI4TCH_CHECK");
-        match value.as_deref().map(OsStr::to_string_lossy).as_deref() {
-            Some("local") => Ok(Self::Local),
-            Some("collective") => Ok(Self::Collective),
+        match std::env::var_os("MPI4TCH_CHECK") {
             None if cfg!(debug_assertions) => Ok(Self::Collective),
             None => Ok(Self::Local),
-            Some(other) => Err(Error::Setting {
+            Some(value) => Self::parse(value),
+        }
+    }
+
+    fn parse(value: OsString) -> Result<Self> {
+        match value.to_str() {
+            Some("none") => Ok(Self::None),
+            Some("local") => Ok(Self::Local),
+            Some("collective") => Ok(Self::Collective),
+            _ => Err(Error::Setting {
                 name: "MPI4TCH_CHECK",
-                value: other.to_owned(),
-                needed: "local or collective",
+                value: value.to_string_lossy().into_owned(),
+                needed: "none, local or collective",
             }),
         }
     }
@@ -91,203 +98,305 @@ impl Agreed {
     }
 }
 
+/// What lets a call through without an agreement of its own.
+#[derive(Clone)]
+pub(crate) enum Admission {
+    /// It is part of a blocking call that the ranks have agreed on.
+    Granted(Arc<Turn>),
+    /// It is the one part of a call that was started, which the ranks are agreeing on.
+    Begun(Arc<Mutex<Option<Proposal>>>),
+    /// The tape has compared it.
+    Compared,
+}
+
+/// The kind of tensor that a call is made on, and whether it is recorded.
+pub(crate) type Subject = Option<(Datatype, bool)>;
+
 /// A rank's message. The extents of a tensor of more axes follow in a message of their own.
 type Record = [i64; WORDS];
-const WORDS: usize = 12;
-const EXTENTS: usize = 4;
+const WORDS: usize = 11;
+const EXTENTS: usize = 3;
 const MOST_EXTENTS: usize = WORDS - EXTENTS;
 
-/// Compares the terms of the call at `site` over the ranks, and exchanges what they tell.
+/// Compares the terms of the call at `site` over the ranks, waits for its turn, and exchanges what
+/// the ranks tell each other.
 ///
 /// A rank whose own arguments are wrong brings its error instead of terms: it gets that error
-/// itself, and the others one that names it.
+/// itself, and the others one that names it. Calls in which sizes are exchanged, and those that make
+/// communicators, are always compared. `way` is how this rank can make the call.
 #[inline]
 pub(crate) fn agree(
     site: Site,
     comm: &Communicator,
-    tensor: Option<(Datatype, bool)>,
+    subject: Subject,
     terms: Result<Terms>,
     exchanges: bool,
-) -> Result<Agreed> {
-    if comm.check() == Check::Local && !exchanges {
-        return terms.map(|_| Agreed::default());
+    way: Way,
+) -> Result<(Agreed, Arc<Turn>)> {
+    // Before it takes a place that nobody would give up.
+    comm.environment().allows(site.call)?;
+    if let Some(Admission::Granted(turn)) = comm.admission() {
+        return Ok((exchange(site, comm, turn, terms?.told)?, Arc::clone(turn)));
     }
-    compare(site, comm, tensor, terms)
+    if comm.check() == Check::None && !exchanges {
+        return terms.map(|_| (Agreed::default(), Arc::new(Turn::free())));
+    }
+    let terms = in_step(site, comm, terms);
+    let says = Says { site, comm, subject: recorded(comm, subject), terms: &terms };
+    let mut pending = Pending::new(site, comm, says.fingerprint(), way);
+    let outcome = comm.environment().wait(site, || {
+        // SAFETY: `wait` gives leave to call MPI.
+        unsafe { pending.poll(&mut || says.lines()) }
+    })?;
+    let turn = match outcome {
+        Ok(turn) => Arc::new(turn),
+        Err(texts) => return Err(terms.err().unwrap_or_else(|| mismatch(&texts))),
+    };
+    Ok((exchange(site, comm, &turn, terms?.told)?, turn))
+}
+
+/// Waits until all ranks make the call at `site`, whatever is compared of others.
+pub(crate) fn agree_on(site: Site, comm: &Communicator) -> Result<Arc<Turn>> {
+    let way = comm.environment().way();
+    agree(site, &comm.plain(), None, Ok(Terms::default()), true, way).map(|(_, turn)| turn)
 }
 
 /// Tells the others that this rank refuses the call, if they listen. Returns why.
 pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error, exchanges: bool) -> Error {
-    match agree(site, comm, None, Err(error), exchanges) {
+    match agree(site, comm, None, Err(error), exchanges, comm.environment().way()) {
         Err(error) => error,
         Ok(_) => unreachable!("terms that are an error are never agreed on"),
     }
 }
 
-fn compare(
-    site: Site,
-    comm: &Communicator,
-    tensor: Option<(Datatype, bool)>,
-    terms: Result<Terms>,
-) -> Result<Agreed> {
-    // Only a graph that all ranks record, or none, can be gone back through.
-    let tensor = tensor.map(|(datatype, requires_grad)| {
-        (datatype, requires_grad && comm.check() == Check::Collective)
-    });
-    let call = site.call;
-    let mut description = describe(site, tensor, &terms);
-    let mut record: Record = [0; WORDS];
-    record[0] = fingerprint(&description);
-    let told = terms.as_ref().ok().and_then(|terms| terms.told);
-    let shape = told.map_or(&[][..], |told| told.shape);
-    record[1..3].copy_from_slice(&told.map_or([0; 2], |told| told.counts));
-    record[3] = i64::try_from(shape.len()).unwrap_or(i64::MAX);
-    for (word, extent) in record[EXTENTS..].iter_mut().zip(shape) {
-        *word = *extent;
-    }
+/// A started call that the ranks are agreeing on: see [`Pending`].
+///
+/// One that is dropped before it is started, as the memory for it is not to be had, goes on without a
+/// call: where the other ranks have dropped theirs too, they stay in step.
+pub(crate) struct Proposal(Option<Inner>);
 
-    let records: Vec<Record> = comm.all_gather_control(call, &record)?;
-    if records.iter().any(|other| other[0] != record[0]) {
-        description.push((AT, site.place()));
-        let mine = encode(&description);
-        let all: Vec<_> = comm.exchange(call, &mine)?.iter().map(|text| decode(text)).collect();
-        return Err(terms
-            .err()
-            .unwrap_or_else(|| Error::Mismatch { differences: differences(&all) }));
-    }
-    terms?;
-    let mut shapes: Vec<Vec<i64>> = records
-        .iter()
-        .map(|record| {
-            let dim = usize::try_from(record[3]).unwrap_or(0).min(MOST_EXTENTS);
-            record[EXTENTS..EXTENTS + dim].to_vec()
-        })
-        .collect();
-    if records.iter().any(|record| record[3] > MOST_EXTENTS as i64) {
-        let bytes: Vec<u8> = shape.iter().flat_map(|extent| extent.to_le_bytes()).collect();
-        for (shape, bytes) in shapes.iter_mut().zip(comm.exchange(call, &bytes)?) {
-            let extents = bytes.chunks_exact(8);
-            *shape = extents.map(|e| e.try_into().map_or(0, i64::from_le_bytes)).collect();
-        }
-    }
-    Ok(Agreed { counts: records.iter().map(|record| [record[1], record[2]]).collect(), shapes })
+struct Inner {
+    pending: Pending,
+    said: Said,
 }
 
-/// The bytes in which a rank describes a call that is only started.
-const DESCRIPTION: usize = 512;
-
-/// A comparison under way, of the terms of a call that was started.
-pub(crate) struct Comparison(Started);
-
-impl Comparison {
-    /// Starts to compare, where calls are compared at all. The call itself can be started too: it
-    /// does not depend on what the others say.
+impl Proposal {
+    /// Begins to agree on a call that is started at `site`; `None` where calls are not compared.
     ///
     /// A rank whose own arguments are wrong gets its error at once, and the others one that names
-    /// it, at the end.
-    pub(crate) fn start(
+    /// it, at their waits.
+    pub(crate) fn begin(
         site: Site,
         comm: &Communicator,
-        tensor: Option<(Datatype, bool)>,
+        subject: Subject,
         terms: Result<Terms>,
     ) -> Result<Option<Self>> {
-        if comm.check() == Check::Local {
+        comm.environment().allows(site.call)?;
+        if comm.check() == Check::None {
             return terms.map(|_| None);
         }
-        let description = describe(site, tensor, &terms);
-        // The fingerprint is what is compared. What does not fit tells only what differs.
-        let fingerprint = (FINGERPRINT, fingerprint(&description).to_string());
-        let place = (AT, site.place());
-        let mut bytes = encode(&[&[fingerprint, place], &description[..]].concat());
-        bytes.resize(DESCRIPTION, b'\n');
-        let bytes = Tensor::f_from_slice(&bytes)?;
-        let size = index(comm.size());
-        let length = i64::try_from(DESCRIPTION).unwrap_or(0);
-        let plan = Plan {
-            input: Input::new(site.call, &bytes)?,
-            shape: vec![length * i64::from(comm.size())].into(),
-            call: Call::AllGather { parts: Parts::new(vec![length; size]) },
-            context: comm.control(),
-            finish: Finish::Nothing,
-        };
-        let started = plan.start(site, comm, &bytes)?;
-        if let Err(error) = terms {
-            // The others have started the call, and libraries count what is started.
-            let nothing = Tensor::f_zeros([0_i64; 1], (Kind::Uint8, tch::Device::Cpu))?;
-            let plan = Plan {
-                input: Input::new(site.call, &nothing)?,
-                shape: vec![0].into(),
-                call: Call::Barrier,
-                context: comm.context(),
-                finish: Finish::Nothing,
-            };
-            plan.start(site, comm, &nothing)?;
-            return Err(error);
+        match comm.admission() {
+            Some(Admission::Begun(begun)) => {
+                let proposal = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+                return terms.map(|_| proposal);
+            }
+            Some(Admission::Compared) => {
+                let pending = Pending::compared(site, comm);
+                let terms = terms.map_err(|error| error.to_string()).map(|terms| terms.to_owned());
+                let said = Said { site, subject: None, terms };
+                return Ok(Some(Self(Some(Inner { pending, said }))));
+            }
+            Some(Admission::Granted(_)) | None => (),
         }
-        Ok(Some(Self(started)))
+        let terms = in_step(site, comm, terms);
+        let subject = recorded(comm, subject);
+        let fingerprint = Says { site, comm, subject, terms: &terms }.fingerprint();
+        let pending = Pending::new(site, comm, fingerprint, Way::Polls);
+        let (terms, error) = match terms {
+            Ok(terms) => (Ok(terms.to_owned()), None),
+            Err(error) => (Err(error.to_string()), Some(error)),
+        };
+        let said = Said { site, subject, terms };
+        let proposal = Self(Some(Inner { pending, said }));
+        match error {
+            None => Ok(Some(proposal)),
+            Some(error) => {
+                comm.environment().flights().refuse(proposal);
+                Err(error)
+            }
+        }
     }
 
-    /// Tells the others that this rank refuses the call that they start, if they listen. Returns why.
+    /// Tells the others that this rank refuses the call that they start, if they listen. Returns
+    /// why.
     pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error) -> Error {
-        match Self::start(site, comm, None, Err(error)) {
+        match Self::begin(site, comm, None, Err(error)) {
             Err(error) => error,
             Ok(_) => unreachable!("an error is never agreed on"),
         }
     }
 
-    pub(crate) fn has_ended(&self) -> Result<bool> {
-        self.0.flight.test()
+    /// The line of the call, and its communicator.
+    pub(crate) fn origin(&self) -> Option<(Site, Communicator)> {
+        self.0.as_ref().map(|inner| (inner.said.site, inner.pending.comm().clone()))
     }
 
-    /// Whether the ranks disagree, once it has ended.
-    pub(crate) fn differs(&self) -> Result<bool> {
-        let texts = Vec::<u8>::try_from(self.0.written().shallow_clone())?;
-        Ok(differ(texts.chunks_exact(DESCRIPTION)))
-    }
-
-    /// Waits for what the others say.
-    pub(crate) fn end(self, site: Site) -> Result<()> {
-        let texts = Vec::<u8>::try_from(self.0.result(site)?)?;
-        let texts = texts.chunks_exact(DESCRIPTION);
-        if !differ(texts.clone()) {
-            return Ok(());
+    /// Goes on as far as possible without waiting.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    pub(crate) unsafe fn poll(&mut self) -> Result<Option<Result<Turn>>> {
+        let Some(Inner { pending, said }) = &mut self.0 else {
+            unreachable!("a proposal is taken only when dropped")
+        };
+        // SAFETY: passed on to the caller.
+        match unsafe { pending.poll(&mut || said.lines()) } {
+            Ok(outcome) => Ok(outcome.map(|outcome| outcome.map_err(|texts| mismatch(&texts)))),
+            Err(error) => {
+                pending.give_up();
+                Err(error)
+            }
         }
-        let all: Vec<_> = texts.map(decode).collect();
-        let mut named = all.clone();
-        named.iter_mut().for_each(|lines| lines.retain(|(name, _)| name != FINGERPRINT));
-        let mut text = differences(&named);
-        if text.starts_with(&format!("\n  {AT}: ")) {
-            // What differs did not fit.
-            text = differences(&all);
-        }
-        Err(Error::Mismatch { differences: text })
     }
 }
 
-/// Tells descriptions apart, also those that are too long to be sent.
-const FINGERPRINT: &str = "fingerprint";
-
-/// Whether the descriptions' first lines do, which are their fingerprints.
-fn differ<'t>(texts: impl Iterator<Item = &'t [u8]>) -> bool {
-    let mut fingerprints = texts.map(|text| text.split(|&byte| byte == b'\n').next());
-    let first = fingerprints.next();
-    fingerprints.any(|other| Some(other) != first)
+impl Drop for Proposal {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.take().filter(|inner| !inner.pending.has_ended()) {
+            let comm = inner.pending.comm().clone();
+            comm.turns().withdraw();
+            comm.environment().flights().refuse(Self(Some(inner)));
+        }
+    }
 }
 
-fn fingerprint(description: &[(&'static str, String)]) -> i64 {
-    let mut hasher = DefaultHasher::new();
-    description.hash(&mut hasher);
-    hasher.finish().cast_signed()
+/// The terms, unless this rank cannot go on in step with the others.
+fn in_step<'a>(site: Site, comm: &Communicator, terms: Result<Terms<'a>>) -> Result<Terms<'a>> {
+    if comm.turns().are_out_of_step() { Err(Error::OutOfStep { call: site.call }) } else { terms }
+}
+
+/// Only a graph that all ranks record, or none, can be gone back through.
+fn recorded(comm: &Communicator, subject: Subject) -> Subject {
+    let compares = comm.check() == Check::Collective;
+    subject.map(|(datatype, records)| (datatype, records && compares))
+}
+
+fn mismatch(texts: &[Vec<u8>]) -> Error {
+    let all: Vec<_> = texts.iter().map(|text| decode(text)).collect();
+    Error::Mismatch { differences: differences(&all) }
+}
+
+/// Exchanges what the ranks tell each other, if anything. All ranks are in the same call.
+#[inline]
+fn exchange(site: Site, comm: &Communicator, turn: &Turn, told: Option<Told>) -> Result<Agreed> {
+    let Some(told) = told else { return Ok(Agreed::default()) };
+    let mut record: Record = [0; WORDS];
+    record[..2].copy_from_slice(&told.counts);
+    record[2] = i64::try_from(told.shape.len()).unwrap_or(i64::MAX);
+    for (word, extent) in record[EXTENTS..].iter_mut().zip(told.shape) {
+        *word = *extent;
+    }
+    let records: Vec<Record> = comm.all_gather_control(site, turn.way(), &record)?;
+    let mut shapes: Vec<Vec<i64>> = records
+        .iter()
+        .map(|record| {
+            let dim = usize::try_from(record[2]).unwrap_or(0).min(MOST_EXTENTS);
+            record[EXTENTS..EXTENTS + dim].to_vec()
+        })
+        .collect();
+    if records.iter().any(|record| record[2] > MOST_EXTENTS as i64) {
+        let bytes: Vec<u8> = told.shape.iter().flat_map(|extent| extent.to_le_bytes()).collect();
+        for (shape, bytes) in shapes.iter_mut().zip(comm.exchange(site, &bytes)?) {
+            let extents = bytes.chunks_exact(8);
+            *shape = extents.map(|e| e.try_into().map_or(0, i64::from_le_bytes)).collect();
+        }
+    }
+    Ok(Agreed { counts: records.iter().map(|record| [record[0], record[1]]).collect(), shapes })
 }
 
 /// What a rank says of a call: its terms, or why it refuses it.
-fn describe(
+struct Says<'s, 'a> {
     site: Site,
-    tensor: Option<(Datatype, bool)>,
-    terms: &Result<Terms>,
-) -> Vec<(&'static str, String)> {
+    comm: &'s Communicator,
+    subject: Subject,
+    terms: &'s Result<Terms<'a>>,
+}
+
+impl Says<'_, '_> {
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        match self.terms {
+            Ok(terms) => {
+                (self.site.call, self.site.backward).hash(&mut hasher);
+                let subject = self.subject.map(|(datatype, r)| (datatype.scalar_type(), r));
+                subject.hash(&mut hasher);
+                terms.hash(&mut hasher);
+            }
+            // Of any two ranks that refuse, or of one, none may take the other's for terms.
+            Err(error) => ("refused", self.comm.rank(), error.to_string()).hash(&mut hasher),
+        }
+        hasher.finish()
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        describe(self.site, self.subject, self.terms.as_ref().map_err(ToString::to_string))
+    }
+}
+
+/// As [`Says`], kept for as long as the call is under way.
+struct Said {
+    site: Site,
+    subject: Subject,
+    terms: std::result::Result<OwnedTerms, String>,
+}
+
+impl Said {
+    fn lines(&self) -> Vec<Line> {
+        let terms = self.terms.as_ref().map(OwnedTerms::borrow);
+        describe(self.site, self.subject, terms.as_ref().map_err(|error| (*error).clone()))
+    }
+}
+
+/// What a rank tells the others of its call where they differ.
+fn describe(site: Site, subject: Subject, terms: std::result::Result<&Terms, String>) -> Vec<Line> {
     match terms {
-        Ok(terms) => terms.describe(site, tensor),
-        Err(error) => vec![("refused", error.to_string())],
+        Ok(terms) => terms.describe(site, subject),
+        Err(error) => vec![("refused", error)],
+    }
+}
+
+/// [`Terms`], without what is told, that are kept for as long as the call is under way.
+struct OwnedTerms {
+    op: Option<Op>,
+    root: Option<Rank>,
+    axes: [Option<i64>; 2],
+    counts: [Option<Vec<i64>>; 2],
+    shape: Option<(Vec<i64>, Option<usize>)>,
+}
+
+impl OwnedTerms {
+    fn borrow(&self) -> Terms<'_> {
+        Terms {
+            op: self.op,
+            root: self.root,
+            axes: self.axes,
+            counts: self.counts.each_ref().map(Option::as_deref),
+            shape: self.shape.as_ref().map(|(shape, free)| (&shape[..], *free)),
+            told: None,
+        }
+    }
+}
+
+impl Hash for Terms<'_> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let Self { op, root, axes, counts, shape, told: _ } = self;
+        (op, root, axes, counts).hash(hasher);
+        if let Some((shape, free)) = shape {
+            (free, shape.len()).hash(hasher);
+            for (i, extent) in shape.iter().enumerate().filter(|&(i, _)| *free != Some(i)) {
+                (i, extent).hash(hasher);
+            }
+        }
     }
 }
 
@@ -297,18 +406,24 @@ impl Terms<'_> {
         [i64::try_from(axis).ok(), None]
     }
 
-    /// By name, for the fingerprint and for the error.
-    fn describe(
-        &self,
-        site: Site,
-        tensor: Option<(Datatype, bool)>,
-    ) -> Vec<(&'static str, String)> {
+    fn to_owned(&self) -> OwnedTerms {
+        OwnedTerms {
+            op: self.op,
+            root: self.root,
+            axes: self.axes,
+            counts: self.counts.map(|counts| counts.map(<[i64]>::to_vec)),
+            shape: self.shape.map(|(shape, free)| (shape.to_vec(), free)),
+        }
+    }
+
+    /// By name, for the error.
+    fn describe(&self, site: Site, subject: Subject) -> Vec<Line> {
         let pass = if site.backward { "backward" } else { "forward" };
         let mut lines = vec![("operation", site.call.to_owned()), ("pass", pass.to_owned())];
         if let Some(op) = self.op {
             lines.push(("op", format!("Op::{op:?}")));
         }
-        if let Some((datatype, requires_grad)) = tensor {
+        if let Some((datatype, requires_grad)) = subject {
             lines.push(("kind", format!("{:?}", datatype.kind)));
             lines.push(("requires_grad", requires_grad.to_string()));
         }

@@ -5,6 +5,7 @@
 //! a count, in [`wide`].
 
 mod buffers;
+mod made;
 mod message;
 #[cfg(large_count)]
 #[path = "call/wide_counts.rs"]
@@ -13,26 +14,28 @@ mod wide;
 #[path = "call/wide_datatypes.rs"]
 mod wide;
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use mpi_sys::{MPI_Comm, MPI_Op, MPI_Request};
+use mpi_sys::{MPI_Comm, MPI_Op};
 use tch::{Kind, Scalar, Tensor};
 
+use crate::agreement::Turn;
 use crate::autograd::{self, Recording};
 use crate::blocks::{Blocks, Parts};
 use crate::buffer::{Input, Output, Pinned};
 use crate::communicator::{Communicator, Rank};
 use crate::datatype::Datatype;
 use crate::error::{Error, Result};
-use crate::flight::Flight;
+use crate::flight::{Flight, Start};
 use crate::reduction::Op;
 use crate::site::Site;
 use crate::status::Envelope;
 use buffers::Buffers;
-pub(crate) use message::{Arrival, Header, Message, is_truncation};
+pub(crate) use buffers::mpi;
+pub(crate) use made::Made;
+pub(crate) use message::{Header, Message};
 
 /// An MPI call with everything that it reads and writes.
 pub(crate) struct Plan<'x> {
@@ -140,32 +143,26 @@ impl Finish {
     }
 }
 
-/// What a call leaves behind.
-pub(crate) struct Made {
-    /// Of the calls that were only started; `None` where calls are waited for.
-    pub(crate) started: Option<Vec<MPI_Request>>,
-    /// Of the message that came.
-    pub(crate) arrival: Option<Arrival>,
-    /// What was sent along with that message.
-    pub(crate) header: Option<Box<Header>>,
-    /// What MPI reads until the end of what was started.
-    lists: Vec<Box<dyn Any + Send>>,
+/// A call that can be made at any time, on buffers that others keep.
+pub(crate) struct Launch {
+    buffers: Buffers,
+    call: Call,
 }
 
-impl Made {
-    fn blocking() -> Self {
-        Self { started: None, arrival: None, header: None, lists: Vec::new() }
+impl Launch {
+    /// Whether it is a receive, which can be cancelled.
+    pub(crate) fn receives(&self) -> bool {
+        matches!(self.call, Call::Receive(_))
     }
 
-    fn nonblocking() -> Self {
-        Self { started: Some(Vec::with_capacity(1)), ..Self::blocking() }
-    }
-
-    /// Keeps a list until the end of the call, however that is made.
-    fn list<T: Send + 'static>(&mut self, list: Vec<T>) -> *const T {
-        let pointer = list.as_ptr();
-        self.lists.push(Box::new(list));
-        pointer
+    /// Starts the call.
+    ///
+    /// # Safety
+    /// MPI can be called. The buffers are what the call reads and writes, do not overlap, and are
+    /// there to the end of what is started.
+    pub(crate) unsafe fn run(&self, made: &mut Made) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.buffers.call(&self.call, made) }
     }
 }
 
@@ -207,31 +204,41 @@ pub(crate) fn set_largest_count(count: c_int) {
 }
 
 impl<'x> Plan<'x> {
-    /// Carries the call out and waits for its end.
+    /// Carries the call out and waits for its end: a collective one in the way that the ranks have
+    /// agreed on.
     #[inline]
-    pub(crate) fn run(self, site: Site, comm: &Communicator) -> Result<Tensor> {
+    pub(crate) fn run(
+        self,
+        site: Site,
+        comm: &Communicator,
+        turn: Option<&Turn>,
+    ) -> Result<Tensor> {
         let output = self.output(site, comm)?;
-        let mut made = Made::blocking();
-        // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape;
-        // both outlive the call.
-        unsafe { self.call(site, comm, self.input.data(), output.data(), &mut made) }?;
+        let buffers = self.buffers(comm, self.input.data(), output.data());
+        // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
+        let made = unsafe { self.carry_out(site, comm, buffers, output.tensor(), turn) }?;
         self.finish.apply(site, output.into_tensor(), self.input.datatype(), &made)
     }
 
     /// Starts the call, for `x`, the tensor that was planned for.
-    pub(crate) fn start(self, site: Site, comm: &Communicator, x: &Tensor) -> Result<Started> {
+    pub(crate) fn start(
+        self,
+        site: Site,
+        comm: &Communicator,
+        x: &Tensor,
+        start: Start,
+    ) -> Result<Started> {
         let output = self.output(site, comm)?;
-        let mut made = Made::nonblocking();
-        // SAFETY: as in `run`; the flight keeps both until the end of what was started.
-        let outcome = unsafe { self.call(site, comm, self.input.data(), output.data(), &mut made) };
-        let buffers =
+        let buffers = self.buffers(comm, self.input.data(), output.data());
+        let pinned =
             [Pinned::new(site.call, self.input.sent())?, Pinned::new(site.call, output.tensor())?];
         let receives = matches!(self.call, Call::Receive(_));
-        // Where one of several calls failed, the others are under way all the same.
-        let flight = Flight::new(site, comm, made, buffers, receives);
-        outcome?;
         // What is received into has only a shape.
         let given = (!receives).then(|| (x.shallow_clone(), autograd::version(x)));
+        let launch = Launch { buffers, call: self.call };
+        // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
+        // Both are pinned.
+        let flight = unsafe { Flight::start(site, comm, launch, pinned, start) }?;
         let datatype = self.input.datatype();
         let written = output.into_tensor();
         Ok(Started { flight, written, finish: self.finish, datatype, given })
@@ -261,6 +268,7 @@ impl<'x> Plan<'x> {
         comm: &Communicator,
         x: &mut Tensor,
         data: *mut c_void,
+        turn: &Turn,
     ) -> Result<()> {
         let copied = self.input.data() != data.cast_const();
         // What is sent is a copy of x where x does not lie as MPI would write it. The call is then
@@ -274,9 +282,10 @@ impl<'x> Plan<'x> {
             }
             _ => in_place,
         };
+        let buffers = self.buffers(comm, send, receive);
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank that writes one.
-        unsafe { self.call(site, comm, send, receive, &mut Made::blocking()) }?;
+        unsafe { self.carry_out(site, comm, buffers, x, Some(turn)) }?;
         let _recording = Recording::off();
         match self.finish.filling(self.input.datatype().kind) {
             Some(value) => drop(x.f_fill_(value)?),
@@ -286,34 +295,62 @@ impl<'x> Plan<'x> {
         Ok(())
     }
 
-    /// # Safety
-    /// `receive` has room for what the call writes, and does not overlap `send`; both live to the
-    /// end of the call, or of what it starts.
-    #[inline]
-    unsafe fn call(
-        &self,
-        site: Site,
-        comm: &Communicator,
-        send: *const c_void,
-        receive: *mut c_void,
-        made: &mut Made,
-    ) -> Result<()> {
-        let environment = comm.environment();
-        let _waiting = environment.watch(site);
-        let _guard = environment.enter(site.call)?;
+    fn buffers(&self, comm: &Communicator, send: *const c_void, receive: *mut c_void) -> Buffers {
         let datatype = self.input.datatype();
-        let buffers = Buffers {
+        Buffers {
             send,
             receive,
             count: self.input.count(),
-            datatype: datatype.mpi(environment.handles()),
+            datatype: datatype.mpi(comm.environment().handles()),
             size: datatype.kind.elt_size_in_bytes(),
             context: self.context,
             rank: comm.rank(),
             largest: LARGEST.load(Ordering::Relaxed),
-        };
-        // SAFETY: the input is contiguous and holds as many elements of this datatype as the plan
-        // says, the output as the caller ensures. The handles are valid, as `enter` gave leave.
-        unsafe { buffers.call(&self.call, made) }
+        }
+    }
+
+    /// Makes the call and waits for its end.
+    ///
+    /// # Safety
+    /// `buffers` has room for what the call writes, which is in `written`, and does not overlap what
+    /// it reads, which is in the input.
+    #[inline]
+    unsafe fn carry_out(
+        &self,
+        site: Site,
+        comm: &Communicator,
+        buffers: Buffers,
+        written: &Tensor,
+        turn: Option<&Turn>,
+    ) -> Result<Made> {
+        let environment = comm.environment();
+        let mut made = turn.map_or_else(Made::looking, |turn| Made::new(turn.way()));
+        let outcome = environment.call(site, || {
+            // SAFETY: the input is contiguous and holds as many elements of this datatype as the
+            // plan says, the output as the caller ensures. The handles are valid, as `call` gives
+            // leave.
+            unsafe { buffers.call(&self.call, &mut made) }
+        });
+        if let (Ok(()), Some(turn)) = (&outcome, turn) {
+            turn.made();
+        }
+        if made.has_ended() {
+            return outcome.map(|()| made);
+        }
+        let outcome = outcome.and_then(|()| {
+            environment.wait(site, || {
+                // SAFETY: `wait` gives leave to call MPI; the buffers outlive this call.
+                Ok(unsafe { made.test() }?.then_some(()))
+            })
+        });
+        if !made.has_ended() {
+            // MPI may still use them.
+            for tensor in [self.input.sent(), written] {
+                std::mem::forget(Pinned::new(site.call, tensor));
+            }
+            std::mem::forget(made);
+            return Err(outcome.err().unwrap_or(Error::Finalized { call: site.call }));
+        }
+        outcome.map(|()| made)
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 
 use mpi_sys::MPI_Comm;
 
-use crate::agreement::Check;
+use crate::agreement::{Admission, Check, Turns, agree_on};
 use crate::environment::Environment;
 use crate::error::{Error, Result, check};
 use crate::request::Messages;
@@ -50,8 +50,8 @@ pub struct Communicator {
     /// The line that the calls are for, where it is not their caller's: in the backward pass, and
     /// where one call is carried out by another.
     origin: Option<&'static Location<'static>>,
-    /// Whether the calls are parts of one that the ranks have agreed on.
-    agreed: bool,
+    /// What lets its calls through without an agreement of their own.
+    admission: Option<Admission>,
 }
 
 /// What all clones of a communicator share; its end is the communicator's.
@@ -64,6 +64,8 @@ struct Inner {
     environment: Arc<Environment>,
     /// The messages of the forward pass that are to be waited for.
     messages: Messages,
+    /// The order of its collective calls.
+    turns: Arc<Turns>,
 }
 
 /// Which pass the calls of a communicator belong to.
@@ -92,8 +94,9 @@ impl Communicator {
         let node = Arc::new(Node::new(forward, backward, control));
         let (_parent, environment) = (parent.cloned(), Arc::clone(environment));
         let messages = Messages::default();
-        let inner = Arc::new(Inner { node, _parent, rank, size, environment, messages });
-        Ok(Self { inner, pass: Pass::Forward, record: None, origin: None, agreed: false })
+        let turns = Arc::default();
+        let inner = Arc::new(Inner { node, _parent, rank, size, environment, messages, turns });
+        Ok(Self { inner, pass: Pass::Forward, record: None, origin: None, admission: None })
     }
 
     /// The calling process's rank.
@@ -168,7 +171,7 @@ impl Communicator {
     pub(crate) fn backward(&self, site: Site) -> Self {
         let inner = Arc::clone(&self.inner);
         let origin = Some(site.at);
-        Self { inner, pass: Pass::Backward, record: None, origin, agreed: false }
+        Self { inner, pass: Pass::Backward, record: None, origin, admission: None }
     }
 
     /// The same communicator, for calls on a tape.
@@ -176,14 +179,15 @@ impl Communicator {
         Self { record: Some(record), ..self.clone() }
     }
 
-    /// The same communicator, for calls that are on no tape, and for those who must not keep one.
-    pub(crate) fn off_tape(&self) -> Self {
-        Self { record: None, ..self.clone() }
+    /// The same communicator, for calls that are on no tape and agreed on by themselves, and for those
+    /// who must not keep a tape.
+    pub(crate) fn plain(&self) -> Self {
+        Self { record: None, ..self.unadmitted() }
     }
 
-    /// The same communicator, for the parts of a call that the ranks have agreed on.
-    pub(crate) fn agreed(&self) -> Self {
-        Self { agreed: true, ..self.clone() }
+    /// The same communicator, for calls that are agreed on by themselves.
+    pub(crate) fn unadmitted(&self) -> Self {
+        Self { admission: None, ..self.clone() }
     }
 
     /// The same communicator, for what carries out the call at `site`: a closure's calls would name
@@ -192,10 +196,30 @@ impl Communicator {
         Self { origin: Some(site.at), ..self.clone() }
     }
 
-    /// Which calls the ranks compare before they make them.
+    /// The same communicator, for calls that need no agreement of their own.
+    pub(crate) fn admitted(&self, admission: Admission) -> Self {
+        Self { admission: Some(admission), ..self.clone() }
+    }
+
+    #[inline]
+    pub(crate) fn admission(&self) -> Option<&Admission> {
+        self.admission.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
+        &self.inner.turns
+    }
+
+    /// A number that no other living communicator has.
+    pub(crate) fn identity(&self) -> usize {
+        Arc::as_ptr(&self.inner).addr()
+    }
+
+    /// What the ranks compare of their calls.
     #[inline]
     pub(crate) fn check(&self) -> Check {
-        if self.agreed { Check::Local } else { self.environment().check() }
+        self.environment().check()
     }
 
     #[inline]
@@ -214,7 +238,7 @@ impl Communicator {
     #[track_caller]
     pub(crate) fn site(&self, call: &'static str) -> Site {
         let caller = Location::caller();
-        let number = self.environment().count_call();
+        let number = self.environment().watch().count_call();
         let backward = matches!(self.pass, Pass::Backward);
         Site { call, at: self.origin.unwrap_or(caller), backward, number }
     }
@@ -238,22 +262,33 @@ impl Communicator {
         self.inner.node.control
     }
 
-    /// The context in which the ranks count from the other end, for the adjoint of a scan. Made
-    /// when first needed, by a collective call.
-    pub(crate) fn reversed(&self) -> Result<MPI_Comm> {
-        let mut reversed = self.inner.node.reversed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(context) = *reversed {
-            return Ok(context);
+    /// The context in which the ranks count from the other end, for the adjoint of a scan, once it
+    /// has been [made](Self::make_reversed).
+    pub(crate) fn reversed(&self) -> MPI_Comm {
+        let reversed = self.inner.node.reversed.lock().unwrap_or_else(PoisonError::into_inner);
+        reversed.unwrap_or(mpi_sys::MPI_COMM_NULL)
+    }
+
+    /// Makes the context in which the ranks count from the other end, if it is not there yet, by a
+    /// collective call at `site`.
+    pub(crate) fn make_reversed(&self, site: Site) -> Result<()> {
+        if self.reversed() != mpi_sys::MPI_COMM_NULL {
+            return Ok(());
         }
-        let _guard = self.environment().enter("scan")?;
-        let mut context = mpi_sys::MPI_COMM_NULL;
-        // SAFETY: the context is a valid communicator, as `enter` gave leave.
-        check("MPI_Comm_split", unsafe {
-            mpi_sys::MPI_Comm_split(self.inner.node.backward, 0, -self.rank(), &mut context)
+        let site = Site { call: "the communicator of a scan's adjoint", ..site };
+        let turn = agree_on(site, self)?;
+        self.environment().call(site, || {
+            let (node, mut context) = (&self.inner.node, mpi_sys::MPI_COMM_NULL);
+            // SAFETY: the context is a valid communicator, as `call` gives leave.
+            check("MPI_Comm_split", unsafe {
+                mpi_sys::MPI_Comm_split(node.backward, 0, -self.rank(), &mut context)
+            })?;
+            return_errors(context)?;
+            *node.reversed.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
+            Ok(())
         })?;
-        return_errors(context)?;
-        *reversed = Some(context);
-        Ok(context)
+        turn.made();
+        Ok(())
     }
 }
 

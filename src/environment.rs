@@ -2,16 +2,22 @@
 
 mod access;
 mod library;
+mod wait;
 
 use std::ffi::c_int;
+use std::fmt;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::ThreadId;
+use std::time::Instant;
 
 use crate::agreement::Check;
 use crate::communicator::{Communicator, return_errors};
 use crate::error::{Error, Result, check};
-use crate::watch::{self, Watch};
+use crate::site::Site;
+use crate::watch::{self, Limits, Watch};
 
 pub use access::ThreadLevel;
 use access::flag;
@@ -109,13 +115,13 @@ pub(crate) fn current(call: &'static str) -> Result<Arc<Environment>> {
 /// MPI, from [`initialize`] to the drop of the last `Universe`, which finalizes what it
 /// initialized.
 ///
-/// Finalizing is collective: every rank must drop its universe. So a `main` that returns an error,
-/// which Rust prints after all else, may wait here for ranks that wait for this one; after some
-/// seconds it says so, with the last error of this crate's. To end the job at once instead, call
-/// [`Communicator::abort`]. Communicators may outlive it, and
-/// are then of no use: their calls return [`Error::Finalized`]. When a panic unwinds a universe
-/// while other ranks may be waiting for this one, finalizing would wait for ever, so the job is
-/// aborted instead.
+/// Finalizing is collective: every rank must drop its universe, or call
+/// [`finalize`](Self::finalize). So a `main` that returns an error, which Rust prints after all
+/// else, may wait here for ranks that wait for this one; after some seconds it says so, with the
+/// last error of this crate's. A program under [`run`] ends the job at once instead, as
+/// [`Communicator::abort`] does. Communicators may outlive the universe, and are then of no use:
+/// their calls return [`Error::Finalized`]. When a panic unwinds a universe while other ranks may be
+/// waiting for this one, finalizing would wait for ever, so the job is aborted instead.
 #[derive(Debug)]
 #[must_use = "dropping the universe finalizes MPI"]
 #[doc(alias = "MPI_Finalize")]
@@ -150,13 +156,40 @@ impl Universe {
     /// ```
     #[doc(alias = "MPI_COMM_SELF")]
     pub fn self_comm(&self) -> Result<Communicator> {
-        let _guard = self.shared.environment.enter("self_comm")?;
         if let Some(comm) = self.shared.this.get() {
             return Ok(comm.clone());
         }
-        let comm = Communicator::adopt(mpi_sys::MPI_COMM_SELF, &self.shared.environment)?;
+        let environment = &self.shared.environment;
+        let adopt = || Communicator::adopt(mpi_sys::MPI_COMM_SELF, environment);
+        let comm = environment.call(Site::new("self_comm"), adopt)?;
         // A universe stays on its thread, so nobody else has come first.
         Ok(self.shared.this.get_or_init(|| comm).clone())
+    }
+
+    /// Finalizes MPI, and tells what was left over, which a drop only prints.
+    ///
+    /// Wraps `MPI_Finalize`, if it was this crate that initialized MPI. Collective over all ranks. As
+    /// long as there is another universe of this rank, from a further [`initialize`], it does
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error::Left`] if a message was never received here, or if a call that was started does not
+    /// end, as it has no counterpart on other ranks: gradients may lack a part then. MPI is
+    /// finalized all the same.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// universe.world().barrier()?;
+    /// universe.finalize()?;
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Finalize")]
+    #[track_caller]
+    pub fn finalize(self) -> Result<()> {
+        let Some(shared) = Arc::into_inner(self.shared) else { return Ok(()) };
+        let left = shared.end(Site::new("finalize"));
+        if left.is_empty() { Ok(()) } else { Err(Error::Left { what: left.join("\n") }) }
     }
 
     /// The MPI library in use.
@@ -216,8 +249,8 @@ impl Shared {
         let environment = Arc::new(Environment::create(settings)?);
         let library = Library::query(version, environment.level())?;
         let world = {
-            let _guard = environment.enter("initialize")?;
-            Communicator::adopt(mpi_sys::MPI_COMM_WORLD, &environment)?
+            let adopt = || Communicator::adopt(mpi_sys::MPI_COMM_WORLD, &environment);
+            environment.call(Site::new("initialize"), adopt)?
         };
         if !owner {
             environment.close_at_finalize()?;
@@ -229,20 +262,23 @@ impl Shared {
     }
 }
 
-/// What the environment says: whether the ranks compare their calls, if any rank's says so, as all
-/// must or none; and how long this rank may wait. Collective.
-fn agreed_settings() -> Result<(Check, Option<Arc<Watch>>)> {
+/// What the environment says: what the ranks compare of their calls, which is the most that any rank's
+/// says; and how long this rank may wait. Collective.
+fn agreed_settings() -> Result<(Check, Arc<Watch>)> {
     let (mut rank, mut size) = (0, 0);
     // SAFETY: MPI is initialized; `rank` outlives the call.
     check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(mpi_sys::MPI_COMM_WORLD, &mut rank) })?;
     // SAFETY: as above.
     check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(mpi_sys::MPI_COMM_WORLD, &mut size) })?;
-    let own = Check::from_environment().and_then(|check| Ok((check, watch::timeout()?)));
+    let limits = Limits::from_environment();
+    let watch = limits.as_ref().ok().map(|&limits| Watch::start(limits, rank, size));
+    let own = limits.and_then(|_| Check::from_environment());
     // The level, and the last of the ranks whose values mean nothing.
     let mut most = match &own {
-        Ok((level, _)) => [c_int::from(*level == Check::Collective), -1],
+        Ok(level) => [*level as c_int, -1],
         Err(_) => [0, rank],
     };
+    let _watched = watch.as_ref().map(|watch| watch.enter(Site::new("initialize")));
     // SAFETY: two integers on every rank, combined in their place.
     check("MPI_Allreduce", unsafe {
         mpi_sys::MPI_Allreduce(
@@ -254,46 +290,143 @@ fn agreed_settings() -> Result<(Check, Option<Arc<Watch>>)> {
             mpi_sys::MPI_COMM_WORLD,
         )
     })?;
-    let (_, timeout) = own?;
-    let level = match most {
-        [_, malformed] if malformed >= 0 => {
-            let differences = format!("\n  refused: initialize: a setting on rank {malformed}");
-            return Err(Error::Mismatch { differences });
-        }
-        [1, _] => Check::Collective,
-        _ => Check::Local,
+    own?;
+    let [level, malformed] = most;
+    let (Some(watch), true) = (watch.clone(), malformed < 0) else {
+        let differences = format!("\n  refused: initialize: a setting on rank {malformed}");
+        return Err(Error::Mismatch { differences });
     };
-    Ok((level, timeout.map(|timeout| Watch::start(timeout, rank, size))))
+    let levels = [Check::None, Check::Local, Check::Collective];
+    let level = levels.into_iter().find(|&check| check as c_int == level);
+    Ok((level.unwrap_or(Check::Collective), watch))
 }
 
-impl Drop for Shared {
-    fn drop(&mut self) {
+impl Shared {
+    /// Finalizes MPI, if it was this crate that initialized it. Returns a line for each thing that
+    /// was left over.
+    fn end(&self, site: Site) -> Vec<String> {
         if !self.owner {
-            return self.environment.close(|| ());
+            return self.environment.close(site, || ());
         }
         if self.world.size() > 1 {
             if std::thread::panicking() {
                 // SAFETY: MPI is initialized; the call does not return.
-                unsafe { mpi_sys::MPI_Abort(mpi_sys::MPI_COMM_WORLD, 101) };
+                unsafe { mpi_sys::MPI_Abort(mpi_sys::MPI_COMM_WORLD, PANICKED) };
             }
             // What fails here will fail again when MPI is finalized.
-            let _ = self.world.meet(self.environment.patience(), || {
-                let last = self.environment.last_error();
-                let last = last.map_or(String::new(), |e| format!(" Its last error was: {e}"));
-                let line = format!(
-                    "mpi4tch: rank {} has dropped its universe and waits for ranks that have not. \
-                     If it returned an error, they may be waiting for it in a call.{last}\n",
-                    self.world.rank()
-                );
-                // In one piece: other ranks may say the same.
-                eprint!("{line}");
-            });
+            let _ = self.meet(site);
         }
         // SAFETY: MPI is initialized, and this is the thread that did it: a universe is not Send,
         // and `initialize` gives none to another thread. No call of this crate is under way, and
         // none follows.
-        self.environment.close(|| unsafe {
+        self.environment.close(site, || unsafe {
             mpi_sys::MPI_Finalize();
-        });
+        })
+    }
+
+    /// Waits until every rank of the program is here, and says so if that takes long. Collective over
+    /// all of them.
+    ///
+    /// By MPI's own communicator: on this crate's, ranks may have started different calls.
+    fn meet(&self, site: Site) -> Result<()> {
+        let environment = &*self.environment;
+        let mut request = mpi_sys::MPI_REQUEST_NULL;
+        environment.call(site, || {
+            // SAFETY: MPI is there, as `call` gives leave.
+            check("MPI_Ibarrier", unsafe {
+                mpi_sys::MPI_Ibarrier(mpi_sys::MPI_COMM_WORLD, &mut request)
+            })
+        })?;
+        let mut patience = Some((Instant::now(), environment.watch().patience()));
+        environment.wait(site, || {
+            let mut done = 0;
+            // SAFETY: the request is the barrier's, and `done` outlives the call.
+            check("MPI_Test", unsafe {
+                mpi_sys::MPI_Test(&mut request, &mut done, mpi_sys::MPI_STATUS_IGNORE)
+            })?;
+            if let Some((start, longest)) = patience
+                && done == 0
+                && start.elapsed() > longest
+            {
+                patience = None;
+                let last = environment.last_error();
+                let last = last.map_or(String::new(), |e| format!(" Its last error was: {e}"));
+                watch::say(&format!(
+                    "mpi4tch: rank {} has dropped its universe and waits for ranks that have not. \
+                     If it returned an error, they may be waiting for it in a call.{last}\n",
+                    self.world.rank()
+                ));
+            }
+            Ok((done != 0).then_some(()))
+        })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for line in self.end(Site::new("finalize")) {
+            watch::say(&format!("mpi4tch: {line}\n"));
+        }
+    }
+}
+
+/// The exit code of a program that panicked, as Rust has it.
+const PANICKED: i32 = 101;
+
+/// Runs a program on a universe of its own: what a `main` is to do.
+///
+/// If the program returns an error or panics, this rank says so, with its number, and ends the job
+/// on all ranks, as others may be waiting for it. At the end MPI is
+/// [finalized](Universe::finalize).
+///
+/// Wraps `MPI_Init_thread`, `MPI_Finalize` and `MPI_Abort`. Collective over all ranks.
+///
+/// # Examples
+/// ```
+/// use std::process::ExitCode;
+///
+/// use mpi4tch::Universe;
+/// use tch::Tensor;
+///
+/// fn program(universe: &Universe) -> mpi4tch::Result<()> {
+///     let world = universe.world();
+///     println!("{}", world.broadcast(&Tensor::from_slice(&[world.rank()]), 0)?);
+///     Ok(())
+/// }
+///
+/// fn main() -> ExitCode {
+///     mpi4tch::run(program)
+/// }
+/// ```
+#[doc(alias = "MPI_Init")]
+#[doc(alias = "MPI_Finalize")]
+#[doc(alias = "MPI_Abort")]
+#[must_use = "it is for main to return"]
+pub fn run<E: fmt::Display>(program: fn(&Universe) -> std::result::Result<(), E>) -> ExitCode {
+    let universe = match initialize() {
+        Ok(universe) => universe,
+        Err(error) => {
+            watch::say(&format!("mpi4tch: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let world = universe.world();
+    let rank = format!("mpi4tch: rank {} of {}", world.rank(), world.size());
+    match catch_unwind(AssertUnwindSafe(|| program(&universe))) {
+        Ok(Ok(())) => match universe.finalize() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                watch::say(&format!("{rank}: {error}\n"));
+                ExitCode::FAILURE
+            }
+        },
+        Ok(Err(error)) => {
+            watch::say(&format!("{rank}: {error}\n"));
+            world.abort(1)
+        }
+        Err(_) => {
+            watch::say(&format!("{rank} panicked\n"));
+            world.abort(PANICKED)
+        }
     }
 }

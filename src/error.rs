@@ -162,6 +162,24 @@ pub enum Error {
         differences: String,
     },
 
+    /// A call that the ranks had agreed on failed on this rank, or was given up: other ranks may have
+    /// made it. No further collective call can be made on the communicator.
+    #[error(
+        "{call}: an earlier call on this communicator failed on this rank after the ranks had agreed \
+         on it, so their calls no longer match; make another communicator"
+    )]
+    OutOfStep {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// What ranks have started or sent was left over at MPI's end.
+    #[error("finalize: {what}")]
+    Left {
+        /// A line for each message that nobody received and each call that did not end.
+        what: String,
+    },
+
     /// An environment variable has a value that means nothing.
     #[error("initialize: {name} is {value:?}; it may be {needed}")]
     Setting {

@@ -1,27 +1,43 @@
-//! MPI calls under way: who waits for them, and who does if nobody does.
+//! Calls that were started: who waits for them, and who does if nobody does.
 //!
 //! MPI reads and writes a call's buffers until the call has ended, whatever becomes of the request.
-//! So from its start on a call is in a list, which keeps its buffers: a [`Flight`] only refers to
-//! it. One that is dropped is looked at again whenever another call starts, and what is still under
-//! way at MPI's end is ended then. One that is forgotten stays in the list.
+//! So from before its start on a call is in a list, which keeps its buffers: a [`Flight`] only
+//! refers to it. One that is dropped leaves the list when it has ended, and what is still under way
+//! at MPI's end is ended then. One that is forgotten stays in the list.
+//!
+//! A collective call that the ranks are still agreeing on waits in the queue of its communicator.
+//! Whoever waits for anything, or starts anything, lets those at the head of each queue go on
+//! ([`Flights::advance`]): a rank that waits on one communicator must not hold up the ranks of
+//! another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::agreement::{Proposal, Turn, Way};
 use crate::buffer::Pinned;
-use crate::call::{Arrival, Made, is_truncation};
+use crate::call::{Launch, Made};
 use crate::communicator::Communicator;
-use crate::error::{Error, Result, check};
+use crate::error::{Error, Result};
 use crate::site::Site;
-use crate::status::Status;
+use crate::watch;
 
-/// A call under way.
+/// A call that was started.
 pub(crate) struct Flight(Arc<Call>);
 
-/// What is under way, from its start to its end.
+/// How a call is let in to MPI.
+pub(crate) enum Start {
+    /// At once.
+    Now,
+    /// At once, as its turn has come.
+    InTurn(Arc<Turn>),
+    /// When the ranks agree, and its turn has come.
+    Agreed(Box<Proposal>),
+}
+
+/// What is under way, from before its start to its end.
 struct Call {
     site: Site,
     /// Keeps the contexts alive.
@@ -35,40 +51,79 @@ struct Call {
 }
 
 struct Progress {
-    /// With the requests of what has not ended.
-    made: Option<Made>,
+    stage: Stage,
     /// Whether it was MPI's end that ended it.
     was_ended: bool,
     /// What MPI reads and writes.
-    _buffers: [Pinned; 2],
+    _buffers: Option<[Pinned; 2]>,
 }
 
-/// How often a call is looked at before its thread lets others run: about 100 µs.
-const SPINS: u32 = 1000;
+enum Stage {
+    /// The ranks are agreeing on it. A call that this rank refuses has nothing to launch.
+    Proposed(Box<Proposal>, Option<Launch>),
+    UnderWay(Made),
+    Failed(Error),
+    /// What it left has been taken.
+    Over,
+}
+
+/// How many calls of a queue are looked at before the first of them is agreed on.
+const WINDOW: usize = 8;
 
 /// How long calls that nobody waited for may take at MPI's end.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Flight {
-    pub(crate) fn new(
+    /// Starts a call, or lets it wait for its turn.
+    ///
+    /// # Safety
+    /// `buffers` are what the call reads and writes, of the sizes that it was laid out for, and do
+    /// not overlap.
+    pub(crate) unsafe fn start(
         site: Site,
         comm: &Communicator,
-        made: Made,
+        launch: Launch,
         buffers: [Pinned; 2],
-        receives: bool,
-    ) -> Self {
-        let flights = comm.environment().flights();
-        flights.sweep();
-        let progress =
-            Mutex::new(Progress { made: Some(made), was_ended: false, _buffers: buffers });
-        Self(flights.add(|number| Call {
+        start: Start,
+    ) -> Result<Self> {
+        let environment = comm.environment();
+        let flights = environment.flights();
+        let receives = launch.receives();
+        let (stage, now) = match start {
+            Start::Now => (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, None))),
+            Start::InTurn(turn) => {
+                (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, Some(turn))))
+            }
+            Start::Agreed(proposal) => (Stage::Proposed(proposal, Some(launch)), None),
+        };
+        let call = flights.add(|number| Call {
             site,
-            comm: comm.off_tape(),
+            comm: comm.plain(),
             receives,
             number,
             dropped: AtomicBool::new(false),
-            progress,
-        }))
+            progress: Mutex::new(Progress { stage, was_ended: false, _buffers: Some(buffers) }),
+        });
+        let flight = Self(call);
+        let _watched = environment.watch().enter(site);
+        let _leave = environment.enter(site.call)?;
+        // SAFETY: `enter` gave leave to call MPI.
+        unsafe { flights.sweep() };
+        match now {
+            Some((launch, turn)) => {
+                if let Stage::UnderWay(made) = &mut flight.0.progress().stage {
+                    // SAFETY: the caller vouches for the buffers, which are kept to the end.
+                    unsafe { launch.run(made) }?;
+                }
+                if let Some(turn) = turn {
+                    turn.made();
+                }
+            }
+            None => flights.queue(&flight.0),
+        }
+        // SAFETY: `enter` gave leave to call MPI.
+        unsafe { flights.advance() };
+        Ok(flight)
     }
 
     pub(crate) fn site(&self) -> Site {
@@ -77,39 +132,49 @@ impl Flight {
 
     /// Whether it has ended. Gives MPI a chance to go on with all calls.
     pub(crate) fn test(&self) -> Result<bool> {
-        self.0.test()
+        let environment = self.0.comm.environment();
+        let _leave = environment.enter(self.0.site.call)?;
+        // SAFETY: `enter` gave leave to call MPI.
+        unsafe { environment.flights().advance() };
+        // SAFETY: as above.
+        unsafe { self.look() }
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    pub(crate) unsafe fn look(&self) -> Result<bool> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.progress().test() }
     }
 
     /// Waits for its end at `site`, in turn with other threads' calls. Returns what it left behind.
     pub(crate) fn landed(self, site: Site) -> Result<Made> {
-        let _waiting = self.0.comm.environment().watch(site);
-        let mut spins = 0;
-        while !self.test()? {
-            if spins < SPINS {
-                spins += 1;
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
-        }
+        self.0.comm.environment().wait(site, || {
+            // SAFETY: `wait` gives leave to call MPI.
+            Ok(unsafe { self.look() }?.then_some(()))
+        })?;
         let mut progress = self.0.progress();
         if progress.was_ended {
             return Err(Error::Finalized { call: site.call });
         }
-        let made = progress.made.take();
-        drop(progress);
-        Ok(made.unwrap_or_else(|| unreachable!("a flight lands once")))
+        match std::mem::replace(&mut progress.stage, Stage::Over) {
+            Stage::UnderWay(made) => Ok(made),
+            Stage::Failed(error) => Err(error),
+            Stage::Proposed(..) | Stage::Over => unreachable!("a flight lands once"),
+        }
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         let flights = self.0.comm.environment().flights();
-        if self.0.has_ended() {
+        if self.0.progress().has_ended() {
             flights.remove(self.0.number);
         } else {
-            flights.orphans.fetch_add(1, Ordering::Relaxed);
             self.0.dropped.store(true, Ordering::Release);
+            flights.list().orphans.push_back(Arc::clone(&self.0));
         }
     }
 }
@@ -118,65 +183,85 @@ impl Call {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn has_ended(&self) -> bool {
-        self.progress().has_ended()
-    }
-
-    fn test(&self) -> Result<bool> {
-        if self.has_ended() {
-            return Ok(true);
-        }
-        // In this order: who ends MPI has the leave, and takes the progress.
-        let _guard = self.comm.environment().enter(self.site.call)?;
-        // SAFETY: `enter` gave leave to call MPI.
-        unsafe { self.progress().test() }
-    }
 }
 
 impl Progress {
+    fn is_proposed(&self) -> bool {
+        matches!(self.stage, Stage::Proposed(..))
+    }
+
     fn has_ended(&self) -> bool {
-        let requests = self.made.as_ref().and_then(|made| made.started.as_ref());
-        requests.is_none_or(Vec::is_empty)
+        match &self.stage {
+            Stage::Proposed(..) => false,
+            Stage::UnderWay(made) => made.has_ended(),
+            Stage::Failed(_) | Stage::Over => true,
+        }
+    }
+
+    /// Looks whether the ranks agree on it, and launches it if they do.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn advance(&mut self) {
+        let Stage::Proposed(proposal, launch) = &mut self.stage else { return };
+        // SAFETY: passed on to the caller.
+        let turn = match unsafe { proposal.poll() } {
+            Ok(None) => return,
+            Ok(Some(Ok(turn))) => turn,
+            Ok(Some(Err(error))) | Err(error) => return self.stage = Stage::Failed(error),
+        };
+        let mut made = Made::new(Way::Polls);
+        self.stage = match launch.take() {
+            // SAFETY: who started it vouched for the buffers, which are kept to the end.
+            Some(launch) => match unsafe { launch.run(&mut made) } {
+                Ok(()) => {
+                    turn.made();
+                    Stage::UnderWay(made)
+                }
+                // What was launched of it goes on.
+                Err(error) => {
+                    turn.failed();
+                    std::mem::forget(self._buffers.take());
+                    std::mem::forget(made);
+                    Stage::Failed(error)
+                }
+            },
+            None => {
+                // That this rank does not make it has been noted.
+                turn.made();
+                Stage::Over
+            }
+        };
     }
 
     /// # Safety
     /// MPI can be called.
     unsafe fn test(&mut self) -> Result<bool> {
-        let Some(made) = &mut self.made else { return Ok(true) };
-        let Some(requests) = &mut made.started else { return Ok(true) };
-        while let Some(request) = requests.first_mut() {
-            let mut done = 0;
-            let mut status = Status::none();
-            // SAFETY: the request is of a call that has not ended, whose buffers are kept; the
-            // others outlive the call.
-            let code = unsafe { mpi_sys::MPI_Test(request, &mut done, &mut status) };
-            if done == 0 && code == mpi_sys::MPI_SUCCESS {
-                return Ok(false);
-            }
-            requests.remove(0);
-            // What stays is the last call's: where messages go both ways, of the one received.
-            made.arrival = Some(Arrival::of(&status, code));
-            if !is_truncation(code) {
-                check("MPI_Test", code)?;
-            }
+        match &mut self.stage {
+            // SAFETY: passed on to the caller.
+            Stage::UnderWay(made) => unsafe { made.test() },
+            Stage::Proposed(..) => Ok(false),
+            Stage::Failed(_) | Stage::Over => Ok(true),
         }
-        Ok(true)
     }
 }
 
-/// The calls under way, in order of their starts.
+/// The calls that were started, in that order.
 #[derive(Default)]
 pub(crate) struct Flights {
     list: Mutex<List>,
-    /// How many of them nobody waits for any more.
-    orphans: AtomicUsize,
+    /// How many are in a queue.
+    queued: AtomicUsize,
 }
 
 #[derive(Default)]
 struct List {
     next: u64,
     calls: BTreeMap<u64, Arc<Call>>,
+    /// Those that nobody waits for any more.
+    orphans: VecDeque<Arc<Call>>,
+    /// Those that the ranks are agreeing on, by communicator.
+    queues: BTreeMap<usize, VecDeque<Arc<Call>>>,
 }
 
 impl Flights {
@@ -197,64 +282,142 @@ impl Flights {
         self.list().calls.remove(&number);
     }
 
-    /// Lets go of calls that nobody waits for and that have ended.
-    fn sweep(&self) {
-        if self.orphans.load(Ordering::Relaxed) == 0 {
-            return;
+    fn queue(&self, call: &Arc<Call>) {
+        let mut list = self.list();
+        list.queues.entry(call.comm.identity()).or_default().push_back(Arc::clone(call));
+        self.queued.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether calls wait for their turn, so that nobody may wait inside MPI.
+    #[inline]
+    pub(crate) fn are_queued(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) != 0
+    }
+
+    /// Goes on telling the other ranks that this one does not make a call that they start.
+    pub(crate) fn refuse(&self, proposal: Proposal) {
+        let Some((site, comm)) = proposal.origin() else { return };
+        let stage = Stage::Proposed(Box::new(proposal), None);
+        let call = self.add(|number| Call {
+            site,
+            comm,
+            receives: false,
+            number,
+            dropped: AtomicBool::new(true),
+            progress: Mutex::new(Progress { stage, was_ended: false, _buffers: None }),
+        });
+        self.queue(&call);
+        self.list().orphans.push_back(call);
+    }
+
+    /// Lets the calls at the head of each queue go on.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    #[inline]
+    pub(crate) unsafe fn advance(&self) {
+        if self.are_queued() {
+            // SAFETY: passed on to the caller.
+            unsafe { self.advance_queues() };
         }
-        let dropped: Vec<_> = {
-            let list = self.list();
-            let dropped = list.calls.values().filter(|call| call.dropped.load(Ordering::Acquire));
-            dropped.map(Arc::clone).collect()
-        };
-        for call in dropped {
-            // Nobody is left to be told of an error; a call that may not be made tells nothing.
-            let _ = call.test();
-            if call.has_ended() {
+    }
+
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn advance_queues(&self) {
+        let List { queues, .. } = &mut *self.list();
+        queues.retain(|_, queue| {
+            let mut window = WINDOW.min(queue.len());
+            while let Some(first) = queue.front() {
+                let mut progress = first.progress();
+                // SAFETY: passed on to the caller.
+                unsafe { progress.advance() };
+                if progress.is_proposed() {
+                    break;
+                }
+                drop(progress);
+                queue.pop_front();
+                self.queued.fetch_sub(1, Ordering::Relaxed);
+                window = WINDOW.min(queue.len());
+            }
+            for call in queue.range(1.min(window)..window) {
+                // SAFETY: passed on to the caller.
+                unsafe { call.progress().advance() };
+            }
+            !queue.is_empty()
+        });
+    }
+
+    /// Lets go of calls that nobody waits for and that have ended. It stops at the second that has not,
+    /// so that a start costs the same however many are under way.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    pub(crate) unsafe fn sweep(&self) {
+        let mut left = 2;
+        while left != 0 {
+            let Some(call) = self.list().orphans.pop_front() else { return };
+            // Nobody is left to be told of an error.
+            // SAFETY: passed on to the caller.
+            let _ = unsafe { call.progress().test() };
+            if call.progress().has_ended() {
                 self.remove(call.number);
-                self.orphans.fetch_sub(1, Ordering::Relaxed);
+            } else {
+                self.list().orphans.push_back(call);
+                left -= 1;
             }
         }
     }
 
-    /// Ends all calls, or says which do not end. For MPI's end, when no other call is made.
+    /// Ends all calls, and returns a line for each that does not end. For MPI's end, when no other
+    /// call is made.
     ///
     /// # Safety
     /// MPI can be called.
-    pub(crate) unsafe fn end(&self) {
+    pub(crate) unsafe fn end(&self) -> Vec<String> {
         let calls = std::mem::take(&mut self.list().calls);
         let mut left: Vec<Arc<Call>> = calls.into_values().collect();
-        for call in left.iter().filter(|call| !call.has_ended()) {
+        let is_left = |call: &Arc<Call>| !call.progress().has_ended();
+        // What this rank has refused, it has told.
+        let is_told = |call: &Arc<Call>| matches!(call.progress().stage, Stage::Proposed(_, None));
+        for call in left.iter().filter(|call| is_left(call)) {
             call.progress().was_ended = true;
         }
-        for call in left.iter().filter(|call| call.receives && !call.has_ended()) {
+        for call in left.iter().filter(|call| call.receives && is_left(call)) {
             // What it was to receive is not wanted any more.
-            let mut progress = call.progress();
-            let requests = progress.made.as_mut().and_then(|made| made.started.as_mut());
-            for request in requests.into_iter().flatten() {
-                // SAFETY: the request of a receive that has not been seen to end.
-                unsafe { mpi_sys::MPI_Cancel(request) };
+            if let Stage::UnderWay(made) = &mut call.progress().stage {
+                // SAFETY: passed on to the caller.
+                unsafe { made.cancel() };
             }
         }
         let start = Instant::now();
-        report(left.iter().filter(|call| !call.has_ended()), "was never waited for");
+        // At once: other ranks may wait for what has not been started here.
+        let missed = left.iter().filter(|call| is_left(call) && !is_told(call));
+        for line in lines(missed, "was never waited for") {
+            watch::say(&format!("mpi4tch: {line}\n"));
+        }
         loop {
+            // SAFETY: passed on to the caller.
+            unsafe { self.advance() };
             left.retain(|call| {
-                // SAFETY: passed on to the caller.
+                // SAFETY: as above.
                 let _ = unsafe { call.progress().test() };
-                !call.has_ended()
+                is_left(call)
             });
             if left.is_empty() {
-                return;
+                return Vec::new();
             }
             if start.elapsed() > PATIENCE {
                 break;
             }
             std::thread::yield_now();
         }
-        report(left.iter(), "has no counterpart on other ranks, and does not end");
+        let what = "has no counterpart on other ranks, and does not end";
+        let lines = lines(left.iter().filter(|call| !is_told(call)), what);
         // MPI may still write their buffers.
         std::mem::forget(left);
+        std::mem::forget(std::mem::take(&mut *self.list()));
+        lines
     }
 }
 
@@ -265,17 +428,15 @@ impl fmt::Debug for Flights {
     }
 }
 
-/// Names the calls, each line of the program once: a call and its comparison are two.
-fn report<'c>(calls: impl Iterator<Item = &'c Arc<Call>>, what: &str) {
+/// Names the calls, each line of the program once.
+fn lines<'c>(calls: impl Iterator<Item = &'c Arc<Call>>, what: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for call in calls {
         let (rank, size) = (call.comm.rank(), call.comm.size());
-        let site = call.site;
-        let line = format!("mpi4tch: rank {rank} of {size}: {site}, started there, {what}\n");
+        let line = format!("rank {rank} of {size}: {}, started there, {what}", call.site);
         if !lines.contains(&line) {
-            // At once: other ranks report too.
-            eprint!("{line}");
             lines.push(line);
         }
     }
+    lines
 }

@@ -281,16 +281,18 @@
 //!
 //! # When it hangs, or when the result is wrong
 //!
-//! - `MPI4TCH_CHECK=collective`, the default in debug builds, has the ranks compare each collective
-//!   call before they make it. Calls that do not match become an error on all ranks, also in the
-//!   backward pass. A rank that makes no call is beyond its reach.
+//! - The ranks agree on each collective call before they make it. Calls that do not match become an
+//!   error on all ranks, also in the backward pass. `MPI4TCH_CHECK=collective`, the default in debug
+//!   builds, also compares whether calls are recorded, and what messages hold. A rank that makes no
+//!   call is beyond its reach.
 //! - `MPI4TCH_TIMEOUT=30` ends a program in which a call waits for longer than 30 seconds. Each
 //!   rank says which call it is in, where that is in the source, and for how long it has waited; in
 //!   the backward pass, which is named, the line is that of the forward call. A rank that says
-//!   nothing is in no call: there is the branch that died.
-//! - A rank whose `main` has returned an error waits for the others, which may be waiting for it, and
-//!   Rust prints the error after that. It says so after some seconds. Where a rank cannot go on, print
-//!   the error, and end the job by [`Communicator::abort`](crate::Communicator::abort).
+//!   nothing is in no call: there is the branch that died. Without it, a rank that has waited for a
+//!   minute says so, and waits on.
+//! - Let [`run`](crate::run) run the program: a rank whose program returns an error prints it and ends
+//!   the job. From a `main` that returns an error Rust prints it after all else, while the end waits
+//!   for the other ranks, which may be waiting for this one.
 //! - Run it on one rank: what is wrong there is not the communication. Then on two, and on three,
 //!   as many a wrong root or neighbour is right on two.
 //! - [`testing::gradcheck`](crate::testing::gradcheck) compares the gradient on all ranks with

@@ -13,12 +13,13 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::agreement::{Agreed, Comparison, Terms, agree, refuse};
+use crate::agreement::{Admission, Agreed, Proposal, Terms, Turn, Way, agree, refuse};
 use crate::autograd::{self, View};
 use crate::buffer::Input;
 use crate::call::Plan;
 use crate::communicator::Communicator;
 use crate::error::Result;
+use crate::flight::Start;
 use crate::site::Site;
 use crate::tape::{self, Traffic};
 
@@ -26,6 +27,11 @@ use crate::tape::{self, Traffic};
 pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
     /// The method of [`Communicator`], for errors and the names of graph nodes: `all_reduce`.
     fn name(&self) -> &'static str;
+
+    /// Makes what the call needs and what takes a collective call of its own.
+    fn prepare(&self, _site: Site, _comm: &Communicator) -> Result<()> {
+        Ok(())
+    }
 
     /// Checks the arguments by themselves, and says what the ranks must agree on.
     fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>>;
@@ -52,9 +58,6 @@ pub(crate) trait Mode: 'static {
     /// What it gives: the result, or a request of it.
     type Output: Send;
 
-    /// A check that has been made, or that was started.
-    type Checked;
-
     /// Carries out an operator as a node of the autograd graph, or as two: start and wait.
     ///
     /// `derivative` makes its derivative for an input of this shape and what was agreed on.
@@ -66,17 +69,14 @@ pub(crate) trait Mode: 'static {
         derivative: impl FnOnce(&[i64], &Agreed) -> D,
     ) -> Result<Self::Output>;
 
-    /// Checks a call that is made of others, which do not check all of it, before they are made.
-    /// They are to be made on [`Communicator::agreed`].
+    /// Agrees on a call that is made of one other, or of several that are waited for, before they
+    /// are made on the communicator that is returned.
     #[track_caller]
-    fn check(
+    fn agree(
         operator: &dyn Operator,
         comm: &Communicator,
         x: &Tensor,
-    ) -> Result<(Agreed, Self::Checked)>;
-
-    /// What the first of those calls gives: an error if the check fails.
-    fn checked(checked: Self::Checked, output: Self::Output) -> Self::Output;
+    ) -> Result<(Agreed, Communicator)>;
 
     /// Local work on results.
     fn then<const N: usize>(
@@ -146,7 +146,6 @@ pub(crate) fn apply_nonlinear<M: Mode>(
 
 impl Mode for Blocking {
     type Output = Tensor;
-    type Checked = ();
 
     #[track_caller]
     #[inline]
@@ -157,12 +156,14 @@ impl Mode for Blocking {
         derivative: impl FnOnce(&[i64], &Agreed) -> D,
     ) -> Result<Tensor> {
         let site = comm.site(operator.name());
-        let Ready { plan, agreed, records } = Ready::new(operator, site, comm, x)?;
+        let way = comm.environment().way();
+        let Ready { plan, agreed, records, turn } = Ready::new(operator, site, comm, x, way)?;
         if !records {
-            return plan.run(site, comm);
+            return plan.run(site, comm, turn.as_deref());
         }
         let derivative = derivative(plan.input.shape(), &agreed);
-        let y = plan.run(site, comm)?;
+        let y = plan.run(site, comm, turn.as_deref())?;
+        drop(turn);
         if let Some(messages) = comm.messages().filter(|_| !operator.traffic().is_collective()) {
             messages.settle(&operator.traffic())?;
         }
@@ -175,13 +176,13 @@ impl Mode for Blocking {
     }
 
     #[track_caller]
-    fn check(operator: &dyn Operator, comm: &Communicator, x: &Tensor) -> Result<(Agreed, ())> {
-        let (_, agreed) = comm.note(negotiate(operator, comm.site(operator.name()), comm, x))?;
-        Ok((agreed, ()))
-    }
-
-    fn checked((): (), output: Tensor) -> Tensor {
-        output
+    fn agree(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+    ) -> Result<(Agreed, Communicator)> {
+        let site = comm.site(operator.name());
+        agree_on_parts(operator, site, comm, x, comm.environment().way())
     }
 
     fn then<const N: usize>(
@@ -220,9 +221,12 @@ fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor)
         change_in_place(operator, comm, &mut y)?;
         return Ok(x.f_copy_(&y)?);
     }
-    let Ready { plan, agreed, records } = Ready::new(operator, site, comm, x)?;
+    let way = comm.environment().way();
+    let Ready { plan, agreed, records, turn } = Ready::new(operator, site, comm, x, way)?;
+    let Some(turn) = turn else { unreachable!("what changes in place is collective") };
     let adjoint = records.then(|| Linear(operator.adjoint(plan.input.shape(), &agreed)));
-    plan.run_in_place(site, comm, &mut x.shallow_clone(), target.data())?;
+    plan.run_in_place(site, comm, &mut x.shallow_clone(), target.data(), &turn)?;
+    drop(turn);
     let Some(adjoint) = adjoint else { return target.bump_version(x) };
     let comm = comm.backward(site);
     target.record(x, move |backward| {
@@ -253,6 +257,8 @@ pub(crate) struct Ready<'x> {
     pub(crate) plan: Plan<'x>,
     pub(crate) agreed: Agreed,
     pub(crate) records: bool,
+    /// Its turn, if it is collective.
+    turn: Option<Arc<Turn>>,
 }
 
 impl<'x> Ready<'x> {
@@ -262,77 +268,86 @@ impl<'x> Ready<'x> {
         site: Site,
         comm: &Communicator,
         x: &'x Tensor,
+        way: Way,
     ) -> Result<Self> {
-        let (input, agreed) = negotiate(operator, site, comm, x)?;
-        Self::plan(operator, comm, input, agreed)
+        let (input, agreed, turn) = negotiate(operator, site, comm, x, way)?;
+        let records = comm.records(input.view());
+        let plan = operator.plan(comm, input, &agreed)?;
+        Ok(Self { plan, agreed, records, turn })
     }
 
-    /// As for a call that is only started: what the ranks compare, they compare at its end, unless
-    /// it cannot be started before.
+    /// As for a call that is only started: the ranks agree on it while it is under way, unless it
+    /// cannot be laid out before.
     pub(crate) fn to_start(
         operator: &dyn Operator,
         site: Site,
         comm: &Communicator,
         x: &'x Tensor,
-    ) -> Result<(Self, Option<Comparison>)> {
-        if operator.exchanges_sizes() || !operator.traffic().is_collective() {
-            return Ok((Self::new(operator, site, comm, x)?, None));
+    ) -> Result<(Self, Start)> {
+        let is_granted = matches!(comm.admission(), Some(Admission::Granted(_)));
+        if is_granted || operator.exchanges_sizes() || !operator.traffic().is_collective() {
+            let mut ready = Self::new(operator, site, comm, x, Way::Polls)?;
+            let start = ready.turn.take().map_or(Start::Now, Start::InTurn);
+            return Ok((ready, start));
         }
-        let (input, comparison) = start_to_negotiate(operator, site, comm, x)?;
-        Ok((Self::plan(operator, comm, input, Agreed::default())?, comparison))
-    }
-
-    #[inline]
-    fn plan(
-        operator: &dyn Operator,
-        comm: &Communicator,
-        input: Input<'x>,
-        agreed: Agreed,
-    ) -> Result<Self> {
+        operator.prepare(site, comm)?;
+        let input = match Input::new(operator.name(), x) {
+            Ok(input) => input,
+            Err(error) => return Err(Proposal::refuse(site, comm, error)),
+        };
         let records = comm.records(input.view());
-        let plan = operator.plan(comm, input, &agreed)?;
-        Ok(Self { plan, agreed, records })
+        let subject = Some((input.datatype(), records));
+        let terms = match operator.terms(comm, &input) {
+            Ok(terms) => terms,
+            Err(error) => return Err(Proposal::refuse(site, comm, error)),
+        };
+        let agreed = Agreed::default();
+        let plan = match operator.plan(comm, input, &agreed) {
+            Ok(plan) => plan,
+            Err(error) => return Err(Proposal::refuse(site, comm, error)),
+        };
+        let proposal = Proposal::begin(site, comm, subject, Ok(terms))?;
+        let start = proposal.map_or(Start::Now, |proposal| Start::Agreed(Box::new(proposal)));
+        Ok((Self { plan, agreed, records, turn: None }, start))
     }
 }
 
-/// Checks the call on this rank, and agrees on it with the others where that is due.
+/// Agrees on a call that is made of others, which are then made in its turn.
+pub(crate) fn agree_on_parts(
+    operator: &dyn Operator,
+    site: Site,
+    comm: &Communicator,
+    x: &Tensor,
+    way: Way,
+) -> Result<(Agreed, Communicator)> {
+    let (_, agreed, turn) = comm.note(negotiate(operator, site, comm, x, way))?;
+    let granted = |turn| comm.admitted(Admission::Granted(turn));
+    Ok((agreed, turn.map_or_else(|| comm.clone(), granted)))
+}
+
+/// Checks the call on this rank, and agrees on it with the others if it is collective.
 #[inline]
-pub(crate) fn negotiate<'x>(
+fn negotiate<'x>(
     operator: &dyn Operator,
     site: Site,
     comm: &Communicator,
     x: &'x Tensor,
-) -> Result<(Input<'x>, Agreed)> {
+    way: Way,
+) -> Result<(Input<'x>, Agreed, Option<Arc<Turn>>)> {
     let call = operator.name();
     if !operator.traffic().is_collective() {
         let input = Input::new(call, x)?;
         operator.terms(comm, &input)?;
-        return Ok((input, Agreed::default()));
+        return Ok((input, Agreed::default(), None));
     }
+    operator.prepare(site, comm)?;
     let exchanges = operator.exchanges_sizes();
     // A rank that refuses its arguments says so to those that would wait for it.
     let input = match Input::new(call, x) {
         Ok(input) => input,
         Err(error) => return Err(refuse(site, comm, error, exchanges)),
     };
-    let tensor = Some((input.datatype(), comm.records(input.view())));
-    let _waiting = comm.environment().watch(site);
-    let agreed = agree(site, comm, tensor, operator.terms(comm, &input), exchanges)?;
-    Ok((input, agreed))
-}
-
-/// As [`negotiate`], for a call of all ranks that is only started.
-pub(crate) fn start_to_negotiate<'x>(
-    operator: &dyn Operator,
-    site: Site,
-    comm: &Communicator,
-    x: &'x Tensor,
-) -> Result<(Input<'x>, Option<Comparison>)> {
-    let input = match Input::new(operator.name(), x) {
-        Ok(input) => input,
-        Err(error) => return Err(Comparison::refuse(site, comm, error)),
-    };
-    let tensor = Some((input.datatype(), comm.records(input.view())));
-    let comparison = Comparison::start(site, comm, tensor, operator.terms(comm, &input))?;
-    Ok((input, comparison))
+    let subject = Some((input.datatype(), comm.records(input.view())));
+    let (agreed, turn) = agree(site, comm, subject, operator.terms(comm, &input), exchanges, way)?;
+    Ok((input, agreed, Some(turn)))
 }

@@ -20,7 +20,8 @@ use operators::{Receive, Send, SendReceive};
 impl Communicator {
     /// Sends `x` to the rank `dest`.
     ///
-    /// Wraps `MPI_Send`: it may wait until `dest` receives.
+    /// What `MPI_Send` does: it may wait until `dest` receives. It is made of `MPI_Isend`, so that
+    /// other calls can go on while it waits.
     ///
     /// - Shape: any; the result is `x`, and shares its storage: neither may be changed in place while
     ///   the other is still to be used.
@@ -87,7 +88,8 @@ impl Communicator {
 
     /// Receives a tensor like `like` from the rank `source`, or from [any](Source::Any).
     ///
-    /// Wraps `MPI_Recv`; on Open MPI, from 4 KiB on, `MPI_Mprobe` and `MPI_Mrecv`.
+    /// What `MPI_Recv` does. It is made of `MPI_Irecv`, or on Open MPI of `MPI_Improbe` and
+    /// `MPI_Imrecv`, so that other calls can go on while it waits.
     ///
     /// - Shape, kind: those of `like`, which is not written. Received from
     ///   [`PROC_NULL`], the result is zeros.
@@ -183,9 +185,8 @@ impl Communicator {
 
     /// Sends `x` to the rank `dest`, and receives a tensor like `like` from the rank `source`.
     ///
-    /// Wraps `MPI_Sendrecv`, which does both at once: ranks that shift tensors among each other
-    /// need not care who is first. On Open MPI, what is received from 4 KiB on is received as by
-    /// [`recv`](Self::recv), beside an `MPI_Isend`.
+    /// What `MPI_Sendrecv` does, both at once: ranks that shift tensors among each other need not
+    /// care who is first. It is made of `MPI_Isend` and what [`recv`](Self::recv) is made of.
     ///
     /// - Shape: any for `x`; the result's is that of `like`, which is not written.
     /// - Kinds: every kind of [`datatype`](crate::datatype), the same for both.
@@ -270,22 +271,15 @@ impl Communicator {
         let envelope = Envelope::new(source.into(), tag.into());
         self.check_envelope(site.call, "source", &envelope)?;
         let (source, tag) = envelope.to_mpi();
-        let _waiting = self.environment().watch(site);
-        loop {
+        self.environment().wait(site, || {
             let (mut found, mut status) = (0, Status::none());
-            {
-                let _guard = self.environment().enter(site.call)?;
-                // SAFETY: the context is a valid communicator, as `enter` gave leave; the others
-                // outlive the call.
-                check("MPI_Iprobe", unsafe {
-                    mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
-                })?;
-                if found != 0 {
-                    return Ok(Status::of(&status).without(Header::bytes(self)));
-                }
-            }
-            std::thread::yield_now();
-        }
+            // SAFETY: the context is a valid communicator, as `wait` gives leave; the others
+            // outlive the call.
+            check("MPI_Iprobe", unsafe {
+                mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
+            })?;
+            Ok((found != 0).then(|| Status::of(&status).without(Header::bytes(self))))
+        })
     }
 
     /// Checks the other end of a message.

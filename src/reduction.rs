@@ -225,9 +225,9 @@ pub(crate) fn reduce<M: Mode>(
         // The sum of 16-bit kinds can overflow where the mean does not.
         Some(Datatype { kind, class: Class::Half, .. }) => {
             // The call that follows does not compare the kind.
-            let (_, checked) = M::check(operator, comm, x)?;
-            let sum = apply::<M>(operator, &comm.agreed(), &x.f_to_kind(Kind::Float)?)?;
-            (Some(kind), M::checked(checked, sum))
+            let (_, comm) = M::agree(operator, comm, x)?;
+            let sum = apply::<M>(operator, &comm, &x.f_to_kind(Kind::Float)?)?;
+            (Some(kind), sum)
         }
         _ => (None, apply::<M>(operator, comm, x)?),
     };

@@ -13,15 +13,18 @@ mod order;
 mod queues;
 mod several;
 
+use std::sync::{Arc, Mutex};
+
 use tch::Tensor;
 
-use crate::agreement::{Agreed, Comparison};
+use crate::agreement::{Admission, Agreed, Proposal, Way};
 use crate::autograd::{self, Recording};
+use crate::buffer::Input;
 use crate::call::Started;
 use crate::communicator::Communicator;
 use crate::dummies::join_dummies;
 use crate::error::{Error, Result};
-use crate::operator::{Blocking, Derivative, Mode, Operator, Ready, start_to_negotiate};
+use crate::operator::{Derivative, Mode, Operator, Ready, agree_on_parts};
 use crate::site::Site;
 use nodes::Nodes;
 pub(crate) use order::Messages;
@@ -96,7 +99,6 @@ pub enum Test {
 /// One MPI call under way.
 struct Part {
     started: Started,
-    comparison: Option<Comparison>,
     comm: Communicator,
     owed: Option<Owed>,
 }
@@ -106,7 +108,6 @@ pub(crate) struct Nonblocking;
 
 impl Mode for Nonblocking {
     type Output = Request;
-    type Checked = Option<Comparison>;
 
     #[track_caller]
     fn carry_out<D: Derivative>(
@@ -116,14 +117,16 @@ impl Mode for Nonblocking {
         derivative: impl FnOnce(&[i64], &Agreed) -> D,
     ) -> Result<Request> {
         let site = comm.site(operator.name());
-        let (ready, comparison) = Ready::to_start(operator, site, comm, x)?;
-        let Ready { plan, agreed, records } = ready;
+        let (ready, start) = Ready::to_start(operator, site, comm, x)?;
+        let Ready { plan, agreed, records, .. } = ready;
+        // What it was let in by must not outlive the start.
+        let comm = &comm.unadmitted();
         let nodes = records.then(|| {
             let (input, result) = (plan.input.shape(), plan.result_shape());
             let datatype = plan.input.datatype();
             Nodes::new(derivative(input, &agreed), (result.to_vec(), datatype))
         });
-        let started = plan.start(site, comm, x)?;
+        let started = plan.start(site, comm, x, start)?;
         let owed = match nodes {
             Some(nodes) => {
                 let node = nodes.record_start(site, comm, operator.traffic(), x)?;
@@ -131,29 +134,27 @@ impl Mode for Nonblocking {
             }
             None => None,
         };
-        let part = Part { started, comparison, comm: comm.clone(), owed };
+        let part = Part { started, comm: comm.clone(), owed };
         Ok(Request { parts: vec![part], finish: None })
     }
 
     #[track_caller]
-    fn check(
+    fn agree(
         operator: &dyn Operator,
         comm: &Communicator,
         x: &Tensor,
-    ) -> Result<(Agreed, Option<Comparison>)> {
-        if operator.exchanges_sizes() {
-            return Ok((Blocking::check(operator, comm, x)?.0, None));
-        }
+    ) -> Result<(Agreed, Communicator)> {
         let site = comm.site(operator.name());
-        let (_, checked) = comm.note(start_to_negotiate(operator, site, comm, x))?;
-        Ok((Agreed::default(), checked))
-    }
-
-    fn checked(checked: Option<Comparison>, mut output: Request) -> Request {
-        if let Some(part) = output.parts.first_mut().filter(|_| checked.is_some()) {
-            part.comparison = checked;
+        let begin = || {
+            let input = Input::new(site.call, x).map_err(|e| Proposal::refuse(site, comm, e))?;
+            let subject = Some((input.datatype(), comm.records(input.view())));
+            Proposal::begin(site, comm, subject, operator.terms(comm, &input))
+        };
+        if operator.exchanges_sizes() {
+            return agree_on_parts(operator, site, comm, x, Way::Polls);
         }
-        output
+        let begun = Admission::Begun(Arc::new(Mutex::new(comm.note(begin())?)));
+        Ok((Agreed::default(), comm.admitted(begun)))
     }
 
     fn then<const N: usize>(
@@ -294,10 +295,23 @@ impl Request {
         Self { parts: Vec::new(), finish: Some(Box::new(|_| Err(error))) }
     }
 
-    /// Whether all calls have ended.
+    /// Whether all calls have ended. Gives MPI a chance to go on.
     fn has_ended(&self) -> Result<bool> {
+        self.all_parts(|part| part.started.flight.test())
+    }
+
+    /// Whether all calls have ended.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn look(&self) -> Result<bool> {
+        // SAFETY: passed on to the caller.
+        self.all_parts(|part| unsafe { part.started.flight.look() })
+    }
+
+    fn all_parts(&self, has_ended: impl Fn(&Part) -> Result<bool>) -> Result<bool> {
         for part in &self.parts {
-            if !part.has_ended()? {
+            if !has_ended(part)? {
                 return Ok(false);
             }
         }
@@ -320,18 +334,8 @@ impl std::fmt::Debug for Request {
 }
 
 impl Part {
-    fn has_ended(&self) -> Result<bool> {
-        // What differs may never end.
-        match &self.comparison {
-            Some(comparison) if !comparison.has_ended()? => Ok(false),
-            Some(comparison) if comparison.differs()? => Ok(true),
-            _ => self.started.flight.test(),
-        }
-    }
-
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
-        let agreed = self.comparison.map_or(Ok(()), |comparison| comparison.end(site));
-        let y = agreed.and_then(|()| self.started.result(site));
+        let y = self.started.result(site);
         self.comm.note(match &self.owed {
             Some(owed) => y.and_then(|y| owed.0.record(site, comm, y)),
             None => y,

@@ -18,6 +18,7 @@
 use mpi::raw::{AsRaw, FromRaw};
 use mpi::topology::{CartesianCommunicator, SimpleCommunicator};
 
+use crate::agreement::agree_on;
 use crate::communicator::Communicator;
 use crate::error::{Error, Result, check};
 
@@ -53,20 +54,31 @@ impl TryFrom<&CartesianCommunicator> for Communicator {
 impl TryFrom<&Communicator> for SimpleCommunicator {
     type Error = Error;
 
+    #[track_caller]
     fn try_from(comm: &Communicator) -> Result<Self> {
-        let _guard = comm.environment().enter("duplicate")?;
-        let mut duplicate = mpi_sys::MPI_COMM_NULL;
-        // SAFETY: the communicator is alive, as `enter` gave leave; `duplicate` outlives the call.
-        check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(comm.context(), &mut duplicate) })?;
-        // SAFETY: a communicator that was just made, and one of MPI's own error handlers.
-        check("MPI_Comm_set_errhandler", unsafe {
-            mpi_sys::MPI_Comm_set_errhandler(duplicate, mpi_sys::MPI_ERRORS_ARE_FATAL)
-        })?;
-        // SAFETY: two names of one type, of the same size, as asserted above.
-        let theirs = unsafe { std::mem::transmute::<Ours, Theirs>(duplicate) };
-        // SAFETY: a live communicator of one group, none of MPI's own, and nobody else's.
-        Ok(unsafe { SimpleCommunicator::from_raw(theirs) })
+        let site = comm.site("SimpleCommunicator::try_from");
+        let turn = agree_on(site, comm)?;
+        let made = comm.environment().call(site, || duplicate(comm));
+        if made.is_ok() {
+            turn.made();
+        }
+        made
     }
+}
+
+/// With leave to call MPI.
+fn duplicate(comm: &Communicator) -> Result<SimpleCommunicator> {
+    let mut duplicate = mpi_sys::MPI_COMM_NULL;
+    // SAFETY: the communicator is alive, as `enter` gave leave; `duplicate` outlives the call.
+    check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(comm.context(), &mut duplicate) })?;
+    // SAFETY: a communicator that was just made, and one of MPI's own error handlers.
+    check("MPI_Comm_set_errhandler", unsafe {
+        mpi_sys::MPI_Comm_set_errhandler(duplicate, mpi_sys::MPI_ERRORS_ARE_FATAL)
+    })?;
+    // SAFETY: two names of one type, of the same size, as asserted above.
+    let theirs = unsafe { std::mem::transmute::<Ours, Theirs>(duplicate) };
+    // SAFETY: a live communicator of one group, none of MPI's own, and nobody else's.
+    Ok(unsafe { SimpleCommunicator::from_raw(theirs) })
 }
 
 fn take_in(comm: &impl AsRaw<Raw = Theirs>) -> Result<Communicator> {

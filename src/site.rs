@@ -11,15 +11,15 @@ pub(crate) struct Site {
     pub(crate) at: &'static Location<'static>,
     /// Whether it is the call's derivative that is meant.
     pub(crate) backward: bool,
-    /// Which of this rank's calls it is, from 1, where they are counted.
-    pub(crate) number: Option<u64>,
+    /// Which of this rank's calls it is, from 1; 0 for one that is not counted by itself.
+    pub(crate) number: u64,
 }
 
 impl Site {
     /// The caller's.
     #[track_caller]
     pub(crate) fn new(call: &'static str) -> Self {
-        Self { call, at: Location::caller(), backward: false, number: None }
+        Self { call, at: Location::caller(), backward: false, number: 0 }
     }
 
     /// The line, and the pass.

@@ -294,22 +294,22 @@ impl Tape {
     /// Compares what the ranks recorded, and what they ask for.
     fn agree(&self, pass: Pass, checked: Result<()>) -> Result<()> {
         let comm = &self.comm;
-        let _waiting = comm.environment().watch(pass.site);
         let settled = comm.messages().map_or(Ok(()), |messages| messages.settle_tape(&self.record));
         let checked = checked.and(settled);
         let counts = fingerprint(comm.rank(), &self.record.thread().calls);
         let told = Told { counts, shape: &[] };
         let terms = checked.map(|()| Terms { told: Some(told), ..Terms::default() });
         let site = Site { call: pass.operation(), ..pass.site };
-        let agreed = agree(site, comm, None, terms, true)?;
+        let (agreed, turn) = agree(site, comm, None, terms, true, comm.environment().way())?;
+        turn.made();
         let (collective, messages) = (agreed.counts(0), agreed.counts(1));
         let balance = messages.iter().fold(0_i64, |sum, part| sum.wrapping_add(*part));
         if balance == 0 && collective.iter().all(|other| *other == collective[0]) {
             return Ok(());
         }
         let text = encode(comm.rank(), &self.record.thread().calls);
-        let all: Vec<_> =
-            comm.exchange(pass.site.call, text.as_bytes())?.iter().map(|t| decode(t)).collect();
+        let texts = comm.exchange(pass.site, text.as_bytes())?;
+        let all: Vec<_> = texts.iter().map(|text| decode(text)).collect();
         Err(Error::Tape { differences: differences(&all) })
     }
 }

@@ -17,9 +17,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use tch::{Kind, Tensor};
 
+use crate::agreement::agree_on;
 use crate::autograd::{self, View};
 use crate::communicator::Communicator;
 use crate::error::{Error, Result};
+use crate::site::Site;
 use crate::tape::{self, Tape};
 
 /// A random tensor, different on each rank: normal for floating-point and complex kinds, small
@@ -355,7 +357,7 @@ fn evaluate(
         count => Err(refuse(format!("what is tested goes by {count} tapes; one is needed"))),
     };
     let y = together(comm, outcome)?;
-    let ranks = comm.exchange("testing", &[u8::from(!used.is_empty())])?;
+    let ranks = exchange(comm, &[u8::from(!used.is_empty())])?;
     if ranks.iter().any(|rank| *rank != ranks[0]) {
         // The backward pass by a tape is made by all of its ranks.
         let message = "what is tested goes by a tape on some of the ranks only; give the test the \
@@ -392,7 +394,7 @@ fn forget(comm: &Communicator, tape: Option<&Tape>) -> Result<()> {
 /// nobody goes on to wait for a rank that has left.
 fn together<T>(comm: &Communicator, outcome: Result<T>) -> Result<T> {
     let text = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
-    let texts = comm.exchange("testing", text.as_bytes())?;
+    let texts = exchange(comm, text.as_bytes())?;
     let failed = texts.iter().enumerate().filter(|(_, text)| !text.is_empty());
     let failed: Vec<String> = failed
         .map(|(rank, text)| format!("\n  {} on rank {rank}", String::from_utf8_lossy(text)))
@@ -405,7 +407,7 @@ fn together<T>(comm: &Communicator, outcome: Result<T>) -> Result<T> {
 
 /// The sum over all ranks, by none of the operators under test.
 fn total(comm: &Communicator, value: f64) -> Result<f64> {
-    let all = comm.exchange("testing", &value.to_le_bytes())?;
+    let all = exchange(comm, &value.to_le_bytes())?;
     Ok(all
         .iter()
         .map(|bytes| bytes.as_slice().try_into().map_or(f64::NAN, f64::from_le_bytes))
@@ -447,7 +449,7 @@ fn mismatch(actual: &Tensor, expected: &Tensor) -> Result<Option<String>> {
 
 /// Panics on all ranks if any has something to report.
 fn agree(comm: &Communicator, what: &str, mismatch: Option<String>) -> Result<()> {
-    let reports = comm.exchange("testing", mismatch.unwrap_or_default().as_bytes())?;
+    let reports = exchange(comm, mismatch.unwrap_or_default().as_bytes())?;
     let reports: Vec<String> = reports
         .iter()
         .enumerate()
@@ -467,12 +469,22 @@ fn all_ranks(comm: &Communicator, x: &Tensor) -> Result<Vec<Tensor>> {
     let mut data = vec![0_u8; count * kind.elt_size_in_bytes()];
     x.f_copy_data_u8(&mut data, count)?;
     let header: Vec<u8> = shape.iter().flat_map(|extent| extent.to_le_bytes()).collect();
-    let headers = comm.exchange("testing", &header)?;
-    let data = comm.exchange("testing", &data)?;
+    let headers = exchange(comm, &header)?;
+    let data = exchange(comm, &data)?;
     let tensor = |(header, data): (&Vec<u8>, &Vec<u8>)| -> Result<Tensor> {
         let extents = header.chunks_exact(8);
         let shape: Vec<i64> = extents.map(|e| e.try_into().map_or(0, i64::from_le_bytes)).collect();
         Ok(Tensor::f_from_data_size(data, &shape, kind)?)
     };
     headers.iter().zip(&data).map(tensor).collect()
+}
+
+/// Every rank's bytes. Collective.
+#[track_caller]
+fn exchange(comm: &Communicator, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let site = Site::new("testing");
+    let turn = agree_on(site, comm)?;
+    let all = comm.exchange(site, bytes);
+    turn.made();
+    all
 }

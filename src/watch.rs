@@ -1,10 +1,13 @@
-//! `MPI4TCH_TIMEOUT`: ends a job in which ranks wait for what does not come.
+//! The watch: tells of calls that wait for too long, and with `MPI4TCH_TIMEOUT` ends the job.
 //!
-//! Each rank watches itself, on a thread that calls no MPI: it knows which call it is in and since
-//! when. One that has waited for too long says so, leaves the other ranks a moment to say the same,
-//! and exits; the launcher then ends the job.
+//! Each rank watches itself, on a thread that calls no MPI: it knows which calls it is in, and looks
+//! now and then how long it has seen them. One that has waited for a minute is named once. With
+//! `MPI4TCH_TIMEOUT`, a rank that has waited for so long says so, leaves the other ranks a moment to
+//! say the same, and exits; the launcher then ends the job.
 
-use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,105 +21,181 @@ const EXIT_CODE: i32 = 124;
 /// How long the ranks have to say what they wait for, before the first ends the job.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long a call may wait before it is named, where `MPI4TCH_NOTICE` does not say.
+const NOTICE: f64 = 60.0;
+
+/// How long calls may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Before they are named.
+    notice: Duration,
+    /// Before the job is ended.
+    timeout: Option<Duration>,
+}
+
+impl Limits {
+    /// What `MPI4TCH_NOTICE` and `MPI4TCH_TIMEOUT` say.
+    pub(crate) fn from_environment() -> Result<Self> {
+        let notice = Duration::from_secs_f64(NOTICE);
+        let notice =
+            seconds("MPI4TCH_NOTICE", std::env::var_os("MPI4TCH_NOTICE"))?.unwrap_or(notice);
+        let timeout = seconds("MPI4TCH_TIMEOUT", std::env::var_os("MPI4TCH_TIMEOUT"))?;
+        Ok(Self { notice, timeout })
+    }
+
+    /// How often to look.
+    fn pause(&self) -> Duration {
+        let shortest = self.timeout.map_or(self.notice, |timeout| timeout.min(self.notice));
+        (shortest / 10).clamp(Duration::from_millis(1), Duration::from_secs(1))
+    }
+}
+
+fn seconds(name: &'static str, value: Option<OsString>) -> Result<Option<Duration>> {
+    let Some(value) = value else { return Ok(None) };
+    let seconds = value.to_str().and_then(|text| text.parse().ok()).filter(|&s: &f64| s > 0.0);
+    match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
+        Some(duration) => Ok(Some(duration)),
+        None => {
+            let (value, needed) =
+                (value.to_string_lossy().into_owned(), "a number of seconds above 0");
+            Err(Error::Setting { name, value, needed })
+        }
+    }
+}
+
 /// The calls that this rank waits in.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    timeout: Duration,
+    limits: Limits,
     rank: Rank,
     size: Rank,
-    calls: Mutex<Calls>,
+    /// How many calls have been made.
+    made: AtomicU64,
+    waits: Mutex<Waits>,
+    /// The last call that looked alike on all ranks, but stood on different lines.
+    lines: Mutex<Option<Site>>,
 }
 
 #[derive(Debug, Default)]
-struct Calls {
-    made: u64,
+struct Waits {
     next_key: u64,
-    waiting: BTreeMap<u64, (Site, Instant)>,
+    list: Vec<Wait>,
+}
+
+#[derive(Debug)]
+struct Wait {
+    key: u64,
+    site: Site,
+    /// When the watch first saw it: a call that takes no time is not timed.
+    seen: Option<Instant>,
+    is_named: bool,
 }
 
 /// A call, for as long as it takes.
 #[must_use]
-pub(crate) struct Waiting<'a> {
+pub(crate) struct Watched<'a> {
     watch: &'a Watch,
     key: u64,
 }
 
-/// The seconds that `MPI4TCH_TIMEOUT` says, if it is set.
-pub(crate) fn timeout() -> Result<Option<Duration>> {
-    let Some(value) = std::env::var_os("MPI4TCH_TIMEOUT") else { return Ok(None) };
-    // What is not UTF-8 becomes a text that means nothing.
-    let value = value.to_string_lossy().into_owned();
-    let seconds = value.parse().ok().filter(|&seconds: &f64| seconds > 0.0);
-    match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
-        Some(timeout) => Ok(Some(timeout)),
-        None => {
-            let needed = "a number of seconds above 0";
-            Err(Error::Setting { name: "MPI4TCH_TIMEOUT", value, needed })
-        }
-    }
-}
-
 impl Watch {
     /// Starts to watch, until the watch is dropped.
-    pub(crate) fn start(timeout: Duration, rank: Rank, size: Rank) -> Arc<Self> {
-        let watch = Arc::new(Self { timeout, rank, size, calls: Mutex::default() });
+    pub(crate) fn start(limits: Limits, rank: Rank, size: Rank) -> Arc<Self> {
+        let (made, waits, lines) = (AtomicU64::new(0), Mutex::default(), Mutex::default());
+        let watch = Arc::new(Self { limits, rank, size, made, waits, lines });
         let watched = Arc::downgrade(&watch);
         let thread = std::thread::Builder::new().name("mpi4tch watch".to_owned());
         if let Err(error) = thread.spawn(move || look(&watched)) {
-            eprintln!(
-                "mpi4tch: MPI4TCH_TIMEOUT has no effect, as no thread can be started: {error}"
-            );
+            say(&format!("mpi4tch: waits are not watched, as no thread can be started: {error}\n"));
         }
         watch
     }
 
-    pub(crate) fn timeout(&self) -> Duration {
-        self.timeout
+    /// How long to wait for other ranks at the end before saying so: less than `MPI4TCH_TIMEOUT`, if
+    /// it is set.
+    pub(crate) fn patience(&self) -> Duration {
+        let longest = Duration::from_secs(5);
+        self.limits.timeout.map_or(longest, |timeout| longest.min(timeout / 2))
     }
 
-    fn calls(&self) -> MutexGuard<'_, Calls> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The number of the next call.
+    #[inline]
     pub(crate) fn count_call(&self) -> u64 {
-        let mut calls = self.calls();
-        calls.made += 1;
-        calls.made
+        self.made.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Watches a call, which is counted if it is not yet.
-    pub(crate) fn enter(&self, site: Site) -> Waiting<'_> {
-        let site = Site { number: Some(site.number.unwrap_or_else(|| self.count_call())), ..site };
-        let mut calls = self.calls();
-        let key = calls.next_key;
-        calls.next_key += 1;
-        calls.waiting.insert(key, (site, Instant::now()));
-        Waiting { watch: self, key }
+    /// Watches a call until the guard is dropped.
+    #[inline]
+    pub(crate) fn enter(&self, site: Site) -> Watched<'_> {
+        let number = if site.number == 0 { self.count_call() } else { site.number };
+        let site = Site { number, ..site };
+        let mut waits = self.waits();
+        let key = waits.next_key;
+        waits.next_key += 1;
+        waits.list.push(Wait { key, site, seen: None, is_named: false });
+        Watched { watch: self, key }
     }
 
-    /// What to say of the calls, if one takes too long.
-    fn overdue(&self) -> Option<String> {
-        let calls = self.calls();
-        let longest = calls.waiting.values().map(|(_, start)| start.elapsed()).max()?;
-        if longest < self.timeout {
+    /// Notes a call that looked alike on all ranks, but stood on different lines.
+    pub(crate) fn note_lines(&self, site: Site) {
+        *self.lines.lock().unwrap_or_else(PoisonError::into_inner) = Some(site);
+    }
+
+    /// The last such call.
+    pub(crate) fn last_lines(&self) -> Option<String> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.map(|site| site.to_string())
+    }
+
+    /// Looks at the calls: what to say of them, if one takes too long, and whether to end the job.
+    fn look(&self) -> Option<(String, bool)> {
+        let now = Instant::now();
+        let mut waits = self.waits();
+        let (mut longest, mut is_new) = (Duration::ZERO, false);
+        for wait in &mut waits.list {
+            let waited = now.duration_since(*wait.seen.get_or_insert(now));
+            longest = longest.max(waited);
+            if waited >= self.limits.notice && !wait.is_named {
+                (wait.is_named, is_new) = (true, true);
+            }
+        }
+        let ends = self.limits.timeout.is_some_and(|timeout| longest >= timeout);
+        if !ends && !is_new {
             return None;
         }
-        let lines = calls.waiting.values().map(|(site, start)| {
-            format!(
-                "mpi4tch: rank {} of {} has waited {:.1} s in {site}, its call {}\n",
-                self.rank,
-                self.size,
-                start.elapsed().as_secs_f64(),
-                site.number.unwrap_or(0),
-            )
-        });
-        Some(lines.collect())
+        let mut text = String::new();
+        for Wait { site, seen, .. } in &waits.list {
+            let waited = seen.map_or(0.0, |seen| now.duration_since(seen).as_secs_f64());
+            text += &format!(
+                "mpi4tch: rank {} of {} has waited {waited:.1} s in {site}, its call {}\n",
+                self.rank, self.size, site.number
+            );
+        }
+        if let Some(last) = self.last_lines() {
+            text += &format!(
+                "mpi4tch: rank {} made its last call that stood on another line elsewhere in {last}\n",
+                self.rank
+            );
+        }
+        if !ends && self.limits.timeout.is_none() {
+            text += "mpi4tch: it waits on; MPI4TCH_TIMEOUT=<seconds> would end the job\n";
+        }
+        Some((text, ends))
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Watched<'_> {
+    #[inline]
     fn drop(&mut self) {
-        self.watch.calls().waiting.remove(&self.key);
+        let list = &mut self.watch.waits().list;
+        // The last to come is mostly the first to go.
+        if let Some(place) = list.iter().rposition(|wait| wait.key == self.key) {
+            list.remove(place);
+        }
     }
 }
 
@@ -124,23 +203,29 @@ impl Drop for Waiting<'_> {
 fn look(watched: &Weak<Watch>) {
     loop {
         let Some(watch) = watched.upgrade() else { return };
-        if let Some(text) = watch.overdue() {
-            eprint!("{text}");
-            std::thread::sleep(GRACE);
-            let last = format!(
-                "mpi4tch: rank {} ends the job: MPI4TCH_TIMEOUT is {} s; ranks that have said \
-                 nothing are in no call\n",
-                watch.rank,
-                watch.timeout.as_secs_f64()
-            );
-            eprint!("{last}");
-            // MPI cannot be called here, nor can what it left be cleaned up.
-            // SAFETY: ends the process without running anything of it.
-            unsafe { libc::_exit(EXIT_CODE) };
+        if let Some((text, ends)) = watch.look() {
+            say(&text);
+            if ends {
+                std::thread::sleep(GRACE);
+                say(&format!(
+                    "mpi4tch: rank {} ends the job: MPI4TCH_TIMEOUT is {} s; ranks that have said \
+                     nothing are in no call\n",
+                    watch.rank,
+                    watch.limits.timeout.unwrap_or_default().as_secs_f64()
+                ));
+                // MPI cannot be called here, nor can what it left be cleaned up.
+                // SAFETY: ends the process without running anything of it.
+                unsafe { libc::_exit(EXIT_CODE) };
+            }
         }
-        let pause =
-            (watch.timeout / 10).clamp(Duration::from_millis(1), Duration::from_millis(200));
+        let pause = watch.limits.pause();
         drop(watch);
         std::thread::sleep(pause);
     }
+}
+
+/// Writes to standard error, in one piece, as other ranks write there too. If it cannot be written
+/// to, nothing can be said.
+pub(crate) fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }

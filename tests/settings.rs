@@ -59,7 +59,7 @@ fn said(settings: &str) -> [String; 3] {
 #[test]
 fn a_value_that_means_nothing_is_an_error_on_all_ranks() {
     let told = "the ranks disagree on a call:  refused: initialize: a setting on rank 1";
-    let check = "initialize: MPI4TCH_CHECK is \"maybe\"; it may be local or collective";
+    let check = "initialize: MPI4TCH_CHECK is \"maybe\"; it may be none, local or collective";
     assert_eq!(said("MPI4TCH_CHECK,local,maybe,collective"), [told, check, told]);
     let timeout = "initialize: MPI4TCH_TIMEOUT is \"-1\"; it may be a number of seconds above 0";
     assert_eq!(said("MPI4TCH_TIMEOUT,60,-1,"), [told, timeout, told]);
@@ -68,7 +68,8 @@ fn a_value_that_means_nothing_is_an_error_on_all_ranks() {
 #[test]
 fn a_value_that_is_not_utf_8_is_an_error_on_all_ranks() {
     let told = "the ranks disagree on a call:  refused: initialize: a setting on rank 1";
-    let check = "initialize: MPI4TCH_CHECK is \"local\u{fffd}\"; it may be local or collective";
+    let check =
+        "initialize: MPI4TCH_CHECK is \"local\u{fffd}\"; it may be none, local or collective";
     assert_eq!(said(&format!("MPI4TCH_CHECK,local,{NOT_UTF_8},local")), [told, check, told]);
     let timeout =
         "initialize: MPI4TCH_TIMEOUT is \"local\u{fffd}\"; it may be a number of seconds above 0";

@@ -1,14 +1,44 @@
 //! Descriptions of calls, line by line: how they travel, and what differs between them.
 
+use std::borrow::Cow;
 use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::texts::LONGEST;
+
+/// A name and its value.
+pub(super) type Line = (&'static str, String);
 
 /// Where a rank made the call: not compared, and always told.
 pub(super) const AT: &str = "at";
 
-pub(super) fn encode(description: &[(&'static str, String)]) -> Vec<u8> {
+/// The last call that looked alike on all ranks, but stood on different lines: always told, as it
+/// may be where the ranks went apart.
+pub(super) const LAST: &str = "their lines last differed before, in";
+
+/// How many calls the rank has made on the communicator before.
+pub(super) const PLACE: &str = "calls before it on this communicator";
+
+/// The most bytes of a value that are told. What is longer is told apart by its hash.
+const LONGEST_VALUE: usize = LONGEST / 8;
+
+pub(super) fn encode(description: &[Line]) -> Vec<u8> {
     let lines: Vec<String> =
-        description.iter().map(|(name, value)| format!("{name}\t{value}")).collect();
+        description.iter().map(|(name, value)| format!("{name}\t{}", shortened(value))).collect();
     lines.join("\n").into_bytes()
+}
+
+fn shortened(value: &str) -> Cow<'_, str> {
+    if value.len() <= LONGEST_VALUE {
+        return value.into();
+    }
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    let mut end = LONGEST_VALUE;
+    while !value.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}… (hash {:08x})", &value[..end], hasher.finish() >> 32).into()
 }
 
 pub(super) fn decode(text: &[u8]) -> Vec<(String, String)> {
@@ -31,7 +61,7 @@ pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
         }
     }
     // What differs comes first.
-    names.sort_by_key(|&name| name == AT);
+    names.sort_by_key(|&name| (name == LAST, name == AT));
     let mut operations = all.iter().filter_map(|lines| value_of(lines, "operation"));
     let first = operations.next();
     let several = operations.any(|operation| Some(operation) != first);
@@ -52,7 +82,7 @@ pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
                 None => values.push((value, vec![rank])),
             }
         }
-        if values.len() < 2 && name != "refused" && name != AT {
+        if values.len() < 2 && !["refused", AT, LAST].contains(&name) {
             continue;
         }
         let values: Vec<String> = values

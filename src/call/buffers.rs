@@ -10,6 +10,7 @@ use crate::communicator::{Rank, index};
 use crate::error::Result;
 
 /// What every call gets.
+#[derive(Clone, Copy)]
 pub(super) struct Buffers {
     pub(super) send: *const c_void,
     pub(super) receive: *mut c_void,
@@ -23,6 +24,9 @@ pub(super) struct Buffers {
     pub(super) largest: c_int,
 }
 
+// SAFETY: who makes them sees to it that what the pointers point at outlives them, on any thread.
+unsafe impl Send for Buffers {}
+
 /// The most elements of one reduction. Beyond it Open MPI's arithmetic overflows: of 2³¹ − 1 bytes
 /// at 2 ranks, `MPI_Allreduce` and `MPI_Scan` of 4.1.4 never return; of 2³⁰ they do.
 pub(super) const LARGEST_REDUCED: c_int = 1 << 30;
@@ -30,22 +34,23 @@ pub(super) const LARGEST_REDUCED: c_int = 1 << 30;
 /// Calls the first function, which waits, or the second, which starts and gives a request.
 macro_rules! mpi {
     ($made:expr, $waits:ident | $starts:ident($($argument:expr),* $(,)?)) => {
-        match &mut $made.started {
-            None => {
+        match $made.way() {
+            $crate::agreement::Way::Waits => {
                 // SAFETY: what the arguments point at is as the function that calls this requires.
                 let code = unsafe { mpi_sys::$waits($($argument),*) };
                 $crate::error::check(stringify!($waits), code)
             }
-            Some(requests) => {
+            $crate::agreement::Way::Polls => {
                 let mut request = mpi_sys::MPI_REQUEST_NULL;
                 // SAFETY: as above, to the end of what is started; `request` outlives the call.
                 let code = unsafe { mpi_sys::$starts($($argument,)* &mut request) };
-                $crate::error::check(stringify!($starts), code).map(|()| requests.push(request))
+                $crate::error::check(stringify!($starts), code)
+                    .map(|()| $made.started(request))
             }
         }
     };
 }
-pub(super) use mpi;
+pub(crate) use mpi;
 
 impl Buffers {
     /// # Safety
@@ -274,9 +279,9 @@ impl Ints {
     fn of(made: &mut Made, parts: &Parts, largest: c_int) -> Option<Self> {
         (parts.end() <= i64::from(largest)).then(|| Self {
             common: parts.common_count().map(as_int),
-            counts: made.list(parts.counts.iter().map(|&count| as_int(count)).collect()),
+            counts: made.keep(parts.counts.iter().map(|&count| as_int(count)).collect()),
             displacements: made
-                .list(parts.displacements.iter().map(|&start| as_int(start)).collect()),
+                .keep(parts.displacements.iter().map(|&start| as_int(start)).collect()),
         })
     }
 }

@@ -14,7 +14,7 @@ use std::ffi::{c_int, c_void};
 use mpi_sys::{MPI_Aint, MPI_Datatype, MPI_Status};
 use tch::Tensor;
 
-use super::buffers::{Buffers, as_int, mpi};
+use super::buffers::{Buffers, as_int};
 use super::{Made, wide};
 use crate::agreement::Check;
 use crate::autograd::View;
@@ -49,17 +49,17 @@ impl Header {
 }
 
 /// Open MPI copies a large message as it is to a buffer without gaps, also where the buffer is too
-/// small for it (seen in 4.1, of processes that share memory). A byte elsewhere makes a gap; where
-/// the call waits, the length of the message can be looked at first instead.
+/// small for it (seen in 4.1, of processes that share memory). So where a call waits for a message,
+/// its length is looked at first (`MPI_Improbe`, `MPI_Imrecv`). Where it only starts to receive, the
+/// buffer gets a gap: two bytes of its own, apart from each other.
+///
+/// The gap makes Open MPI copy twice. Measured by `cargo bench --bench messages` on 2 ranks of one
+/// machine, an exchange of 8 MiB: 1.7 ms as sendrecv, which looks, and 5.1 ms started, with a gap; by
+/// MPI 1.7 ms. In some runs the gap costs nothing.
 const OVERRUNS: bool = matches!(mpi_sys::VENDOR, mpi_sys::Vendor::OpenMpi);
 
-/// From how many bytes on to look first, as a gap makes Open MPI copy twice. Measured by `cargo bench
-/// --bench messages` on 2 ranks of one machine, an exchange of 8 MiB: 1.7 ms as sendrecv, which looks,
-/// and 5.1 ms started, with a gap; by MPI 1.7 ms. In some runs the gap costs nothing.
-const LOOKS: i64 = 4096;
-
 /// A message to send or to receive: the arguments besides the buffer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Message {
     /// A rank, `MPI_ANY_SOURCE` or `MPI_PROC_NULL`.
     peer: Rank,
@@ -90,40 +90,36 @@ impl Message {
 
 impl Buffers {
     pub(super) fn send(&self, made: &mut Made, message: &Message) -> Result<()> {
-        let header = message.header.map(|header| made.list(vec![header]).cast_mut());
-        let layout = self.layout(self.send.cast_mut(), message.count, header)?;
-        let Layout { start, count, datatype, .. } = layout;
-        mpi!(
-            made,
-            MPI_Send | MPI_Isend(start, count, datatype, message.peer, message.tag, self.context,)
-        )
+        let header = message.header.map(|header| made.keep(vec![header]).cast_mut());
+        let Layout { start, count, datatype, _made: _held } =
+            self.layout(self.send.cast_mut(), message.count, header)?;
+        let mut request = mpi_sys::MPI_REQUEST_NULL;
+        // SAFETY: the buffer holds what is sent, to the end of what is started; the request
+        // outlives the call.
+        check("MPI_Isend", unsafe {
+            let (peer, tag) = (message.peer, message.tag);
+            mpi_sys::MPI_Isend(start, count, datatype, peer, tag, self.context, &mut request)
+        })?;
+        made.started(request);
+        Ok(())
     }
 
     pub(super) fn receive(&self, made: &mut Made, message: &Message) -> Result<()> {
-        if self.looks(made, message) {
-            return self.look_and_receive(made, message);
+        if OVERRUNS && made.looks {
+            made.look = Some(Look { buffers: *self, message: message.clone() });
+            return Ok(());
         }
-        let Layout { start, count, datatype, _made: _held } = self.incoming(made, message)?;
-        let (peer, tag, context) = (message.peer, message.tag, self.context);
-        match &mut made.started {
-            None => {
-                let mut status = Status::none();
-                // SAFETY: the buffer has room for `count` elements; the status outlives the call.
-                let code = unsafe {
-                    mpi_sys::MPI_Recv(start, count, datatype, peer, tag, context, &mut status)
-                };
-                made.arrived("MPI_Recv", &status, code)
-            }
-            Some(requests) => {
-                let mut request = mpi_sys::MPI_REQUEST_NULL;
-                // SAFETY: as above, to the end of what is started; the request outlives the call.
-                let code = unsafe {
-                    mpi_sys::MPI_Irecv(start, count, datatype, peer, tag, context, &mut request)
-                };
-                requests.push(request);
-                check("MPI_Irecv", code)
-            }
-        }
+        let Layout { start, count, datatype, _made: _held } =
+            self.incoming(made, message, OVERRUNS)?;
+        let mut request = mpi_sys::MPI_REQUEST_NULL;
+        // SAFETY: the buffer has room for what the layout describes, to the end of what is started;
+        // the request outlives the call.
+        check("MPI_Irecv", unsafe {
+            let (peer, tag) = (message.peer, message.tag);
+            mpi_sys::MPI_Irecv(start, count, datatype, peer, tag, self.context, &mut request)
+        })?;
+        made.started(request);
+        Ok(())
     }
 
     pub(super) fn send_receive(
@@ -132,91 +128,30 @@ impl Buffers {
         send: &Message,
         receive: &Message,
     ) -> Result<()> {
-        if made.started.is_some() {
-            // The message that comes is the last, whose status counts.
-            self.send(made, send)?;
-            return self.receive(made, receive);
-        }
-        let header = send.header.map(|header| made.list(vec![header]).cast_mut());
-        let from = self.layout(self.send.cast_mut(), send.count, header)?;
-        if self.looks(made, receive) {
-            let mut request = mpi_sys::MPI_REQUEST_NULL;
-            let Layout { start, count, datatype, .. } = from;
-            // SAFETY: the buffer holds what is sent, until it is waited for; so does the request.
-            check("MPI_Isend", unsafe {
-                let (peer, tag) = (send.peer, send.tag);
-                mpi_sys::MPI_Isend(start, count, datatype, peer, tag, self.context, &mut request)
-            })?;
-            let received = self.look_and_receive(made, receive);
-            // SAFETY: the request is that of the send.
-            let code = unsafe { mpi_sys::MPI_Wait(&mut request, mpi_sys::MPI_STATUS_IGNORE) };
-            return received.and(check("MPI_Wait", code));
-        }
-        let to = self.incoming(made, receive)?;
-        let mut status = Status::none();
-        // SAFETY: the buffers hold what is sent and have room for what is received, and do not
-        // overlap; the status outlives the call.
-        let code = unsafe {
-            mpi_sys::MPI_Sendrecv(
-                from.start,
-                from.count,
-                from.datatype,
-                send.peer,
-                send.tag,
-                to.start,
-                to.count,
-                to.datatype,
-                receive.peer,
-                receive.tag,
-                self.context,
-                &mut status,
-            )
-        };
-        made.arrived("MPI_Sendrecv", &status, code)
+        // The message that comes is the last, whose status counts.
+        self.send(made, send)?;
+        self.receive(made, receive)
     }
 
-    /// Whether to look at a message before it is received.
-    fn looks(&self, made: &Made, message: &Message) -> bool {
-        let waits = made.started.is_none() && message.header.is_none();
-        OVERRUNS && waits && self.bytes(message) >= LOOKS
-    }
-
-    /// The bytes that a message may have.
+    /// The bytes of the message that is expected.
     fn bytes(&self, message: &Message) -> i64 {
-        message.count.saturating_mul(i64::try_from(self.size).unwrap_or(i64::MAX))
+        let elements = message.count.saturating_mul(i64::try_from(self.size).unwrap_or(i64::MAX));
+        elements.saturating_add(message.header.map_or(0, |_| i64::from(HEADER)))
     }
 
-    fn look_and_receive(&self, made: &mut Made, message: &Message) -> Result<()> {
-        let (mut handle, mut status) = (mpi_sys::MPI_MESSAGE_NULL, Status::none());
-        // SAFETY: handle and status outlive the call.
-        check("MPI_Mprobe", unsafe {
-            let (peer, tag) = (message.peer, message.tag);
-            mpi_sys::MPI_Mprobe(peer, tag, self.context, &mut handle, &mut status)
-        })?;
-        let fits = Status::of(&status).bytes <= self.bytes(message);
-        let Layout { start, count, datatype, _made: _held } = if fits {
-            self.layout(self.receive, message.count, None)?
-        } else {
-            self.incoming(made, message)?
-        };
-        // SAFETY: the buffer has room for `count` elements; the others outlive the call.
-        let code = unsafe { mpi_sys::MPI_Mrecv(start, count, datatype, &mut handle, &mut status) };
-        made.arrived("MPI_Mrecv", &status, code)
-    }
-
-    fn incoming(&self, made: &mut Made, message: &Message) -> Result<Layout> {
+    /// Where a message is received: with a gap, if it may be longer than what there is room for.
+    fn incoming(&self, made: &mut Made, message: &Message, gap: bool) -> Result<Layout> {
         made.header = message.header.map(|_| Box::new(Header::NONE));
         let header = made.header.as_deref_mut().map(std::ptr::from_mut);
-        if header.is_some() || !OVERRUNS {
-            return self.layout(self.receive, message.count, header);
+        let whole = self.layout(self.receive, message.count, header)?;
+        if !gap {
+            return Ok(whole);
         }
-        let mut guard = vec![0_u8];
-        let place = guard.as_mut_ptr();
-        made.lists.push(Box::new(guard));
-        let whole = self.layout(self.receive, message.count, None)?;
+        let place = made.keep(vec![0_u8; 3]).cast_mut();
         let both = Temporary::structure([
             (whole.count, address(whole.start)?, whole.datatype),
             (1, address(place.cast())?, mpi_sys::MPI_BYTE),
+            (1, address(place.wrapping_add(2).cast())?, mpi_sys::MPI_BYTE),
         ])?;
         Ok(Layout { start: mpi_sys::MPI_BOTTOM, count: 1, datatype: both.0, _made: Some(both) })
     }
@@ -250,6 +185,43 @@ impl Buffers {
     }
 }
 
+/// A message that is to be received when it has been looked at.
+pub(super) struct Look {
+    buffers: Buffers,
+    message: Message,
+}
+
+impl Look {
+    /// Starts to receive the message, if it is there.
+    ///
+    /// # Safety
+    /// MPI can be called, and the buffers are still there.
+    pub(super) unsafe fn receive(&self, made: &mut Made) -> Result<bool> {
+        let Self { buffers, message } = self;
+        let (mut found, mut handle) = (0, mpi_sys::MPI_MESSAGE_NULL);
+        let mut status = Status::none();
+        // SAFETY: the context is a communicator; the others outlive the call.
+        check("MPI_Improbe", unsafe {
+            let (peer, tag) = (message.peer, message.tag);
+            mpi_sys::MPI_Improbe(peer, tag, buffers.context, &mut found, &mut handle, &mut status)
+        })?;
+        if found == 0 {
+            return Ok(false);
+        }
+        let too_long = Status::of(&status).bytes > buffers.bytes(message);
+        let Layout { start, count, datatype, _made: _held } =
+            buffers.incoming(made, message, too_long)?;
+        let mut request = mpi_sys::MPI_REQUEST_NULL;
+        // SAFETY: the buffer has room for what the layout describes, to the end of what is started;
+        // the others outlive the call.
+        check("MPI_Imrecv", unsafe {
+            mpi_sys::MPI_Imrecv(start, count, datatype, &mut handle, &mut request)
+        })?;
+        made.started(request);
+        Ok(true)
+    }
+}
+
 /// A buffer as MPI takes it.
 struct Layout {
     start: *mut c_void,
@@ -267,7 +239,7 @@ fn address(start: *mut c_void) -> Result<MPI_Aint> {
 }
 
 /// A message that has come, as MPI tells of it while it may be asked.
-pub(crate) struct Arrival {
+pub(super) struct Arrival {
     /// With all bytes, a header's too.
     status: Status,
     /// Whether it was too long.
@@ -275,23 +247,13 @@ pub(crate) struct Arrival {
 }
 
 impl Arrival {
-    pub(crate) fn of(status: &MPI_Status, code: c_int) -> Self {
+    pub(super) fn of(status: &MPI_Status, code: c_int) -> Self {
         Self { status: Status::of(status), truncated: is_truncation(code) }
     }
 }
 
-impl Made {
-    /// What a receive returned; that the message was too long is left to [`check_received`].
-    fn arrived(&mut self, function: &'static str, status: &MPI_Status, code: c_int) -> Result<()> {
-        let arrival = Arrival::of(status, code);
-        let truncated = arrival.truncated;
-        self.arrival = Some(arrival);
-        if truncated { Ok(()) } else { check(function, code) }
-    }
-}
-
 /// Whether an error says that a message was too long.
-pub(crate) fn is_truncation(code: c_int) -> bool {
+pub(super) fn is_truncation(code: c_int) -> bool {
     let mut class = code;
     // SAFETY: the call takes any code that MPI returned; `class` outlives it.
     code != mpi_sys::MPI_SUCCESS

@@ -20,8 +20,8 @@ impl Wide {
     fn of(made: &mut Made, parts: &Parts) -> Self {
         let address = |&start: &i64| MPI_Aint::try_from(start).unwrap_or(MPI_Aint::MAX);
         Self {
-            counts: made.list(parts.counts.clone()),
-            displacements: made.list(parts.displacements.iter().map(address).collect()),
+            counts: made.keep(parts.counts.clone()),
+            displacements: made.keep(parts.displacements.iter().map(address).collect()),
         }
     }
 }

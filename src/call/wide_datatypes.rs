@@ -52,9 +52,9 @@ pub(super) fn all_to_all(
     // They may be freed as soon as the call has started (MPI 3.1, section 4.1.9).
     let (from, to) = (Datatypes::of(buffers, sent)?, Datatypes::of(buffers, received)?);
     // The datatypes say where the parts are.
-    let displacements = made.list(vec![0; from.counts.len()]);
-    let (sent, sent_types) = (made.list(from.counts.clone()), made.list(from.handles()));
-    let (received, received_types) = (made.list(to.counts.clone()), made.list(to.handles()));
+    let displacements = made.keep(vec![0; from.counts.len()]);
+    let (sent, sent_types) = (made.keep(from.counts.clone()), made.keep(from.handles()));
+    let (received, received_types) = (made.keep(to.counts.clone()), made.keep(to.handles()));
     mpi!(
         made,
         MPI_Alltoallw

@@ -73,8 +73,7 @@ impl Communicator {
         op: Op,
     ) -> Result<(Tensor, Tensor)> {
         // The calls without grad do not compare requires_grad.
-        Blocking::check(&AllReduce::of(call, op), self, x)?;
-        let comm = self.agreed();
+        let (_, comm) = Blocking::agree(&AllReduce::of(call, op), self, x)?;
         let recording = Recording::off();
         let y = comm.all_reduce(x, op)?;
         let owners = nonlinear::owners(&comm, x, &y)?;

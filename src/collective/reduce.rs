@@ -117,11 +117,11 @@ fn reduce<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, root: Rank) -> Resul
     let operator = Reduce { op, root };
     if !op.is_linear() && op.is_differentiable() && comm.records(&View::of(x)) {
         // The call that follows does not compare the root.
-        let (_, checked) = M::check(&operator, comm, x)?;
-        let y = all_reduce::<M>(&comm.agreed(), x, op)?;
+        let (_, agreed) = M::agree(&operator, comm, x)?;
+        let y = all_reduce::<M>(&agreed, x, op)?;
         let is_root = comm.rank() == root;
         // Off root a constant, though still a node that takes part in the backward pass.
-        return M::then([M::checked(checked, y)], move |[y]| {
+        return M::then([y], move |[y]| {
             Ok(if is_root { y } else { y.f_masked_fill(&all(&y)?, 0.0)? })
         });
     }

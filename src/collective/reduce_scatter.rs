@@ -182,12 +182,12 @@ fn reduce_scatter<M: Mode>(
         return reduction::reduce::<M>(&operator, op, comm.size(), comm, x);
     }
     // The derivative needs the result on every rank.
-    let (agreed, checked) = M::check(&operator, comm, x)?;
+    let (agreed, comm) = M::agree(&operator, comm, x)?;
     let blocks = operator.blocks(&x.size(), &agreed)?;
     let rank = index(comm.rank());
     let start: i64 = blocks.counts[..rank].iter().sum();
-    let y = all_reduce::<M>(&comm.agreed(), x, op)?;
-    M::then([M::checked(checked, y)], move |[y]| {
+    let y = all_reduce::<M>(&comm, x, op)?;
+    M::then([y], move |[y]| {
         Ok(y.f_narrow(operator.axis, start, blocks.counts[rank])?.f_alias_copy()?)
     })
 }

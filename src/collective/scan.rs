@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::operator::{Blocking, Mode, Operator, apply};
 use crate::reduction::{self, Op};
 use crate::request::{Nonblocking, Request};
+use crate::site::Site;
 
 impl Communicator {
     /// Combines the `x` of this rank and of those before it with `op`.
@@ -141,13 +142,11 @@ fn scan<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, inclusive: bool) -> Re
     let ranks = comm.rank() + Rank::from(inclusive);
     if !op.is_linear() && op.is_differentiable() && comm.records(&View::of(x)) {
         // The call that follows does not compare the op.
-        let (_, checked) = M::check(&operator, comm, x)?;
+        let (_, comm) = M::agree(&operator, comm, x)?;
         let counts = vec![1; index(comm.size())];
         let gather = AllGather { axis: 0, counts: Counts::known(&counts) };
-        let all = apply::<M>(&gather, &comm.agreed(), &x.f_unsqueeze(0)?)?;
-        return M::then([M::checked(checked, all)], move |[all]| {
-            nonlinear::reduce_first(&all, op, ranks.into())
-        });
+        let all = apply::<M>(&gather, &comm, &x.f_unsqueeze(0)?)?;
+        return M::then([all], move |[all]| nonlinear::reduce_first(&all, op, ranks.into()));
     }
     reduction::reduce::<M>(&operator, op, ranks, comm, x)
 }
@@ -182,6 +181,10 @@ impl Operator for Scan {
         if self.inclusive { "scan" } else { "exscan" }
     }
 
+    fn prepare(&self, site: Site, comm: &Communicator) -> Result<()> {
+        if self.from == End::Last { comm.make_reversed(site) } else { Ok(()) }
+    }
+
     fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {
         if !self.inclusive && self.op == Op::Mean {
             let reason = "rank 0 would have the mean of nothing";
@@ -197,7 +200,7 @@ impl Operator for Scan {
         let shape = input.shape().into();
         let (context, first) = match self.from {
             End::First => (comm.context(), 0),
-            End::Last => (comm.reversed()?, comm.size() - 1),
+            End::Last => (comm.reversed(), comm.size() - 1),
         };
         let finish = if !self.inclusive && comm.rank() == first {
             Finish::Identity(self.op)

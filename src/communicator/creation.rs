@@ -138,6 +138,7 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Comm_dup")]
+    #[track_caller]
     pub unsafe fn from_raw(comm: MPI_Comm) -> Result<Self> {
         Self::take_in("from_raw", comm)
     }
@@ -162,6 +163,7 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Comm_f2c")]
+    #[track_caller]
     pub fn from_fortran(handle: i32) -> Result<Self> {
         let environment = environment::current("from_fortran")?;
         let comm = {
@@ -226,35 +228,43 @@ impl Communicator {
         function: &'static str,
         create: impl FnOnce(MPI_Comm, *mut MPI_Comm) -> i32,
     ) -> Result<Option<Self>> {
-        let call = site.call;
-        let _waiting = self.environment().watch(site);
         // The entries are the same on all ranks only if all ranks make the call.
-        self.note(agree(site, self, None, checked.map(|()| Terms::default()), true))?;
+        let terms = checked.map(|()| Terms::default());
+        let way = self.environment().way();
+        let (_, turn) = self.note(agree(site, &self.plain(), None, terms, true, way))?;
         let node = &self.inner.node;
         let mut dead = node.dead();
         if !dead.is_empty() {
-            self.intersect_control(call, &mut dead)?;
+            dead = self.intersect_control(site, dead)?;
         }
-        let _guard = self.environment().enter(call)?;
-        // SAFETY: `enter` gave leave to call MPI, and all ranks have the same bits.
-        unsafe { node.free_children(&dead) };
-        node.add_entry();
-        let mut made = mpi_sys::MPI_COMM_NULL;
-        check(function, create(node.forward, &mut made))?;
-        if made == mpi_sys::MPI_COMM_NULL {
-            return Ok(None);
+        let child = self.environment().call(site, || {
+            // SAFETY: `call` gives leave to call MPI, and all ranks have the same bits.
+            let left = unsafe { node.free_children(&dead) };
+            self.environment().leave(left);
+            node.add_entry();
+            let mut made = mpi_sys::MPI_COMM_NULL;
+            check(function, create(node.forward, &mut made))?;
+            if made == mpi_sys::MPI_COMM_NULL {
+                return Ok(None);
+            }
+            let child = Self::build(made, Some(&self.inner), &self.inner.environment)?;
+            node.fill_entry(&child.inner);
+            Ok(Some(child))
+        });
+        if child.is_ok() {
+            turn.made();
         }
-        let child = Self::build(made, Some(&self.inner), &self.inner.environment)?;
-        node.fill_entry(&child.inner);
-        Ok(Some(child))
+        self.note(child)
     }
 
     /// A duplicate of someone else's communicator.
+    #[track_caller]
     fn take_in(call: &'static str, comm: MPI_Comm) -> Result<Self> {
         let environment = environment::current(call)?;
-        let _guard = environment.enter(call)?;
-        check_intra(call, comm)?;
-        Self::adopt(comm, &environment)
+        environment.call(Site::new(call), || {
+            check_intra(call, comm)?;
+            Self::adopt(comm, &environment)
+        })
     }
 
     /// Makes a communicator from `parent`, which stays its owner's. Collective over `parent`, with

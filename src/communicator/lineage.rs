@@ -73,12 +73,14 @@ impl Node {
         bits
     }
 
-    /// Frees the entries that the ranks agreed on, in their order.
+    /// Frees the entries that the ranks agreed on, in their order. Returns a line for each message
+    /// that was left over.
     ///
     /// # Safety
     /// MPI can be called, the bits are the same on all ranks, and none is set that is not
     /// [`dead`](Self::dead) on every rank.
-    pub(super) unsafe fn free_children(&self, dead: &[u64]) {
+    pub(super) unsafe fn free_children(&self, dead: &[u64]) -> Vec<String> {
+        let mut left = Vec::new();
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bits = (0..children.len()).map(|i| dead[i / 64] >> (i % 64) & 1 == 1);
         children.retain(|child| {
@@ -86,10 +88,11 @@ impl Node {
             if let Some(node) = child.node.as_ref().filter(|_| free) {
                 // SAFETY: nobody holds it, and so nobody what was made from it; the others free it
                 // too, as they have the same bits.
-                unsafe { node.free() };
+                unsafe { node.free(&mut left) };
             }
             !free
         });
+        left
     }
 
     /// Adds the entry of a call that every rank is about to make.
@@ -105,15 +108,16 @@ impl Node {
         }
     }
 
-    /// Frees the contexts, and those of all that was made from it.
+    /// Frees the contexts, and those of all that was made from it. Adds a line to `left` for each
+    /// message that was left over.
     ///
     /// # Safety
     /// MPI can be called, no call uses them any more, and all ranks free what they have in common
     /// in one order.
-    pub(crate) unsafe fn free(&self) {
+    pub(crate) unsafe fn free(&self, left: &mut Vec<String>) {
         for (context, pass) in [(self.forward, "forward"), (self.backward, "backward")] {
             // SAFETY: passed on to the caller.
-            unsafe { report_unreceived(context, pass) };
+            left.extend(unsafe { unreceived(context, pass) });
         }
         let reversed = self.reversed.lock().unwrap_or_else(PoisonError::into_inner).take();
         for mut context in [self.forward, self.backward, self.control].into_iter().chain(reversed) {
@@ -125,17 +129,17 @@ impl Node {
             std::mem::take(&mut *self.children.lock().unwrap_or_else(PoisonError::into_inner));
         for node in children.into_iter().filter_map(|child| child.node) {
             // SAFETY: as for this one.
-            unsafe { node.free() };
+            unsafe { node.free(left) };
         }
     }
 }
 
-/// Says of a message that has come and that nobody has received: in the backward pass, it is a
+/// A line for a message that has come and that nobody has received: in the backward pass, it is a
 /// cotangent that somebody's gradient lacks.
 ///
 /// # Safety
 /// MPI can be called, and the context has not been freed.
-unsafe fn report_unreceived(context: MPI_Comm, pass: &str) {
+unsafe fn unreceived(context: MPI_Comm, pass: &str) -> Option<String> {
     let (mut found, mut status, mut rank) = (0, Status::none(), 0);
     // SAFETY: the context is a communicator; the others outlive the call.
     let code = unsafe {
@@ -147,13 +151,13 @@ unsafe fn report_unreceived(context: MPI_Comm, pass: &str) {
             &mut status,
         )
     };
-    if code == mpi_sys::MPI_SUCCESS && found != 0 {
-        // SAFETY: as above.
-        unsafe { mpi_sys::MPI_Comm_rank(context, &mut rank) };
-        eprintln!(
-            "mpi4tch: rank {rank} has never received a message of the {pass} pass, of rank {} with \
-             tag {}",
-            status.MPI_SOURCE, status.MPI_TAG
-        );
+    if code != mpi_sys::MPI_SUCCESS || found == 0 {
+        return None;
     }
+    // SAFETY: as above.
+    unsafe { mpi_sys::MPI_Comm_rank(context, &mut rank) };
+    let (source, tag) = (status.MPI_SOURCE, status.MPI_TAG);
+    Some(format!(
+        "rank {rank} has never received a message of the {pass} pass, of rank {source} with tag {tag}"
+    ))
 }

@@ -4,7 +4,6 @@ use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::ThreadId;
-use std::time::Duration;
 
 use mpi_sys::MPI_Datatype;
 
@@ -15,16 +14,21 @@ use crate::flight::Flights;
 use crate::reduction::OwnOps;
 use crate::site::Site;
 use crate::status::Tag;
-use crate::watch::{Waiting, Watch};
+use crate::watch::{self, Watch};
 
 /// What every communicator refers to: whether MPI may be called, and by whom, and the handles
 /// that were made at the start.
+///
+/// The order of locks: leave to call MPI ([`Environment::enter`]) comes before all others, as whoever
+/// has it may take any of them, and nobody who holds another may ask for leave. Of the others, that
+/// of the list of calls under way comes before that of a single call, and that before the order of a
+/// communicator's calls; the rest are held for a moment only, with no other taken meanwhile.
 #[derive(Debug)]
 pub(crate) struct Environment {
     handles: Handles,
     level: ThreadLevel,
     check: Check,
-    /// The thread that may call MPI below [`ThreadLevel::Serialized`].
+    /// The thread that initialized: the one that may call MPI below [`ThreadLevel::Serialized`].
     main: ThreadId,
     /// Held during each call, so that the end waits for those under way.
     calls: RwLock<()>,
@@ -33,8 +37,11 @@ pub(crate) struct Environment {
     roots: Mutex<Vec<Arc<Node>>>,
     /// The calls under way.
     flights: Flights,
-    /// Where `MPI4TCH_TIMEOUT` is set.
-    watch: Option<Arc<Watch>>,
+    watch: Arc<Watch>,
+    /// Whether other threads than `main` have called MPI.
+    has_threads: AtomicBool,
+    /// What was left over of communicators that have been freed.
+    left: Mutex<Vec<String>>,
     /// What failed last.
     last_error: Mutex<Option<String>>,
     /// The largest tag.
@@ -50,7 +57,7 @@ pub(crate) struct Handles {
 }
 
 impl Environment {
-    pub(super) fn create(settings: (Check, Option<Arc<Watch>>)) -> Result<Self> {
+    pub(super) fn create(settings: (Check, Arc<Watch>)) -> Result<Self> {
         let (check_level, watch) = settings;
         let mut level = 0;
         // SAFETY: MPI is initialized; `level` outlives the call.
@@ -79,6 +86,8 @@ impl Environment {
             roots: Mutex::new(Vec::new()),
             flights: Flights::default(),
             watch,
+            has_threads: AtomicBool::new(false),
+            left: Mutex::default(),
             last_error: Mutex::default(),
             largest_tag: largest_tag()?,
         })
@@ -106,22 +115,15 @@ impl Environment {
         self.largest_tag
     }
 
-    /// The number of the next call, where `MPI4TCH_TIMEOUT` is set.
     #[inline]
-    pub(crate) fn count_call(&self) -> Option<u64> {
-        self.watch.as_ref().map(|watch| watch.count_call())
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.watch
     }
 
-    /// Watches what is done until the guard is dropped, where `MPI4TCH_TIMEOUT` is set.
+    /// Whether a thread that waits inside MPI would keep others waiting.
     #[inline]
-    pub(crate) fn watch(&self, site: Site) -> Option<Waiting<'_>> {
-        self.watch.as_ref().map(|watch| watch.enter(site))
-    }
-
-    /// How long to wait for other ranks before saying so: less than `MPI4TCH_TIMEOUT`, if it is set.
-    pub(super) fn patience(&self) -> Duration {
-        let longest = Duration::from_secs(5);
-        self.watch.as_ref().map_or(longest, |watch| longest.min(watch.timeout() / 2))
+    pub(super) fn has_waiting_threads(&self) -> bool {
+        self.level == ThreadLevel::Serialized && self.has_threads.load(Ordering::Relaxed)
     }
 
     /// Whether MPI has not been finalized.
@@ -139,26 +141,31 @@ impl Environment {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether this thread may call MPI, as things stand. Notes that there are several threads: from
+    /// then on none waits inside MPI.
+    #[inline]
+    pub(crate) fn allows(&self, call: &'static str) -> Result<()> {
+        if self.level != ThreadLevel::Multiple && std::thread::current().id() != self.main {
+            if self.level < ThreadLevel::Serialized {
+                let needed =
+                    "call from the main thread, or initialize with ThreadLevel::Serialized";
+                return Err(Error::Thread { call, level: self.level, needed });
+            }
+            self.has_threads.store(true, Ordering::Relaxed);
+        }
+        if self.is_open() { Ok(()) } else { Err(Error::Finalized { call }) }
+    }
+
     /// Leave to call MPI, for as long as the guard lives.
     #[inline]
     pub(crate) fn enter(&self, call: &'static str) -> Result<Leave<'_>> {
         // A panic between two MPI calls leaves nothing half done: poisoning does not matter.
         let leave = match self.level {
-            ThreadLevel::Multiple => Leave::Shared(self.shared()),
             ThreadLevel::Serialized => Leave::Alone(self.alone()),
-            ThreadLevel::Single | ThreadLevel::Funneled => {
-                if std::thread::current().id() != self.main {
-                    let needed =
-                        "call from the main thread, or initialize with ThreadLevel::Serialized";
-                    return Err(Error::Thread { call, level: self.level, needed });
-                }
-                Leave::Shared(self.shared())
-            }
+            _ => Leave::Shared(self.shared()),
         };
-        // Set by who is alone.
-        if !self.is_open() {
-            return Err(Error::Finalized { call });
-        }
+        // The end is set by who is alone.
+        self.allows(call)?;
         Ok(leave)
     }
 
@@ -176,22 +183,25 @@ impl Environment {
     }
 
     /// Frees what was made, and then calls `finish`; from then on [`enter`](Self::enter) refuses.
-    pub(super) fn close(&self, finish: impl FnOnce()) {
+    /// Returns a line for each thing that was left over.
+    pub(super) fn close(&self, site: Site, finish: impl FnOnce()) -> Vec<String> {
+        let _watched = self.watch.enter(site);
         let _guard = self.alone();
         if self.finalized.swap(true, Ordering::Relaxed) {
-            return;
+            return Vec::new();
         }
         if flag("MPI_Finalized", mpi_sys::MPI_Finalized).unwrap_or(true) {
             // Whoever initialized MPI has finalized it under us; nothing may be freed any more.
-            return;
+            return Vec::new();
         }
         // SAFETY: MPI is there, and no call of this crate reaches it any more.
-        unsafe { self.flights.end() };
+        let mut left = unsafe { self.flights.end() };
+        left.append(&mut self.left.lock().unwrap_or_else(PoisonError::into_inner));
         let roots = std::mem::take(&mut *self.roots.lock().unwrap_or_else(PoisonError::into_inner));
         for root in roots {
             // SAFETY: MPI is there, and no call of this crate reaches it any more; all ranks free
             // what is left.
-            unsafe { root.free() };
+            unsafe { root.free(&mut left) };
         }
         for mut op in self.handles.ops.handles() {
             // SAFETY: an op that this crate made, freed once; no call uses it any more.
@@ -201,6 +211,12 @@ impl Environment {
         // SAFETY: a datatype that this crate made, freed once; no call uses it any more.
         let _ = unsafe { mpi_sys::MPI_Type_free(&mut two_bytes) };
         finish();
+        left
+    }
+
+    /// Keeps lines of what was left over, to be told at the end.
+    pub(crate) fn leave(&self, mut lines: Vec<String>) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).append(&mut lines);
     }
 
     /// Closes when MPI is finalized by who initialized it, while MPI can still be called: MPI begins
@@ -234,7 +250,9 @@ unsafe extern "C" fn close_environment(
 ) -> c_int {
     // SAFETY: `close_at_finalize` made the attribute from an Arc; it is deleted once.
     let environment = unsafe { Arc::from_raw(environment.cast_const().cast::<Environment>()) };
-    environment.close(|| ());
+    for line in environment.close(Site::new("finalize"), || ()) {
+        watch::say(&format!("mpi4tch: {line}\n"));
+    }
     mpi_sys::MPI_SUCCESS
 }
 
@@ -253,8 +271,9 @@ pub enum ThreadLevel {
     /// Only the main thread calls MPI; a call from another is an [`Error::Thread`].
     #[doc(alias = "MPI_THREAD_FUNNELED")]
     Funneled,
-    /// Any thread calls MPI, one at a time: calls of this crate wait for each other. So two threads
-    /// that communicate must do so in the same order on all ranks, or use [`Multiple`](Self::Multiple).
+    /// Any thread calls MPI, one at a time: a call of this crate that waits lets others in. Those that
+    /// make communicators do not: one thread at a time may make them. Nor do blocking calls without
+    /// [checks](crate#checks-across-ranks).
     #[doc(alias = "MPI_THREAD_SERIALIZED")]
     Serialized,
     /// Any thread calls MPI at any time.

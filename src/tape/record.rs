@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::Tensor;
 
 use super::comparison::{Entry, Traffic};
-use crate::agreement::{Comparison, refuse};
+use crate::agreement::{Proposal, refuse};
 use crate::autograd::{self, Backward, View};
 use crate::communicator::Communicator;
 use crate::datatype::{Class, Datatype};
@@ -207,7 +207,7 @@ impl Pulled {
         comm: &Communicator,
     ) -> Result<Vec<Tensor>> {
         let saved = std::mem::replace(&mut self.saved, Ok(Vec::new()));
-        saved.map_err(|error| Comparison::refuse(site, comm, error))
+        saved.map_err(|error| Proposal::refuse(site, comm, error))
     }
 }
 
@@ -288,7 +288,7 @@ fn note_use(comm: &Communicator) {
         if let Some(used) = used
             && !used.iter().any(|other| other.is_on_tape_of(comm))
         {
-            used.push(comm.clone());
+            used.push(comm.unadmitted());
         }
     });
 }

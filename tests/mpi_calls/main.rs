@@ -9,15 +9,22 @@ mod started;
 
 use std::process::ExitCode;
 
-use common::{Context, start_with_local_checks};
-use mpi4tch::{Result, testing};
+use common::{Context, start_without_checks};
+use mpi4tch::{Op, Result, testing};
 use profiling::{Call, calls, names};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
     let tests = [collectives::tests(), in_place::tests(), started::tests()];
-    // The other checks make calls of their own.
-    harness::run(start_with_local_checks, tests.into_iter().flatten().collect())
+    harness::run(start, tests.into_iter().flatten().collect())
+}
+
+/// Checks make calls of their own, as does the first derivative of a scan.
+fn start() -> (Context, i32, i32) {
+    let (context, rank, size) = start_without_checks();
+    let x = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+    context.world.scan(&x, Op::Sum).expect("scan works").backward();
+    (context, rank, size)
 }
 
 type Operation<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
@@ -26,8 +33,21 @@ fn matrix(context: &Context, rows: i64, columns: i64) -> Result<Tensor> {
     testing::random(&context.world, &[rows, columns], Kind::Double)
 }
 
-/// A linear operation makes the call `forward` on data, after one small call on the control context
-/// if it `exchanges` sizes; its backward pass makes `backward` alone, and the second derivative
+/// What follows an agreement: ⌈log₂ p⌉ small messages each way, on the control context.
+fn after_agreement(context: &Context, mut made: Vec<Call>) -> Vec<Call> {
+    let mut distance = 1;
+    while distance < context.world.size() {
+        for name in ["MPI_Irecv", "MPI_Isend"] {
+            let message = made.remove(0);
+            assert_eq!((message.name, message.volume), (name, 40));
+        }
+        distance *= 2;
+    }
+    made
+}
+
+/// A linear operation makes the call `forward` on data, after an agreement and one small call on the
+/// control context if it `exchanges` sizes; its backward pass makes `backward` alone, and the second derivative
 /// `forward` again.
 fn assert_calls(
     context: &Context,
@@ -39,6 +59,7 @@ fn assert_calls(
     let x = x.detach().set_requires_grad(true);
     let (y, mut made) = calls(|| f(&x))?;
     if exchanges {
+        made = after_agreement(context, made);
         let sizes = made.remove(0);
         assert_eq!(sizes.name, "MPI_Allgather");
         assert_ne!(sizes.context, made[0].context, "a context for control");

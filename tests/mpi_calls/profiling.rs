@@ -2,6 +2,7 @@
 //! the library's by their other name.
 
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use mpi4tch::Result;
@@ -19,6 +20,16 @@ pub struct Call {
 }
 
 static CALLS: Mutex<Vec<Call>> = Mutex::new(Vec::new());
+
+/// How often a call that was started has been looked at.
+static TESTS: AtomicUsize = AtomicUsize::new(0);
+
+/// How often `f` looks at calls that were started.
+pub fn tests_in(f: impl FnOnce() -> Result<()>) -> Result<usize> {
+    let before = TESTS.load(Ordering::Relaxed);
+    f()?;
+    Ok(TESTS.load(Ordering::Relaxed) - before)
+}
 
 fn note(
     name: &'static str,
@@ -205,11 +216,35 @@ mod functions {
         done: *mut c_int,
         status: *mut MPI_Status,
     ) -> c_int {
+        TESTS.fetch_add(1, Ordering::Relaxed);
         // SAFETY: passed on to the caller.
         let code = unsafe { mpi_sys::PMPI_Test(request, done, status) };
         // SAFETY: MPI has written it.
         if unsafe { *done } != 0 {
             note("MPI_Test", mpi_sys::MPI_COMM_NULL, mpi_sys::MPI_BYTE, &[], [0; 2]);
+        }
+        code
+    }
+
+    /// MPI's function of this name, noted where it finds a message.
+    ///
+    /// # Safety
+    /// As for MPI's.
+    #[allow(non_snake_case)]
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn MPI_Improbe(
+        source: c_int,
+        tag: c_int,
+        comm: MPI_Comm,
+        found: *mut c_int,
+        message: *mut mpi_sys::MPI_Message,
+        status: *mut MPI_Status,
+    ) -> c_int {
+        // SAFETY: passed on to the caller.
+        let code = unsafe { mpi_sys::PMPI_Improbe(source, tag, comm, found, message, status) };
+        // SAFETY: MPI has written it.
+        if unsafe { *found } != 0 {
+            note("MPI_Improbe", comm, mpi_sys::MPI_BYTE, &[], [0; 2]);
         }
         code
     }

@@ -18,6 +18,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         some_by_some,
         no_requests_at_all,
         one_of_several_fails,
+        a_blocking_call_meets_a_started_one,
     ]
 }
 
@@ -193,4 +194,39 @@ fn one_of_several_fails(context: &Context) -> Result<()> {
     }
     assert_eq!((results, failures), (5, 1), "nothing is lost");
     works(world)
+}
+
+/// The ranks agree on how a call is made: where one of them has started it, nobody waits inside MPI.
+fn a_blocking_call_meets_a_started_one(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let counts: Vec<i64> = (0..i64::from(world.size())).map(|rank| rank % 2 + 1).collect();
+    for starts in 0..world.size() {
+        let is_here = world.rank() == starts;
+        for op in [Op::Sum, Op::Max, Op::Prod] {
+            let x = testing::random(world, &[2, 3], Kind::Double)?;
+            let f = |x: &Tensor| match is_here {
+                true => world.iall_reduce(x, op)?.wait(),
+                false => world.all_reduce(x, op),
+            };
+            testing::assert_serial(world, &x, f, |xs| serial::all_reduce(xs, op))?;
+        }
+        let own = counts[usize::try_from(world.rank()).unwrap_or(0)];
+        let x = testing::random(world, &[own, 2], Kind::Double)?;
+        let gather = |x: &Tensor| match is_here {
+            true => world.iall_gather_with_counts(x, 0, &counts)?.wait(),
+            false => world.all_gather_with_counts(x, 0, &counts),
+        };
+        testing::assert_adjoint(world, &x, gather)?;
+        let large = Tensor::ones([100_000], (Kind::Double, tch::Device::Cpu)) * f64::from(starts);
+        let y = match is_here {
+            true => world.ibroadcast(&large, starts)?.wait()?,
+            false => world.broadcast(&large.zeros_like(), starts)?,
+        };
+        assert_eq!(y, large);
+        match is_here {
+            true => world.ibarrier()?.wait().map(drop)?,
+            false => world.barrier()?,
+        }
+    }
+    Ok(())
 }

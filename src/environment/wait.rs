@@ -1,0 +1,60 @@
+//! Waiting for other ranks. Every wait of this crate is made by one of the two functions here, so
+//! each is watched, and none keeps other threads, or other calls that were started, from going on.
+
+use super::Environment;
+use crate::agreement::Way;
+use crate::error::Result;
+use crate::site::Site;
+
+/// How often a wait looks before it lets other processes run: for about 100 µs.
+const SPINS: u32 = 500;
+
+impl Environment {
+    /// Waits until `poll` gives something, at `site`. Calls it with leave to call MPI, and lets
+    /// other threads make their calls in between.
+    #[inline]
+    pub(crate) fn wait<T>(
+        &self,
+        site: Site,
+        mut poll: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let _watched = self.watch().enter(site);
+        let mut spins = 0;
+        loop {
+            {
+                let _leave = self.enter(site.call)?;
+                // SAFETY: `enter` gave leave to call MPI.
+                unsafe { self.flights().advance() };
+                if let Some(result) = poll()? {
+                    return Ok(result);
+                }
+            }
+            if spins < SPINS {
+                spins += 1;
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Makes one call of MPI's, which may wait inside MPI: for other ranks that are certain to make
+    /// the same call, whatever this one does meanwhile.
+    #[inline]
+    pub(crate) fn call<T>(&self, site: Site, call: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _watched = self.watch().enter(site);
+        let _leave = self.enter(site.call)?;
+        call()
+    }
+
+    /// How a blocking call can be made, as far as this rank is concerned: inside MPI, unless
+    /// that would keep other threads or other calls from going on.
+    #[inline]
+    pub(crate) fn way(&self) -> Way {
+        if self.has_waiting_threads() || self.flights().are_queued() {
+            Way::Polls
+        } else {
+            Way::Waits
+        }
+    }
+}
