@@ -3,15 +3,21 @@
 #[path = "common/job.rs"]
 mod job;
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use mpi4tch::mpi_sys::{self, Vendor};
-use mpi4tch::{Communicator, Op, Result};
+use mpi4tch::{Communicator, Op, Result, Universe};
 use tch::{Kind, Tensor};
 
 /// Carried out by the ranks of a job.
 #[test]
 fn rank() {
+    for (name, program) in PROGRAMS {
+        if job::is_rank_of(name) && mpi4tch::run(program) != ExitCode::SUCCESS {
+            std::process::exit(9);
+        }
+    }
     let run = if job::is_rank_of("returns") {
         all_but_rank_1
     } else if job::is_rank_of("aborts") {
@@ -29,6 +35,23 @@ fn rank() {
     drop(universe);
     outcome.expect("rank 1 fails");
 }
+
+/// A program for [`mpi4tch::run`].
+type Program = fn(&Universe) -> std::result::Result<(), Box<dyn std::error::Error>>;
+
+const PROGRAMS: [(&str, Program); 4] = [
+    ("run", |universe| Ok(universe.world().barrier()?)),
+    ("run that fails", |universe| Ok(all_but_rank_1(&universe.world())?)),
+    ("run that panics", |universe| {
+        assert_ne!(universe.world().rank(), 1, "on purpose");
+        Ok(universe.world().barrier()?)
+    }),
+    ("run that leaves a message", |universe| {
+        let world = universe.world();
+        let _ = world.send(&Tensor::from_slice(&[1.0]), 0, 5)?;
+        Ok(world.barrier()?)
+    }),
+];
 
 /// Rank 1 returns its error before it comes to the call that the others wait in.
 fn all_but_rank_1(world: &Communicator) -> Result<()> {
@@ -101,4 +124,36 @@ fn an_error_of_mpi_tells_what_the_library_says() {
     let outcome = job::run("duplicates", 2, &[]);
     let told = "MPI_Comm_dup failed: other MPI error (MPI_ERR_OTHER): too many communicators (0/";
     assert_eq!(outcome.printed.matches(told).count(), 2, "{outcome:?}");
+}
+
+#[test]
+fn a_program_that_runs_to_its_end() {
+    let outcome = job::run("run", 3, &[]);
+    assert!(outcome.status.success(), "{outcome:?}");
+}
+
+/// At once: the others would wait for ever.
+#[test]
+fn a_program_that_fails_on_one_rank() {
+    let told = [
+        ("run that fails", "mpi4tch: rank 1 of 3: recv: source 99 is out of range for 3 ranks"),
+        ("run that panics", "mpi4tch: rank 1 of 3 panicked"),
+    ];
+    for (program, text) in told {
+        let start = Instant::now();
+        let outcome = job::run(program, 3, &[]);
+        assert!(!outcome.status.success(), "{outcome:?}");
+        assert!(outcome.printed.contains(text), "{outcome:?}");
+        assert!(start.elapsed() < Duration::from_secs(40), "{outcome:?}");
+    }
+}
+
+/// A message that nobody receives may be a part that a gradient lacks.
+#[test]
+fn a_program_that_leaves_a_message() {
+    let outcome = job::run("run that leaves a message", 2, &[]);
+    assert!(!outcome.status.success(), "{outcome:?}");
+    let text = "mpi4tch: rank 0 of 2: finalize: rank 0 has never received a message of the forward \
+                pass, of rank ";
+    assert!(outcome.printed.contains(text), "{outcome:?}");
 }

@@ -5,7 +5,7 @@ mod job;
 #[path = "common/ring.rs"]
 mod ring;
 
-use mpi4tch::{Communicator, Error, Op, Request, Result, Tape, ThreadLevel};
+use mpi4tch::{Communicator, Error, Op, Request, Result, Tape, ThreadLevel, Universe};
 use ring::neighbours;
 use tch::{Device, Kind, Tensor};
 
@@ -37,13 +37,19 @@ fn until_error(comm: &Communicator) -> Error {
 #[test]
 fn rank() {
     type Scenario = (&'static str, ThreadLevel, fn(&Communicator) -> Result<()>);
-    let scenarios: [Scenario; 5] = [
+    let scenarios: [Scenario; 7] = [
         ("serialized", ThreadLevel::Serialized, on_other_threads),
         ("multiple", ThreadLevel::Multiple, on_other_threads),
         ("two serialized", ThreadLevel::Serialized, two_communicators),
         ("two multiple", ThreadLevel::Multiple, two_communicators),
+        ("blocking", ThreadLevel::Serialized, two_that_wait),
+        ("blocking multiple", ThreadLevel::Multiple, two_that_wait),
         ("funneled", ThreadLevel::Funneled, on_the_main_thread_only),
     ];
+    if job::is_rank_of("end") {
+        an_end_beside_a_derivative(mpi4tch::initialize().expect("MPI starts"));
+        return eprintln!("end: carried out");
+    }
     for (name, level, scenario) in scenarios {
         if job::is_rank_of(name) {
             let universe = mpi4tch::initialize_with(level).expect("MPI starts");
@@ -86,8 +92,7 @@ fn on_other_threads(comm: &Communicator) -> Result<()> {
     Ok(())
 }
 
-/// Each of two threads has a communicator of its own. Where calls take turns, only those that are
-/// started leave the other thread's a turn, so that no order is needed.
+/// Each of two threads has a communicator of its own, and starts its calls.
 fn two_communicators(comm: &Communicator) -> Result<()> {
     let work = |comm: Communicator, weight: f64| {
         std::thread::spawn(move || -> Result<()> {
@@ -111,6 +116,49 @@ fn two_communicators(comm: &Communicator) -> Result<()> {
     for thread in threads {
         thread.join().expect("no panic")?;
     }
+    Ok(())
+}
+
+/// Each of two threads has a communicator of its own, and makes calls that wait. On each rank another
+/// thread comes first, so each waits while the other must go on.
+fn two_that_wait(comm: &Communicator) -> Result<()> {
+    let work = |comm: Communicator, weight: f64, first: bool| {
+        std::thread::spawn(move || -> Result<()> {
+            let (rank, size) = (comm.rank(), comm.size());
+            let (right, left) = neighbours(&comm);
+            for i in 0..20 {
+                if !first {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                let tape = comm.tape();
+                let x = double(weight * f64::from(rank + i)).set_requires_grad(true);
+                let sum = tape.all_reduce(&x, Op::Sum)?;
+                let beside = tape.sendrecv(&x, right, &x, left, 0)?;
+                assert_eq!(beside.detach(), double(weight * f64::from(left + i)));
+                let all = tape.all_gather(&x, 0)?;
+                if rank == 0 {
+                    let _ = tape.recv(&x, size - 1, i)?;
+                }
+                if rank == size - 1 {
+                    let _ = tape.send(&x, 0, i)?;
+                }
+                tape.backward(&((sum + beside).sum(Kind::Double) + all.sum(Kind::Double)))?;
+                assert_eq!(x.grad(), double(0.0) + f64::from(2 * size + 1));
+            }
+            Ok(())
+        })
+    };
+    let even = comm.rank() % 2 == 0;
+    let threads = [work(comm.duplicate()?, 1.0, even), work(comm.duplicate()?, 1000.0, !even)];
+    for thread in threads {
+        thread.join().expect("no panic")?;
+    }
+    // The thread that initialized waits too, while another goes on.
+    let (mine, other) = (comm.duplicate()?, comm.duplicate()?);
+    let elsewhere = std::thread::spawn(move || other.all_reduce(&double(1.0), Op::Sum));
+    assert_eq!(mine.all_reduce(&double(1.0), Op::Sum)?, double(f64::from(comm.size())));
+    let sum = elsewhere.join().expect("no panic")?;
+    assert_eq!(sum, double(f64::from(comm.size())));
     Ok(())
 }
 
@@ -144,7 +192,7 @@ fn on_the_main_thread_only(comm: &Communicator) -> Result<()> {
     for _ in 0..2 {
         let sum = comm.iall_reduce(&double(1.0), Op::Sum)?;
         let error = elsewhere(move || sum.wait()).expect_err("refused");
-        assert_eq!(error.to_string(), text("all_reduce"));
+        assert_eq!(error.to_string(), text("wait"));
         let receive = comm.irecv(&double(1.0), left, 0)?;
         let error = elsewhere(move || receive.test().map(drop)).expect_err("refused");
         assert_eq!(error.to_string(), text("recv"));
@@ -158,13 +206,45 @@ fn on_the_main_thread_only(comm: &Communicator) -> Result<()> {
 
 #[test]
 fn jobs_of_several_threads() {
-    for scenario in ["serialized", "multiple", "two serialized", "two multiple", "funneled"] {
+    for scenario in [
+        "serialized",
+        "multiple",
+        "two serialized",
+        "two multiple",
+        "blocking",
+        "blocking multiple",
+        "funneled",
+    ] {
         for ranks in [2, 3] {
             let outcome = job::run(scenario, ranks, &[]);
             assert!(outcome.status.success(), "{scenario}: {outcome:?}");
             assert!(outcome.printed.contains(&format!("{scenario}: carried out")), "{outcome:?}");
         }
     }
+}
+
+/// The first derivative of a scan makes a communicator, while the universe is being dropped.
+fn an_end_beside_a_derivative(universe: Universe) {
+    let world = universe.world();
+    let x = double(1.0).set_requires_grad(true);
+    let loss = world.scan(&x, Op::Sum).expect("it works").sum(Kind::Double);
+    // Nobody receives it, so that the end takes a while.
+    let large = Tensor::ones([1 << 20], (Kind::Double, Device::Cpu));
+    std::mem::forget(world.isend(&large, 0, 3));
+    let derivative = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        loss.f_backward().map_err(|error| error.to_string())
+    });
+    drop(universe);
+    let error = derivative.join().expect("no panic").expect_err("MPI has ended");
+    assert!(error.contains("MPI has been finalized"), "{error}");
+}
+
+#[test]
+fn the_end_and_a_derivative() {
+    let outcome = job::run("end", 1, &[]);
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert!(outcome.printed.contains("end: carried out"), "{outcome:?}");
 }
 
 /// All in one test: MPI starts and ends once in a process, and on one thread.

@@ -1,12 +1,15 @@
-//! `MPI4TCH_TIMEOUT`: a job in which one rank never comes says who waits for what, and ends.
+//! `MPI4TCH_TIMEOUT`: a job in which one rank never comes says who waits for what, and ends. Without it
+//! a rank that waits for long says so.
 
 #[path = "common/job.rs"]
 mod job;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use mpi4tch::{Communicator, Error, Op, Result};
-use tch::{Kind, Tensor};
+use mpi4tch::{Communicator, Error, Op, Result, Universe, mpi_sys};
+use tch::{Device, Kind, Tensor};
+
+const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 fn x() -> Tensor {
     Tensor::from_slice(&[1.0, 2.0])
@@ -19,7 +22,7 @@ type Call = fn(&Communicator, comes: bool) -> Result<()>;
 type Scenario = (&'static str, &'static str, u32, Call);
 
 #[rustfmt::skip]
-const SCENARIOS: [Scenario; 9] = [
+const SCENARIOS: [Scenario; 15] = [
     ("all_reduce", "all_reduce", line!(), |c, comes| if comes { c.all_reduce(&x(), Op::Sum).map(drop) } else { Ok(()) }),
     ("barrier", "barrier", line!(), |c, comes| if comes { c.barrier() } else { Ok(()) }),
     ("recv", "recv", line!(), |c, comes| if comes { c.recv(&x(), c.size() - 1, 0).map(drop) } else { Ok(()) }),
@@ -34,6 +37,17 @@ const SCENARIOS: [Scenario; 9] = [
         let loss = c.all_reduce(&x, Op::Sum)?.sum(Kind::Double);
         if comes { Ok(loss.f_backward()?) } else { Ok(()) }
     }),
+    ("send", "send", line!(), |c, comes| if comes { c.send(&Tensor::ones([1 << 20], DOUBLE), c.size() - 1, 0).map(drop) } else { Ok(()) }),
+    ("refused", "all_reduce", line!(), |c, comes| if comes { c.all_reduce(&Tensor::new(), Op::Sum).map(drop) } else { Ok(()) }),
+    ("sizes", "all_gather", line!(), |c, comes| if comes { c.all_gather(&x(), 0).map(drop) } else { Ok(()) }),
+    ("duplicate", "duplicate", line!(), |c, comes| if comes { c.duplicate().map(drop) } else { Ok(()) }),
+    // SAFETY: MPI's own communicator lives as long as MPI.
+    ("from_raw", "from_raw", line!(), |_, comes| if comes { unsafe { Communicator::from_raw(mpi_sys::MPI_COMM_WORLD) }.map(drop) } else { Ok(()) }),
+    ("reversed", "the communicator of a scan's adjoint", line!() + 2, |c, comes| {
+        let x = x().set_requires_grad(true);
+        let loss = c.scan(&x, Op::Sum)?.sum(Kind::Double);
+        if comes { Ok(loss.f_backward()?) } else { Ok(()) }
+    }),
     ("tape", "Tape::backward", line!(), |c, comes| if comes { c.tape().backward(None) } else { Ok(()) }),
 ];
 
@@ -45,6 +59,21 @@ fn rank() {
     }
     if job::is_rank_of("patient") {
         return patient().expect("nothing takes long");
+    }
+    if job::is_rank_of("late") {
+        return late().expect("it comes in the end");
+    }
+    if job::is_rank_of("end") {
+        let universe = mpi4tch::initialize().expect("MPI starts");
+        if universe.world().rank() == 0 {
+            std::thread::sleep(Duration::from_secs(50));
+        }
+        return drop(universe);
+    }
+    if job::is_rank_of("mute") {
+        let universe = mpi4tch::initialize().expect("MPI starts");
+        close_stderr();
+        return wait_for_ever(&universe);
     }
     let Some((_, _, _, call)) = SCENARIOS.iter().find(|(name, ..)| job::is_rank_of(name)) else {
         return;
@@ -146,4 +175,65 @@ fn values_that_mean_nothing() {
     }
     let outcome = job::run("malformed", 3, &[("MPI4TCH_TEST_VALUE", "soon")]);
     assert!(outcome.status.success(), "{outcome:?}");
+}
+
+/// The end waits for a rank that does not come to it.
+#[test]
+fn an_end_that_never_comes() {
+    let outcome = job::run("end", 2, &[("MPI4TCH_TIMEOUT", "1.5")]);
+    assert!(!outcome.status.success(), "{outcome:?}");
+    assert!(outcome.printed.contains("mpi4tch: rank 1 of 2 has waited 1."), "{outcome:?}");
+    assert!(outcome.printed.contains(" s in finalize at "), "{outcome:?}");
+}
+
+/// Makes what is written to standard error fail.
+fn close_stderr() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    // SAFETY: replaces an open file by another; nothing here owns the number.
+    unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&full), 2) };
+}
+
+fn wait_for_ever(universe: &Universe) {
+    let world = universe.world();
+    if world.rank() == 0 {
+        let _ = world.recv(&x(), 1, 0);
+    }
+    std::thread::sleep(Duration::from_secs(50));
+}
+
+#[test]
+fn a_rank_that_cannot_say_why_ends_all_the_same() {
+    let start = Instant::now();
+    let outcome = job::run("mute", 2, &[("MPI4TCH_TIMEOUT", "1.5")]);
+    assert!(!outcome.status.success(), "{outcome:?}");
+    assert!(start.elapsed() < Duration::from_secs(40), "{outcome:?}");
+}
+
+/// The last rank comes after a while, and on another line than before.
+fn late() -> Result<()> {
+    let universe = mpi4tch::initialize()?;
+    let world = universe.world();
+    let is_late = world.rank() + 1 == world.size();
+    if is_late {
+        world.barrier()?;
+        std::thread::sleep(Duration::from_secs(4));
+        world.all_reduce(&x(), Op::Sum).map(drop)
+    } else {
+        world.barrier()?;
+        world.all_reduce(&x(), Op::Sum).map(drop)
+    }
+}
+
+#[test]
+fn a_long_wait_is_told_once() {
+    let outcome = job::run("late", 2, &[("MPI4TCH_NOTICE", "1")]);
+    assert!(outcome.status.success(), "{outcome:?}");
+    let lines: Vec<_> = outcome.printed.lines().filter(|line| line.contains("mpi4tch: ")).collect();
+    let [waits, lines_differ, goes_on] = lines[..] else { panic!("{outcome:?}") };
+    assert!(waits.contains("rank 0 of 2 has waited 1."), "{waits}");
+    assert!(waits.contains(" s in all_reduce at tests/timeout.rs:"), "{waits}");
+    let barrier = "rank 0 made its last call that stood on another line elsewhere in barrier at ";
+    assert!(lines_differ.contains(barrier), "{lines_differ}");
+    let would = "mpi4tch: it waits on; MPI4TCH_TIMEOUT=<seconds> would end the job";
+    assert!(goes_on.ends_with(would), "{goes_on}");
 }
