@@ -17,12 +17,13 @@
 //! libtorch would pass it over, and nobody would receive the cotangent: the gradient would be 1, or
 //! the program would hang. Here are the two ways to make the send a part of the backward pass.
 
+use std::process::ExitCode;
+
 use mpi4tch::tch::{Kind, Tensor};
 use mpi4tch::{Communicator, Rank, Result};
 
-fn main() -> Result<()> {
-    let universe = mpi4tch::initialize()?;
-    run(&universe.world())
+fn main() -> ExitCode {
+    mpi4tch::run(|universe| run(&universe.world()))
 }
 
 /// The ring by dummies, then by a tape, on any number of ranks.

@@ -22,7 +22,7 @@ use argmin::solver::linesearch::MoreThuenteLineSearch;
 use argmin::solver::quasinewton::LBFGS;
 use clap::Parser;
 use mpi4tch::tch::{Kind, Tensor, no_grad};
-use mpi4tch::{Communicator, Op};
+use mpi4tch::{Communicator, Op, Universe};
 
 use closed_form::NormalEquations;
 use data::{Standardized, Table};
@@ -55,29 +55,21 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let universe = match mpi4tch::initialize() {
-        Ok(universe) => universe,
-        Err(error) => return failure(&error),
-    };
+    mpi4tch::run(program)
+}
+
+fn program(universe: &Universe) -> Result<(), Box<dyn Error>> {
     let world = universe.world();
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
+    match Arguments::try_parse() {
+        Ok(arguments) => run(&world, &arguments),
         Err(usage) => {
             // All ranks have the same arguments; to hear of them once is enough.
             if world.rank() == 0 {
-                let _ = usage.print();
+                usage.print()?;
             }
-            return ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(1));
+            if usage.use_stderr() { Err("the arguments are wrong".into()) } else { Ok(()) }
         }
-    };
-    run(&world, &arguments).map_or_else(|error| failure(&*error), |()| ExitCode::SUCCESS)
-}
-
-fn failure(error: &dyn Error) -> ExitCode {
-    // In one piece, since all ranks write to one terminal.
-    let line = format!("error: {error}\n");
-    eprint!("{line}");
-    ExitCode::FAILURE
+    }
 }
 
 fn run(world: &Communicator, arguments: &Arguments) -> Result<(), Box<dyn Error>> {

@@ -56,24 +56,20 @@ pub(crate) struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let outcome = mpi4tch::initialize().map_err(Into::into).and_then(|universe| {
-        match Arguments::try_parse() {
-            Ok(arguments) => run(&universe, &arguments).map(|()| ExitCode::SUCCESS),
-            Err(usage) => {
-                // All ranks have the same arguments; to hear of them once is enough.
-                if universe.world().rank() == 0 {
-                    let _ = usage.print();
-                }
-                Ok(ExitCode::from(u8::try_from(usage.exit_code())?))
+    mpi4tch::run(program)
+}
+
+fn program(universe: &Universe) -> Outcome<()> {
+    match Arguments::try_parse() {
+        Ok(arguments) => run(universe, &arguments),
+        Err(usage) => {
+            // All ranks have the same arguments; to hear of them once is enough.
+            if universe.world().rank() == 0 {
+                usage.print()?;
             }
+            if usage.use_stderr() { Err("the arguments are wrong".into()) } else { Ok(()) }
         }
-    });
-    outcome.unwrap_or_else(|error: Box<dyn Error>| {
-        // In one piece, since all ranks write to one terminal.
-        let line = format!("error: {error}\n");
-        eprint!("{line}");
-        ExitCode::FAILURE
-    })
+    }
 }
 
 /// Trains on all ranks together, then on each rank alone, and compares.
