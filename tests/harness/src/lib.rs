@@ -87,6 +87,11 @@ macro_rules! tests {
     };
 }
 
+/// Whether this process is a rank of a job, rather than the one that starts jobs.
+pub fn is_rank() -> bool {
+    std::env::var_os(launch::FOLDER).is_some()
+}
+
 /// The `main` of a test file: runs the tests that the command line selects.
 ///
 /// `start` runs on each rank, before any test; it returns the context that is
