@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test bench fmt lint doc
+.PHONY: help demo test sanitize valgrind bench fmt lint doc
 
 RANKS ?= 2
 EXAMPLE ?= linear_regression
@@ -14,7 +14,7 @@ runner = target.'cfg(all())'.runner = ['scripts/mpiexec.sh', '-n', '$(RANKS)']
 format_c = git ls-files '*.c' '*.cpp' '*.h' | xargs -r "$$CLANG_FORMAT"
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: ## train the example on RANKS=2 ranks; EXAMPLE=name, ARGS='...'
 	@$(call setup)
@@ -23,6 +23,14 @@ demo: ## train the example on RANKS=2 ranks; EXAMPLE=name, ARGS='...'
 test: ## run all tests on Open MPI and MPICH, or on MPI4TCH_MPI only; ALL=1, ARGS='...'
 	@$(call setup,--every-mpi)
 	scripts/test.sh $(if $(ALL),--all) $(ARGS)
+
+sanitize: ## run the tests on 2 ranks under AddressSanitizer, on Open MPI; ARGS='...'
+	@$(call setup,--every-mpi)
+	scripts/sanitize.sh $(ARGS)
+
+valgrind: ## run those that look at memory on 2 ranks under valgrind, on MPICH; ARGS='...'
+	@$(call setup,--every-mpi --valgrind)
+	scripts/valgrind.sh $(ARGS)
 
 bench: ## run the benchmarks
 	@$(call setup)

