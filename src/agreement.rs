@@ -142,7 +142,7 @@ pub(crate) fn agree(
         return terms.map(|_| (Agreed::default(), Arc::new(Turn::free())));
     }
     let terms = in_step(site, comm, terms);
-    let says = Says { site, comm, subject: recorded(comm, subject), terms: &terms };
+    let says = Says { site, comm, subject: recorded(comm, subject, &terms), terms: &terms };
     let mut pending = Pending::new(site, comm, says.fingerprint(), way);
     let outcome = comm.environment().wait(site, || {
         // SAFETY: `wait` gives leave to call MPI.
@@ -202,14 +202,19 @@ impl Proposal {
             }
             Some(Admission::Compared) => {
                 let pending = Pending::compared(site, comm);
-                let terms = terms.map_err(|error| error.to_string()).map(|terms| terms.to_owned());
-                let said = Said { site, subject: None, terms };
-                return Ok(Some(Self(Some(Inner { pending, said }))));
+                let (terms, error) = match terms {
+                    Ok(terms) => (Ok(terms.to_owned()), None),
+                    Err(error) => (Err(error.to_string()), Some(error)),
+                };
+                let proposal =
+                    Self(Some(Inner { pending, said: Said { site, subject: None, terms } }));
+                // The others go on with the call: without it, this rank is out of step.
+                return error.map_or(Ok(Some(proposal)), Err);
             }
             Some(Admission::Granted(_)) | None => (),
         }
         let terms = in_step(site, comm, terms);
-        let subject = recorded(comm, subject);
+        let subject = recorded(comm, subject, &terms);
         let fingerprint = Says { site, comm, subject, terms: &terms }.fingerprint();
         let pending = Pending::new(site, comm, fingerprint, Way::Polls);
         let (terms, error) = match terms {
@@ -234,6 +239,11 @@ impl Proposal {
             Err(error) => error,
             Ok(_) => unreachable!("an error is never agreed on"),
         }
+    }
+
+    /// See [`Turn::seal`].
+    pub(crate) fn seal(&self) -> u64 {
+        self.0.as_ref().map_or(0, |inner| inner.pending.seal())
     }
 
     /// The line of the call, and its communicator.
@@ -264,7 +274,7 @@ impl Drop for Proposal {
     fn drop(&mut self) {
         if let Some(inner) = self.0.take().filter(|inner| !inner.pending.has_ended()) {
             let comm = inner.pending.comm().clone();
-            comm.turns().withdraw();
+            comm.turns().withdraw(inner.pending.place());
             comm.environment().flights().refuse(Self(Some(inner)));
         }
     }
@@ -275,9 +285,12 @@ fn in_step<'a>(site: Site, comm: &Communicator, terms: Result<Terms<'a>>) -> Res
     if comm.turns().are_out_of_step() { Err(Error::OutOfStep { call: site.call }) } else { terms }
 }
 
-/// Only a graph that all ranks record, or none, can be gone back through.
-fn recorded(comm: &Communicator, subject: Subject) -> Subject {
-    let compares = comm.check() == Check::Collective;
+/// Only a graph that all ranks record, or none, can be gone back through. A reduction that is not
+/// linear is made by other calls of MPI's where it is recorded, so of those it is compared in any case.
+fn recorded(comm: &Communicator, subject: Subject, terms: &Result<Terms>) -> Subject {
+    let op = terms.as_ref().ok().and_then(|terms| terms.op);
+    let decides = op.is_some_and(|op| op.is_differentiable() && !op.is_linear());
+    let compares = decides || comm.check() == Check::Collective;
     subject.map(|(datatype, records)| (datatype, records && compares))
 }
 

@@ -240,7 +240,7 @@ impl Communicator {
         let caller = Location::caller();
         let number = self.environment().watch().count_call();
         let backward = matches!(self.pass, Pass::Backward);
-        Site { call, at: self.origin.unwrap_or(caller), backward, number }
+        Site { call, at: self.origin.unwrap_or(caller), backward, number, seal: 0 }
     }
 
     /// The context of the pass.

@@ -37,6 +37,17 @@ pub(crate) enum Start {
     Agreed(Box<Proposal>),
 }
 
+impl Start {
+    /// See [`Turn::seal`].
+    pub(crate) fn seal(&self) -> u64 {
+        match self {
+            Self::Now => 0,
+            Self::InTurn(turn) => turn.seal(),
+            Self::Agreed(proposal) => proposal.seal(),
+        }
+    }
+}
+
 /// What is under way, from before its start to its end.
 struct Call {
     site: Site,
@@ -171,6 +182,7 @@ impl Drop for Flight {
     fn drop(&mut self) {
         let flights = self.0.comm.environment().flights();
         if self.0.progress().has_ended() {
+            self.0.leave();
             flights.remove(self.0.number);
         } else {
             self.0.dropped.store(true, Ordering::Release);
@@ -180,6 +192,14 @@ impl Drop for Flight {
 }
 
 impl Call {
+    /// Keeps an error that nobody waited for, to be told at the end.
+    fn leave(&self) {
+        if let Stage::Failed(error) = &self.progress().stage {
+            let line = format!("rank {}: {}, started there: {error}", self.comm.rank(), self.site);
+            self.comm.environment().leave(vec![line]);
+        }
+    }
+
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -208,6 +228,8 @@ impl Progress {
         let turn = match unsafe { proposal.poll() } {
             Ok(None) => return,
             Ok(Some(Ok(turn))) => turn,
+            // What this rank has refused is an error there.
+            Ok(Some(Err(_))) | Err(_) if launch.is_none() => return self.stage = Stage::Over,
             Ok(Some(Err(error))) | Err(error) => return self.stage = Stage::Failed(error),
         };
         let mut made = Made::new(Way::Polls);
@@ -361,6 +383,7 @@ impl Flights {
             // SAFETY: passed on to the caller.
             let _ = unsafe { call.progress().test() };
             if call.progress().has_ended() {
+                call.leave();
                 self.remove(call.number);
             } else {
                 self.list().orphans.push_back(call);
@@ -402,9 +425,15 @@ impl Flights {
             left.retain(|call| {
                 // SAFETY: as above.
                 let _ = unsafe { call.progress().test() };
-                is_left(call)
+                let is_left = is_left(call);
+                if !is_left {
+                    call.leave();
+                }
+                is_left
             });
             if left.is_empty() {
+                let rest = std::mem::take(&mut *self.list());
+                drop(rest);
                 return Vec::new();
             }
             if start.elapsed() > PATIENCE {

@@ -140,7 +140,7 @@
 //! | `MPI4TCH_CHECK` | |
 //! | --- | --- |
 //! | `collective` | Also whether calls are to be recorded. Messages between two ranks bring their kind along, so that the receiver can tell. The default in debug builds. |
-//! | `local` | As above. Of messages, only the length is checked. The default in release builds. |
+//! | `local` | What is said above, and, for `Max`, `Min` and `Prod`, which are made by other calls where they are recorded, whether they are. Of messages, only the length is checked. The default in release builds. |
 //! | `none` | Nothing, except in calls in which sizes travel. **What keeps memory safe across ranks is then up to the program**: with some MPIs, a call whose sizes differ between ranks writes beyond its buffers. |
 //!
 //! The most that any rank's environment says holds for all.

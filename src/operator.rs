@@ -163,6 +163,7 @@ impl Mode for Blocking {
         }
         let derivative = derivative(plan.input.shape(), &agreed);
         let y = plan.run(site, comm, turn.as_deref())?;
+        let site = Site { seal: turn.as_deref().map_or(0, Turn::seal), ..site };
         drop(turn);
         if let Some(messages) = comm.messages().filter(|_| !operator.traffic().is_collective()) {
             messages.settle(&operator.traffic())?;

@@ -119,6 +119,7 @@ impl Mode for Nonblocking {
         let site = comm.site(operator.name());
         let (ready, start) = Ready::to_start(operator, site, comm, x)?;
         let Ready { plan, agreed, records, .. } = ready;
+        let site = Site { seal: start.seal(), ..site };
         // What it was let in by must not outlive the start.
         let comm = &comm.unadmitted();
         let nodes = records.then(|| {

@@ -13,13 +13,16 @@ pub(crate) struct Site {
     pub(crate) backward: bool,
     /// Which of this rank's calls it is, from 1; 0 for one that is not counted by itself.
     pub(crate) number: u64,
+    /// What the ranks have agreed on about it, as a number that it has on all of them; 0 where they
+    /// have not.
+    pub(crate) seal: u64,
 }
 
 impl Site {
     /// The caller's.
     #[track_caller]
     pub(crate) fn new(call: &'static str) -> Self {
-        Self { call, at: Location::caller(), backward: false, number: 0 }
+        Self { call, at: Location::caller(), backward: false, number: 0, seal: 0 }
     }
 
     /// The line, and the pass.

@@ -6,7 +6,6 @@
 //! say the same, and exits; the launcher then ends the job.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -204,6 +203,13 @@ fn look(watched: &Weak<Watch>) {
     loop {
         let Some(watch) = watched.upgrade() else { return };
         if let Some((text, ends)) = watch.look() {
+            if ends {
+                // Also where what is said cannot be written, as nobody reads it.
+                std::thread::spawn(|| {
+                    std::thread::sleep(3 * GRACE);
+                    exit();
+                });
+            }
             say(&text);
             if ends {
                 std::thread::sleep(GRACE);
@@ -213,9 +219,7 @@ fn look(watched: &Weak<Watch>) {
                     watch.rank,
                     watch.limits.timeout.unwrap_or_default().as_secs_f64()
                 ));
-                // MPI cannot be called here, nor can what it left be cleaned up.
-                // SAFETY: ends the process without running anything of it.
-                unsafe { libc::_exit(EXIT_CODE) };
+                exit();
             }
         }
         let pause = watch.limits.pause();
@@ -224,8 +228,15 @@ fn look(watched: &Weak<Watch>) {
     }
 }
 
-/// Writes to standard error, in one piece, as other ranks write there too. If it cannot be written
-/// to, nothing can be said.
+/// Ends the process. MPI cannot be called here, nor can what it left be cleaned up.
+fn exit() {
+    // SAFETY: ends the process without running anything of it.
+    unsafe { libc::_exit(EXIT_CODE) };
+}
+
+/// Writes to standard error, in one piece, as other ranks write there too, and without Rust's lock,
+/// which the program may hold. If it cannot be written to, nothing can be said.
 pub(crate) fn say(text: &str) {
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    // SAFETY: the text has as many bytes.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
 }

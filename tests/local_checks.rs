@@ -20,6 +20,7 @@ fn main() -> ExitCode {
             counts_that_do_not_fit_together,
             mistakes_on_all_ranks,
             requires_grad_may_differ_where_nobody_goes_back,
+            requires_grad_must_agree_where_it_decides_what_is_called,
         ],
     )
 }
@@ -155,4 +156,31 @@ fn requires_grad_may_differ_where_nobody_goes_back(context: &Context) -> Result<
         testing::assert_adjoint(world, &x, |x| f(world, x))?;
     }
     works(world)
+}
+
+/// What is not linear is made by other calls of MPI's where it is recorded.
+fn requires_grad_must_agree_where_it_decides_what_is_called(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let size = i64::from(world.size());
+    let counts = vec![60_000; usize::try_from(size).unwrap_or(1)];
+    type Operation<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
+    let calls: [Operation; 5] = [
+        &|x| world.reduce(x, Op::Max, 0),
+        &|x| world.scan(x, Op::Min)?.f_add_scalar(0).map_err(Into::into),
+        &|x| world.reduce_scatter_with_counts(x, 0, &counts, Op::Prod),
+        &|x| world.ireduce_scatter_with_counts(x, 0, &counts, Op::Max)?.wait(),
+        &|x| Ok(world.max_loc(x)?.0),
+    ];
+    for (i, call) in calls.iter().enumerate() {
+        for rank in [0, world.size() - 1] {
+            let x = zeros(&[60_000 * size]).set_requires_grad(world.rank() == rank);
+            let error = call(&x).expect_err("the ranks make other calls").to_string();
+            assert!(error.contains("\n  requires_grad: "), "{i}: {error}");
+            works(world)?;
+        }
+    }
+    Ok(())
 }

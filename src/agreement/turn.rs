@@ -63,9 +63,12 @@ impl Turns {
         self.order().out_of_step
     }
 
-    /// Notes a call that this rank will not make, if the ranks agree on it.
-    pub(super) fn withdraw(&self) {
-        self.order().withdrawn += 1;
+    /// Notes a call that this rank will not make, if the ranks agree on it. Those that have taken
+    /// their places after it, on other threads, have told the others nothing of that.
+    pub(super) fn withdraw(&self, place: u64) {
+        let mut order = self.order();
+        order.withdrawn += 1;
+        order.out_of_step |= order.taken > place + 1;
     }
 
     fn is_turn(&self, place: u64) -> bool {
@@ -87,6 +90,8 @@ pub(crate) struct Pending {
     place: u64,
     /// How many calls this rank had not made, when this one took its place.
     withdrawn: u64,
+    /// What the ranks compare: of calls that they agree on it is the same.
+    seal: u64,
     tag: Tag,
     exchange: Exchange,
     /// Whether the place has been passed, or passed on to a [`Turn`].
@@ -119,12 +124,12 @@ impl Pending {
         // Below the largest tag, which is at least 32767.
         let tag = Tag::try_from(number % slots).unwrap_or(0) * TAGS;
         // Ranks that have not made the same number of calls are out of step.
-        let terms = hash(&(fingerprint, place, withdrawn));
+        let seal = hash(&(fingerprint, place, withdrawn));
         let line = hash(&(site.at.file(), site.at.line(), site.at.column()));
         // The largest of a word and of its complement tell whether all ranks have the same.
-        let words = [terms, !terms, line, !line, u64::from(way == Way::Polls)];
+        let words = [seal, !seal, line, !line, u64::from(way == Way::Polls)];
         let exchange = Exchange::Rounds(Rounds::new(words, tag));
-        Self { site, comm: comm.plain(), place, withdrawn, tag, exchange, ended: false }
+        Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
     }
 
     /// Takes the next place for a call that a tape has compared.
@@ -135,7 +140,8 @@ impl Pending {
             order.taken - 1
         };
         let exchange = Exchange::Done(Way::Polls);
-        Self { site, comm: comm.plain(), place, withdrawn: 0, tag: 0, exchange, ended: false }
+        let (withdrawn, seal, tag) = (0, hash(&place), 0);
+        Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
     }
 
     /// Goes on as far as possible without waiting. Where the ranks differ, this one tells the others
@@ -184,8 +190,8 @@ impl Pending {
             Exchange::Done(way) => {
                 self.ended = true;
                 let turns = Some(Arc::clone(comm.turns()));
-                let turn =
-                    Turn { turns, place: self.place, way: *way, made: AtomicBool::default() };
+                let (place, seal, made) = (self.place, self.seal, AtomicBool::default());
+                let turn = Turn { turns, place, seal, way: *way, made };
                 Ok(Some(Ok(turn)))
             }
             Exchange::Texts(texts) => {
@@ -201,6 +207,14 @@ impl Pending {
 
     pub(super) fn comm(&self) -> &Communicator {
         &self.comm
+    }
+
+    pub(super) fn place(&self) -> u64 {
+        self.place
+    }
+
+    pub(super) fn seal(&self) -> u64 {
+        self.seal
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -239,6 +253,7 @@ pub(crate) struct Turn {
     /// None where calls are not compared.
     turns: Option<Arc<Turns>>,
     place: u64,
+    seal: u64,
     way: Way,
     made: AtomicBool,
 }
@@ -246,7 +261,13 @@ pub(crate) struct Turn {
 impl Turn {
     /// For a call that is not compared.
     pub(super) fn free() -> Self {
-        Self { turns: None, place: 0, way: Way::Waits, made: AtomicBool::new(true) }
+        Self { turns: None, place: 0, seal: 0, way: Way::Waits, made: AtomicBool::new(true) }
+    }
+
+    /// A number that the call has on all ranks that agreed on it, and that no other call of the
+    /// communicator has; 0 where calls are not compared.
+    pub(crate) fn seal(&self) -> u64 {
+        self.seal
     }
 
     pub(crate) fn way(&self) -> Way {
@@ -270,7 +291,7 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let Some(turns) = &self.turns else { return };
         if !self.made.load(Ordering::Relaxed) {
-            turns.withdraw();
+            turns.withdraw(self.place);
         }
         turns.pass(self.place);
     }

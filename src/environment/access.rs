@@ -22,7 +22,8 @@ use crate::watch::{self, Watch};
 /// The order of locks: leave to call MPI ([`Environment::enter`]) comes before all others, as whoever
 /// has it may take any of them, and nobody who holds another may ask for leave. Of the others, that
 /// of the list of calls under way comes before that of a single call, and that before the order of a
-/// communicator's calls; the rest are held for a moment only, with no other taken meanwhile.
+/// communicator's calls; and that of a communicator's children before those of the children. While
+/// any of the rest is held, nothing waits.
 #[derive(Debug)]
 pub(crate) struct Environment {
     handles: Handles,
@@ -215,8 +216,13 @@ impl Environment {
     }
 
     /// Keeps lines of what was left over, to be told at the end.
-    pub(crate) fn leave(&self, mut lines: Vec<String>) {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).append(&mut lines);
+    pub(crate) fn leave(&self, lines: Vec<String>) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        for line in lines {
+            if !left.contains(&line) {
+                left.push(line);
+            }
+        }
     }
 
     /// Closes when MPI is finalized by who initialized it, while MPI can still be called: MPI begins

@@ -41,7 +41,7 @@ pub(super) fn fingerprint(rank: Rank, calls: &[Entry]) -> [i64; 2] {
     let mut balance = 0_i64;
     for Entry { site, traffic } in calls {
         match traffic {
-            Traffic::Collective => site.call.hash(&mut collective),
+            Traffic::Collective => (site.call, site.seal).hash(&mut collective),
             Traffic::Wait(number) => number.hash(&mut collective),
             Traffic::Local => (),
             Traffic::Messages { send, receive } => {
@@ -102,13 +102,16 @@ pub(super) enum Line {
 
 fn lines(rank: Rank, calls: &[Entry]) -> impl Iterator<Item = Line> {
     calls.iter().flat_map(move |Entry { site, traffic }| {
-        let collective = |what: String| {
-            let at = format!("{what} at {}", site.at);
-            vec![Line::Collective { what, at }]
-        };
+        let at = |what: &str| format!("{what} at {}", site.at);
         match traffic {
-            Traffic::Collective => collective(site.call.to_owned()),
-            Traffic::Wait(number) => collective(format!("wait for call {number}")),
+            Traffic::Collective => {
+                let what = format!("{} {:x}", site.call, site.seal);
+                vec![Line::Collective { what, at: at(site.call) }]
+            }
+            Traffic::Wait(number) => {
+                let what = format!("wait for call {number}");
+                vec![Line::Collective { at: at(&what), what }]
+            }
             Traffic::Local => Vec::new(),
             Traffic::Messages { send, receive } => messages(rank, send, receive)
                 .map(|message| Line::Message { message, at: site.to_string() })
@@ -180,6 +183,11 @@ pub(super) fn differences(all: &[Vec<Line>]) -> String {
             })
             .collect();
         text += &agreement::differences(&values);
+        if text.is_empty() {
+            // Started by all on the same line, but with other arguments, or for another tape.
+            let at = collectives[0].get(i).map_or("nothing", |(_, at)| at);
+            text += &format!("\n  {name}: {at}, which the ranks have not agreed on");
+        }
     }
     let messages = all.iter().flatten().filter_map(|line| match line {
         Line::Message { message, at } => {

@@ -17,6 +17,8 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         waits_in_different_order,
         bad_arguments_are_refused_on_all_ranks,
         options_that_differ,
+        what_the_ranks_have_not_agreed_on,
+        calls_that_are_on_different_tapes,
     ]
 }
 
@@ -179,4 +181,51 @@ fn options_that_differ(context: &Context) -> Result<()> {
         "{error}"
     );
     tape.backward(&y)
+}
+
+/// Calls that were started with different sizes, whose error nobody has waited for: going back through
+/// them would overrun the smaller one's memory.
+fn what_the_ranks_have_not_agreed_on(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    for forget in [false, true] {
+        let tape = world.tape();
+        let count = if world.rank() == 0 { 16 } else { 200_000 };
+        let x = zeros(&[count]).set_requires_grad(true);
+        let request = tape.iall_reduce(&x, Op::Sum)?;
+        if forget {
+            std::mem::forget(request);
+        } else {
+            drop(request);
+        }
+        let text = tape_error(tape.backward(None));
+        assert!(text.starts_with("\n  call 1 of all ranks: all_reduce at "), "{text}");
+        assert!(text.ends_with(", which the ranks have not agreed on"), "{text}");
+        same_everywhere(world, &text)?;
+    }
+    Ok(())
+}
+
+/// In the same order on all ranks, but not on the same tapes.
+fn calls_that_are_on_different_tapes(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let (mut first, mut second) = (world.tape(), world.tape());
+    if world.rank() == 0 {
+        std::mem::swap(&mut first, &mut second);
+    }
+    let (few, many) = (zeros(&[16]).set_requires_grad(true), zeros(&[200_000]));
+    let small = first.iall_reduce(&few, Op::Sum)?;
+    let large = second.iall_reduce(&many.set_requires_grad(true), Op::Sum)?;
+    let _ = mpi4tch::wait_all([small, large])?;
+    if world.rank() == 0 {
+        std::mem::swap(&mut first, &mut second);
+    }
+    let text = tape_error(first.backward(None));
+    assert!(text.contains("call 1 of all ranks: all_reduce at "), "{text}");
+    Ok(())
 }
