@@ -121,10 +121,16 @@ impl Environment {
         &self.watch
     }
 
-    /// Whether a thread that waits inside MPI would keep others waiting.
+    /// Whether a thread that waits inside MPI, as this one may, would keep others waiting.
     #[inline]
     pub(super) fn has_waiting_threads(&self) -> bool {
-        self.level == ThreadLevel::Serialized && self.has_threads.load(Ordering::Relaxed)
+        if self.level != ThreadLevel::Serialized {
+            return false;
+        }
+        if std::thread::current().id() != self.main {
+            self.has_threads.store(true, Ordering::Relaxed);
+        }
+        self.has_threads.load(Ordering::Relaxed)
     }
 
     /// Whether MPI has not been finalized.
@@ -142,17 +148,12 @@ impl Environment {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether this thread may call MPI, as things stand. Notes that there are several threads: from
-    /// then on none waits inside MPI.
+    /// Whether this thread may call MPI, as things stand.
     #[inline]
     pub(crate) fn allows(&self, call: &'static str) -> Result<()> {
-        if self.level != ThreadLevel::Multiple && std::thread::current().id() != self.main {
-            if self.level < ThreadLevel::Serialized {
-                let needed =
-                    "call from the main thread, or initialize with ThreadLevel::Serialized";
-                return Err(Error::Thread { call, level: self.level, needed });
-            }
-            self.has_threads.store(true, Ordering::Relaxed);
+        if self.level < ThreadLevel::Serialized && std::thread::current().id() != self.main {
+            let needed = "call from the main thread, or initialize with ThreadLevel::Serialized";
+            return Err(Error::Thread { call, level: self.level, needed });
         }
         if self.is_open() { Ok(()) } else { Err(Error::Finalized { call }) }
     }

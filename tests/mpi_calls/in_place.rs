@@ -11,6 +11,9 @@ pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![in_place, in_place_of_any_layout]
 }
 
+/// MPICH's `MPI_Reduce` cannot.
+const REDUCES_IN_PLACE: bool = !matches!(mpi_sys::VENDOR, mpi_sys::Vendor::Mpich);
+
 /// One call, which reads and writes the tensor itself.
 fn in_place(context: &Context) -> Result<()> {
     let world = &context.world;
@@ -31,7 +34,9 @@ fn in_place(context: &Context) -> Result<()> {
             assert_eq!(names(&made), ["MPI_Reduce"], "{op:?} {kind:?}");
             let root = world.rank() == last;
             let buffers = if root { [in_place, place] } else { [place, 0] };
-            assert_eq!(made[0].buffers, buffers, "{op:?} {kind:?}");
+            if REDUCES_IN_PLACE {
+                assert_eq!(made[0].buffers, buffers, "{op:?} {kind:?}");
+            }
             let (_, made) = calls(|| world.broadcast_(&mut x, 0))?;
             assert_eq!(names(&made), ["MPI_Bcast"]);
             assert_eq!(made[0].buffers[0], place);
@@ -65,7 +70,8 @@ fn in_place_of_any_layout(context: &Context) -> Result<()> {
         let mut reduced = mine();
         let (_, made) = calls(|| world.reduce_(&mut reduced, Op::Sum, last))?;
         assert_eq!(names(&made), ["MPI_Reduce"]);
-        assert_eq!(made[0].buffers[0] == in_place, world.rank() == last, "on the root alone");
+        let is_expected = REDUCES_IN_PLACE && world.rank() == last;
+        assert_eq!(made[0].buffers[0] == in_place, is_expected, "on the root alone");
         assert_eq!(reduced, world.reduce(&y, Op::Sum, last)?);
     }
     Ok(())
