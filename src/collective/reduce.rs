@@ -86,8 +86,9 @@ impl Communicator {
 
     /// [`reduce`](Self::reduce) in place: `x` becomes the result, on `root`, or zeros.
     ///
-    /// Wraps `MPI_Reduce`, with `MPI_IN_PLACE` on the root, except with MPICH. Collective: every rank must
-    /// call it.
+    /// Wraps `MPI_Reduce`, with `MPI_IN_PLACE` on the root; with MPICH, the result is copied into `x`.
+    /// Collective: every rank must call it.
+    ///
     /// It follows torch's rules for changes in place, as [`all_reduce_`](Self::all_reduce_) does.
     ///
     /// - Shape, kinds, adjoint: as `reduce`.
