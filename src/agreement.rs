@@ -12,7 +12,9 @@ mod turn;
 
 use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::communicator::{Communicator, Rank, index};
 use crate::datatype::Datatype;
@@ -197,7 +199,7 @@ impl Proposal {
         }
         match comm.admission() {
             Some(Admission::Begun(begun)) => {
-                let proposal = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let proposal = begun.lock().take();
                 return terms.map(|_| proposal);
             }
             Some(Admission::Compared) => {

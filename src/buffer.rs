@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use tch::{TchError, Tensor};
 
@@ -175,7 +176,7 @@ static PINS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
 impl Pinned {
     pub(crate) fn new(call: &'static str, tensor: &Tensor) -> Result<Self> {
-        let mut pins = PINS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = PINS.lock();
         let (tensor, storage, resizable) = autograd::pin(call, tensor)?;
         if resizable || pins.contains_key(&storage) {
             *pins.entry(storage).or_default() += 1;
@@ -186,7 +187,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let mut pins = PINS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = PINS.lock();
         let Some(count) = pins.get_mut(&self.storage) else { return };
         *count -= 1;
         if *count == 0 {

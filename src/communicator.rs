@@ -6,7 +6,7 @@ mod lineage;
 
 use std::fmt;
 use std::panic::Location;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use mpi_sys::MPI_Comm;
 
@@ -265,7 +265,7 @@ impl Communicator {
     /// The context in which the ranks count from the other end, for the adjoint of a scan, once it
     /// has been [made](Self::make_reversed).
     pub(crate) fn reversed(&self) -> MPI_Comm {
-        let reversed = self.inner.node.reversed.lock().unwrap_or_else(PoisonError::into_inner);
+        let reversed = self.inner.node.reversed.lock();
         reversed.unwrap_or(mpi_sys::MPI_COMM_NULL)
     }
 
@@ -284,7 +284,7 @@ impl Communicator {
                 mpi_sys::MPI_Comm_split(node.backward, 0, -self.rank(), &mut context)
             })?;
             return_errors(context)?;
-            *node.reversed.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
+            *node.reversed.lock() = Some(context);
             Ok(())
         })?;
         turn.made();

@@ -9,9 +9,11 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::ThreadId;
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use crate::agreement::Check;
 use crate::communicator::{Communicator, return_errors};
@@ -70,7 +72,7 @@ pub fn initialize() -> Result<Universe> {
 /// ```
 #[doc(alias = "MPI_Init_thread")]
 pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
-    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut current = CURRENT.lock();
     let thread = std::thread::current().id();
     if current.owner.is_some_and(|owner| owner != thread) {
         if flag("MPI_Finalized", mpi_sys::MPI_Finalized)? {
@@ -85,8 +87,7 @@ pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
     let shared = Arc::new(Shared::start(level)?);
     current.shared = Arc::downgrade(&shared);
     current.owner = shared.owner.then_some(thread);
-    *ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner) =
-        Arc::downgrade(&shared.environment);
+    *ENVIRONMENT.lock() = Arc::downgrade(&shared.environment);
     Ok(Universe { shared, not_send: PhantomData })
 }
 
@@ -104,7 +105,7 @@ static ENVIRONMENT: Mutex<Weak<Environment>> = Mutex::new(Weak::new());
 
 /// The environment of the universe, for calls that start from none.
 pub(crate) fn current(call: &'static str) -> Result<Arc<Environment>> {
-    let environment = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+    let environment = ENVIRONMENT.lock().upgrade();
     if let Some(environment) = environment {
         return Ok(environment);
     }

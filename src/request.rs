@@ -13,8 +13,9 @@ mod order;
 mod queues;
 mod several;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tch::Tensor;
 
 use crate::agreement::{Admission, Agreed, Proposal, Way};

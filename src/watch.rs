@@ -7,8 +7,10 @@
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::communicator::Rank;
 use crate::error::{Error, Result};
@@ -118,7 +120,7 @@ impl Watch {
     }
 
     fn waits(&self) -> MutexGuard<'_, Waits> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waits.lock()
     }
 
     /// The number of the next call.
@@ -141,12 +143,12 @@ impl Watch {
 
     /// Notes a call that looked alike on all ranks, but stood on different lines.
     pub(crate) fn note_lines(&self, site: Site) {
-        *self.lines.lock().unwrap_or_else(PoisonError::into_inner) = Some(site);
+        *self.lines.lock() = Some(site);
     }
 
     /// The last such call.
     pub(crate) fn last_lines(&self) -> Option<String> {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.lines.lock();
         lines.map(|site| site.to_string())
     }
 

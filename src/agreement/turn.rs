@@ -10,8 +10,10 @@
 //! something: see [`flight`](crate::flight).
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::description::{AT, LAST, Line, PLACE, encode};
 use super::rounds::{Rounds, WORDS};
@@ -56,7 +58,7 @@ const TAGS: Tag = 32;
 
 impl Turns {
     fn order(&self) -> MutexGuard<'_, Order> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(super) fn are_out_of_step(&self) -> bool {

@@ -22,9 +22,10 @@
 //! two roots have in common, as making them is collective too.
 
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use mpi_sys::MPI_Comm;
+use parking_lot::Mutex;
 
 use super::Inner;
 use crate::status::Status;
@@ -60,7 +61,7 @@ impl Node {
 
     /// One bit per entry, set where nobody on this rank holds what was made.
     pub(super) fn dead(&self) -> Vec<u64> {
-        let children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let children = self.children.lock();
         let mut bits = vec![0; children.len().div_ceil(64)];
         for (i, child) in children.iter().enumerate() {
             // Nobody can hold it again: the parent has only this weak reference.
@@ -81,7 +82,7 @@ impl Node {
     /// [`dead`](Self::dead) on every rank.
     pub(super) unsafe fn free_children(&self, dead: &[u64]) -> Vec<String> {
         let mut left = Vec::new();
-        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut children = self.children.lock();
         let mut bits = (0..children.len()).map(|i| dead[i / 64] >> (i % 64) & 1 == 1);
         children.retain(|child| {
             let free = bits.next() == Some(true);
@@ -97,12 +98,12 @@ impl Node {
 
     /// Adds the entry of a call that every rank is about to make.
     pub(super) fn add_entry(&self) {
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).push(Child::default());
+        self.children.lock().push(Child::default());
     }
 
     /// Fills the last entry with what the call made.
     pub(super) fn fill_entry(&self, inner: &Arc<Inner>) {
-        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut children = self.children.lock();
         if let Some(child) = children.last_mut() {
             *child = Child { node: Some(Arc::clone(&inner.node)), holders: Arc::downgrade(inner) };
         }
@@ -119,14 +120,13 @@ impl Node {
             // SAFETY: passed on to the caller.
             left.extend(unsafe { unreceived(context, pass) });
         }
-        let reversed = self.reversed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let reversed = self.reversed.lock().take();
         for mut context in [self.forward, self.backward, self.control].into_iter().chain(reversed) {
             // Errors are of no use here: what is not freed is lost.
             // SAFETY: a communicator that this crate made; the caller vouches for the rest.
             let _ = unsafe { mpi_sys::MPI_Comm_free(&mut context) };
         }
-        let children =
-            std::mem::take(&mut *self.children.lock().unwrap_or_else(PoisonError::into_inner));
+        let children = std::mem::take(&mut *self.children.lock());
         for node in children.into_iter().filter_map(|child| child.node) {
             // SAFETY: as for this one.
             unsafe { node.free(left) };

@@ -1,11 +1,12 @@
 //! Who may call MPI, and when: between its start and its end, on the threads that it allows.
 
 use std::ffi::{c_int, c_void};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::ThreadId;
 
 use mpi_sys::MPI_Datatype;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::agreement::Check;
 use crate::communicator::Node;
@@ -141,11 +142,11 @@ impl Environment {
     /// Remembers what failed, to tell it where other ranks wait for this one in vain.
     #[cold]
     pub(crate) fn note(&self, error: &Error) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+        *self.last_error.lock() = Some(error.to_string());
     }
 
     pub(super) fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_error.lock().clone()
     }
 
     /// Whether this thread may call MPI, as things stand.
@@ -172,16 +173,16 @@ impl Environment {
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, ()> {
-        self.calls.read().unwrap_or_else(PoisonError::into_inner)
+        self.calls.read()
     }
 
     fn alone(&self) -> RwLockWriteGuard<'_, ()> {
-        self.calls.write().unwrap_or_else(PoisonError::into_inner)
+        self.calls.write()
     }
 
     /// Takes a communicator over, to free it at the end.
     pub(crate) fn keep(&self, root: &Arc<Node>) {
-        self.roots.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(root));
+        self.roots.lock().push(Arc::clone(root));
     }
 
     /// Frees what was made, and then calls `finish`; from then on [`enter`](Self::enter) refuses.
@@ -198,8 +199,8 @@ impl Environment {
         }
         // SAFETY: MPI is there, and no call of this crate reaches it any more.
         let mut left = unsafe { self.flights.end() };
-        left.append(&mut self.left.lock().unwrap_or_else(PoisonError::into_inner));
-        let roots = std::mem::take(&mut *self.roots.lock().unwrap_or_else(PoisonError::into_inner));
+        left.append(&mut self.left.lock());
+        let roots = std::mem::take(&mut *self.roots.lock());
         for root in roots {
             // SAFETY: MPI is there, and no call of this crate reaches it any more; all ranks free
             // what is left.
@@ -218,7 +219,7 @@ impl Environment {
 
     /// Keeps lines of what was left over, to be told at the end.
     pub(crate) fn leave(&self, lines: Vec<String>) {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = self.left.lock();
         for line in lines {
             if !left.contains(&line) {
                 left.push(line);

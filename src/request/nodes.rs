@@ -1,8 +1,9 @@
 //! The two nodes of a started operation.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tch::Tensor;
 
 use super::{Nonblocking, Request};
@@ -102,10 +103,10 @@ impl<D: Derivative> Nodes<D> {
         if !D::READS {
             return self.derivative.pull::<Nonblocking>(comm, &[], &zeros);
         }
-        let waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let waited = self.waited.lock().take();
         if let Some(y) = waited {
             let saved = [saved[0].shallow_clone(), y.shallow_clone()];
-            *self.waited.lock().unwrap_or_else(PoisonError::into_inner) = Some(y);
+            *self.waited.lock() = Some(y);
             return self.derivative.pull::<Nonblocking>(comm, &saved, &zeros);
         }
         // The derivative needs a result, and there is none on this rank.
@@ -116,12 +117,12 @@ impl<D: Derivative> Nodes<D> {
     }
 
     fn take(&self) -> Option<Request> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         slots.remove(&autograd::graph_task())
     }
 
     fn put(&self, request: Request) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         slots.insert(autograd::graph_task(), request);
     }
 }
@@ -135,7 +136,7 @@ impl<D: Derivative> Wait for Nodes<D> {
         (handle, x, y): (&Tensor, &Tensor, &Tensor),
     ) -> Result<()> {
         if D::READS {
-            *self.waited.lock().unwrap_or_else(PoisonError::into_inner) = Some(y.f_detach()?);
+            *self.waited.lock() = Some(y.f_detach()?);
         }
         let saved: &[&Tensor] = if D::READS { &[x, y] } else { &[] };
         let nodes = Arc::clone(&self);

@@ -7,8 +7,9 @@
 //! first, though they are yet to come: on both ends the waits are then in the order of the starts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::{Mutex, MutexGuard};
 use tch::Tensor;
 
 use super::alike::Key;
@@ -66,7 +67,7 @@ impl Messages {
     }
 
     fn queues(&self) -> MutexGuard<'_, Queues<Key, Weak<Due>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -106,7 +107,7 @@ impl Due {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(super) fn handle(&self) -> Tensor {

@@ -1,8 +1,9 @@
 //! What a tape records, and how the token is threaded through a node of the graph.
 
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::{Mutex, MutexGuard};
 use tch::Tensor;
 
 use super::comparison::{Entry, Traffic};
@@ -75,7 +76,7 @@ impl Record {
     }
 
     pub(super) fn thread(&self) -> MutexGuard<'_, Thread> {
-        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+        self.thread.lock()
     }
 
     pub(super) fn token(&self) -> Tensor {
