@@ -22,8 +22,8 @@ export CXXFLAGS="${CXXFLAGS:-} -fsanitize=address"
 # No look for leaks: libtorch and MPI keep to the end what they allocate once.
 export ASAN_OPTIONS=detect_leaks=0
 export MPI4TCH_TEST_RANKS=${MPI4TCH_TEST_RANKS:-2} MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
-# Some tests build a program of their own, as a user does: that has none of these flags.
-[[ $# != 0 ]] || set -- --tests -- --skip program_of_ones_own
+# Some tests build programs, as a user does, without any of these flags.
+[[ $# != 0 ]] || set -- --tests -- --skip program_of_ones_own --skip the_demo
 # Tests run the examples, too.
 cargo build --target "$host" --examples
 cargo test --target "$host" --no-fail-fast "$@"
