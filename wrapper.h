@@ -107,6 +107,9 @@ void mpi4tch_unpin(const void *tensor);
 /* A view of all of the tensor, to be given a history of its own. */
 char *mpi4tch_alias(const void *tensor, mpi4tch_tensor *result);
 
+/* Whether both are one tensor, and not only equal or of the same memory. */
+bool mpi4tch_is_same(const void *a, const void *b);
+
 /* Whether operations are being recorded; within a pullback: whether create_graph was asked for. */
 bool mpi4tch_grad_enabled(void);
 

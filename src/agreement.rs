@@ -298,7 +298,8 @@ fn recorded(comm: &Communicator, subject: Subject, terms: &Result<Terms>) -> Sub
 
 fn mismatch(texts: &[Vec<u8>]) -> Error {
     let all: Vec<_> = texts.iter().map(|text| decode(text)).collect();
-    Error::Mismatch { differences: differences(&all) }
+    let ranks: Vec<Rank> = (0..).take(all.len()).collect();
+    Error::Mismatch { differences: differences(&all, &ranks) }
 }
 
 /// Exchanges what the ranks tell each other, if anything. All ranks are in the same call.

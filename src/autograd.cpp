@@ -297,6 +297,8 @@ char *mpi4tch_alias(const void *pointer, mpi4tch_tensor *result) {
   });
 }
 
+bool mpi4tch_is_same(const void *a, const void *b) { return tensor(a).is_same(tensor(b)); }
+
 bool mpi4tch_grad_enabled(void) { return c10::GradMode::is_enabled(); }
 
 char *mpi4tch_text(const char *text, size_t length) {

@@ -1,7 +1,7 @@
 //! Nodes of libtorch's autograd graph with pullbacks in Rust: the only module that knows the shim
 //! (`wrapper.h`, `autograd.cpp`).
 //!
-//! [`record`] makes given tensors the outputs of a new node. When libtorch's engine reaches the
+//! [`add_node`] makes given tensors the outputs of a new node. When libtorch's engine reaches the
 //! node in a backward pass, the pullback gets the outputs' cotangents and returns the inputs'.
 //! It is an ordinary closure on tensors: what it does is itself recorded when the user asked for
 //! a graph of the derivative (`create_graph`), so every order of derivative follows.
@@ -17,9 +17,9 @@ use std::ptr;
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-pub(crate) use node::{Backward, InPlace, live_pullbacks, record};
+pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks};
 pub(crate) use recording::{Recording, is_recording};
-pub(crate) use tensor::{View, alias, empty, pin, take_grad, unpin, version};
+pub(crate) use tensor::{View, alias, empty, is_same, pin, take_grad, unpin, version};
 
 /// The bindings of `wrapper.h`.
 #[allow(

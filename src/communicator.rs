@@ -2,6 +2,8 @@
 
 mod control;
 mod creation;
+mod group;
+mod identity;
 mod lineage;
 
 use std::fmt;
@@ -9,14 +11,15 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use mpi_sys::MPI_Comm;
+use parking_lot::Mutex;
 
 use crate::agreement::{Admission, Check, Turns, agree_on};
 use crate::environment::Environment;
 use crate::error::{Error, Result, check};
-use crate::request::Messages;
 use crate::site::Site;
 use crate::tape::Record;
 
+pub(crate) use identity::Identity;
 pub(crate) use lineage::Node;
 
 /// The number of a process in a communicator, from 0.
@@ -45,6 +48,8 @@ pub(crate) fn index(rank: Rank) -> usize {
 pub struct Communicator {
     inner: Arc<Inner>,
     pass: Pass,
+    /// Whether the calls are those of a pullback of the user's own.
+    of_pullback: bool,
     /// The tape that calls are recorded on.
     record: Option<Arc<Record>>,
     /// The line that the calls are for, where it is not their caller's: in the backward pass, and
@@ -62,11 +67,16 @@ struct Inner {
     rank: Rank,
     size: Rank,
     environment: Arc<Environment>,
-    /// The messages of the forward pass that are to be waited for.
-    messages: Messages,
+    identity: Identity,
+    /// The call that made it.
+    made: Site,
     /// The order of its collective calls.
     turns: Arc<Turns>,
 }
+
+/// What messages have in common that can meet: a communicator, and whether they are those of a pullback of
+/// the user's own.
+pub(crate) type Lane = (Identity, bool);
 
 /// Which pass the calls of a communicator belong to.
 #[derive(Clone, Copy)]
@@ -79,6 +89,7 @@ impl Communicator {
     /// Adds to a communicator that was just made what makes it one of this crate. Collective over
     /// it, with leave to call MPI.
     fn build(
+        site: Site,
         forward: MPI_Comm,
         parent: Option<&Arc<Inner>>,
         environment: &Arc<Environment>,
@@ -91,12 +102,20 @@ impl Communicator {
         check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(forward, &mut rank) })?;
         // SAFETY: as above.
         check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(forward, &mut size) })?;
+        let identity = Identity::agree(control)?;
         let node = Arc::new(Node::new(forward, backward, control));
         let (_parent, environment) = (parent.cloned(), Arc::clone(environment));
-        let messages = Messages::default();
-        let turns = Arc::default();
-        let inner = Arc::new(Inner { node, _parent, rank, size, environment, messages, turns });
-        Ok(Self { inner, pass: Pass::Forward, record: None, origin: None, admission: None })
+        let (made, turns) = (site, Arc::default());
+        let inner =
+            Arc::new(Inner { node, _parent, rank, size, environment, identity, made, turns });
+        Ok(Self {
+            inner,
+            pass: Pass::Forward,
+            of_pullback: false,
+            record: None,
+            origin: None,
+            admission: None,
+        })
     }
 
     /// The calling process's rank.
@@ -169,13 +188,17 @@ impl Communicator {
 
     /// The same communicator for calls of the backward pass of what was called at `site`.
     pub(crate) fn backward(&self, site: Site) -> Self {
-        let inner = Arc::clone(&self.inner);
-        let origin = Some(site.at);
-        Self { inner, pass: Pass::Backward, record: None, origin, admission: None }
+        Self { pass: Pass::Backward, origin: Some(site.at), ..self.plain() }
+    }
+
+    /// The same communicator, in the backward pass, for what the user's own pullback does: forward
+    /// calls, which are on their own lines.
+    pub(crate) fn of_pullback(&self) -> Self {
+        Self { pass: Pass::Forward, of_pullback: true, origin: None, ..self.clone() }
     }
 
     /// The same communicator, for calls on a tape.
-    pub(crate) fn on(&self, record: Arc<Record>) -> Self {
+    pub(crate) fn recorded_on(&self, record: Arc<Record>) -> Self {
         Self { record: Some(record), ..self.clone() }
     }
 
@@ -211,9 +234,14 @@ impl Communicator {
         &self.inner.turns
     }
 
-    /// A number that no other living communicator has.
-    pub(crate) fn identity(&self) -> usize {
-        Arc::as_ptr(&self.inner).addr()
+    #[inline]
+    pub(crate) fn identity(&self) -> Identity {
+        self.inner.identity
+    }
+
+    /// The call that made it.
+    pub(crate) fn made(&self) -> Site {
+        self.inner.made
     }
 
     /// What the ranks compare of their calls.
@@ -224,13 +252,13 @@ impl Communicator {
 
     #[inline]
     pub(crate) fn record(&self) -> Option<&Arc<Record>> {
-        self.record.as_ref()
+        self.record.as_ref().filter(|record| record.is_open())
     }
 
-    /// Messages that are to be waited for, whose order counts: in the backward pass it is that of
-    /// the forward pass.
-    pub(crate) fn messages(&self) -> Option<&Messages> {
-        matches!(self.pass, Pass::Forward).then_some(&self.inner.messages)
+    /// Whether its calls are those of the forward pass.
+    #[inline]
+    pub(crate) fn is_forward(&self) -> bool {
+        matches!(self.pass, Pass::Forward)
     }
 
     /// Where a call is made: by the user, or in the backward pass of what the user called.
@@ -247,9 +275,15 @@ impl Communicator {
     #[inline]
     pub(crate) fn context(&self) -> MPI_Comm {
         match self.pass {
+            _ if self.of_pullback => made(&self.inner.node.of_pullbacks),
             Pass::Forward => self.inner.node.forward,
             Pass::Backward => self.inner.node.backward,
         }
+    }
+
+    /// Which messages of its pass can meet: those of one context.
+    pub(crate) fn lane(&self) -> Lane {
+        (self.identity(), self.of_pullback)
     }
 
     #[inline]
@@ -265,31 +299,47 @@ impl Communicator {
     /// The context in which the ranks count from the other end, for the adjoint of a scan, once it
     /// has been [made](Self::make_reversed).
     pub(crate) fn reversed(&self) -> MPI_Comm {
-        let reversed = self.inner.node.reversed.lock();
-        reversed.unwrap_or(mpi_sys::MPI_COMM_NULL)
+        made(&self.inner.node.reversed)
     }
 
     /// Makes the context in which the ranks count from the other end, if it is not there yet, by a
     /// collective call at `site`.
     pub(crate) fn make_reversed(&self, site: Site) -> Result<()> {
-        if self.reversed() != mpi_sys::MPI_COMM_NULL {
+        let site = Site { call: "the communicator of a scan's adjoint", ..site };
+        self.make_context(site, &self.inner.node.reversed, -self.rank())
+    }
+
+    /// Makes the context of what users' own pullbacks do, if it is not there yet, by a collective call
+    /// at `site`. Their messages stand in no order with those of other calls' adjoints.
+    pub(crate) fn make_context_of_pullbacks(&self, site: Site) -> Result<()> {
+        let site = Site { call: "the communicator of pullbacks", ..site };
+        self.make_context(site, &self.inner.node.of_pullbacks, self.rank())
+    }
+
+    /// Makes a further context, with the ranks in order of their keys, if it is not there yet.
+    fn make_context(&self, site: Site, made: &Mutex<Option<MPI_Comm>>, key: i32) -> Result<()> {
+        if made.lock().is_some() {
             return Ok(());
         }
-        let site = Site { call: "the communicator of a scan's adjoint", ..site };
         let turn = agree_on(site, self)?;
         self.environment().call(site, || {
-            let (node, mut context) = (&self.inner.node, mpi_sys::MPI_COMM_NULL);
+            let mut context = mpi_sys::MPI_COMM_NULL;
             // SAFETY: the context is a valid communicator, as `call` gives leave.
             check("MPI_Comm_split", unsafe {
-                mpi_sys::MPI_Comm_split(node.backward, 0, -self.rank(), &mut context)
+                mpi_sys::MPI_Comm_split(self.inner.node.backward, 0, key, &mut context)
             })?;
             return_errors(context)?;
-            *node.reversed.lock() = Some(context);
+            *made.lock() = Some(context);
             Ok(())
         })?;
         turn.made();
         Ok(())
     }
+}
+
+/// A context that is made when first needed, once it has been.
+fn made(context: &Mutex<Option<MPI_Comm>>) -> MPI_Comm {
+    context.lock().unwrap_or(mpi_sys::MPI_COMM_NULL)
 }
 
 impl fmt::Debug for Communicator {

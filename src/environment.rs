@@ -161,8 +161,9 @@ impl Universe {
             return Ok(comm.clone());
         }
         let environment = &self.shared.environment;
-        let adopt = || Communicator::adopt(mpi_sys::MPI_COMM_SELF, environment);
-        let comm = environment.call(Site::new("self_comm"), adopt)?;
+        let site = Site::new("self_comm");
+        let adopt = || Communicator::adopt(site, mpi_sys::MPI_COMM_SELF, environment);
+        let comm = environment.call(site, adopt)?;
         // A universe stays on its thread, so nobody else has come first.
         Ok(self.shared.this.get_or_init(|| comm).clone())
     }
@@ -250,8 +251,9 @@ impl Shared {
         let environment = Arc::new(Environment::create(settings)?);
         let library = Library::query(version, environment.level())?;
         let world = {
-            let adopt = || Communicator::adopt(mpi_sys::MPI_COMM_WORLD, &environment);
-            environment.call(Site::new("initialize"), adopt)?
+            let site = Site::new("initialize");
+            let adopt = || Communicator::adopt(site, mpi_sys::MPI_COMM_WORLD, &environment);
+            environment.call(site, adopt)?
         };
         if !owner {
             environment.close_at_finalize()?;

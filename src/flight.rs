@@ -21,7 +21,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::agreement::{Proposal, Turn, Way};
 use crate::buffer::Pinned;
 use crate::call::{Launch, Made};
-use crate::communicator::Communicator;
+use crate::communicator::{Communicator, Identity};
 use crate::error::{Error, Result};
 use crate::site::Site;
 use crate::watch;
@@ -285,7 +285,7 @@ struct List {
     /// Those that nobody waits for any more.
     orphans: VecDeque<Arc<Call>>,
     /// Those that the ranks are agreeing on, by communicator.
-    queues: BTreeMap<usize, VecDeque<Arc<Call>>>,
+    queues: BTreeMap<Identity, VecDeque<Arc<Call>>>,
 }
 
 impl Flights {

@@ -255,7 +255,7 @@
 //! two backward passes. Here L is y³ and H·v is 6·y·Σ v:
 //!
 //! ```
-//! # use mpi4tch::Op;
+//! # use mpi4tch::{Op, PassOptions};
 //! # use tch::{Kind, Tensor};
 //! # let universe = mpi4tch::initialize()?;
 //! # let world = universe.world();
@@ -264,8 +264,9 @@
 //! let tape = world.tape();
 //! let y = tape.all_reduce(&x, Op::Sum)?;
 //! let loss = (world.rank() == 0).then(|| (&y * &y * &y).sum(Kind::Double));
-//! let g = tape.grad_with(loss.as_ref(), &[&x], false, true)?.remove(0);
-//! let product = tape.grad(Some(&(g * &v).sum(Kind::Double)), &[&x])?.remove(0);
+//! let options = PassOptions { create_graph: true, ..Default::default() };
+//! let g = tape.grad_with(loss.as_ref(), &[&x], options)?.remove(0);
+//! let product = tape.grad(&(g * &v).sum(Kind::Double), &[&x])?.remove(0);
 //! assert_eq!(product, 6.0 * y.detach() * world.all_reduce(&v, Op::Sum)?);
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```

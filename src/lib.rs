@@ -197,7 +197,7 @@ pub use error::{Error, Result};
 pub use reduction::Op;
 pub use request::{Request, Test, wait_all, wait_any, wait_some};
 pub use status::{PROC_NULL, Source, Status, Tag, TagMatch};
-pub use tape::Tape;
+pub use tape::{PassOptions, Tape};
 
 /// The README's code, compiled and run with the documentation's.
 #[cfg(doctest)]

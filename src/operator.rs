@@ -20,6 +20,7 @@ use crate::call::Plan;
 use crate::communicator::Communicator;
 use crate::error::Result;
 use crate::flight::Start;
+use crate::request::settle_messages;
 use crate::site::Site;
 use crate::tape::{self, Traffic};
 
@@ -165,13 +166,12 @@ impl Mode for Blocking {
         let y = plan.run(site, comm, turn.as_deref())?;
         let site = Site { seal: turn.as_deref().map_or(0, Turn::seal), ..site };
         drop(turn);
-        if let Some(messages) = comm.messages().filter(|_| !operator.traffic().is_collective()) {
-            messages.settle(&operator.traffic())?;
-        }
+        settle_messages(comm, &operator.traffic())?;
         let saved: &[&Tensor] = if D::READS { &[x, &y] } else { &[] };
-        tape::record(site, comm, operator.traffic(), [x, &y], saved, move |comm, mut pulled| {
+        let traffic = operator.traffic();
+        tape::add_node(site, comm, traffic, [&[x], &[&y]], saved, move |comm, mut pulled| {
             let saved = pulled.saved(site, comm)?;
-            derivative.pull::<Self>(comm, &saved, &pulled.cotangent).map(Some)
+            Ok(vec![Some(derivative.pull::<Self>(comm, &saved, pulled.cotangent())?)])
         })?;
         Ok(y)
     }

@@ -28,8 +28,8 @@ use crate::error::{Error, Result};
 use crate::operator::{Derivative, Mode, Operator, Ready, agree_on_parts};
 use crate::site::Site;
 use nodes::Nodes;
-pub(crate) use order::Messages;
 use order::{Due, Owed};
+pub(crate) use order::{settle_messages, settle_tape};
 pub use several::{wait_all, wait_any, wait_some};
 
 /// An operation that was started and is to be waited for.
@@ -131,7 +131,7 @@ impl Mode for Nonblocking {
         let started = plan.start(site, comm, x, start)?;
         let owed = match nodes {
             Some(nodes) => {
-                let node = nodes.record_start(site, comm, operator.traffic(), x)?;
+                let node = nodes.add_start(site, comm, operator.traffic(), x)?;
                 Some(Owed(Due::new(site, comm, operator.traffic(), node, started.written())))
             }
             None => None,
@@ -339,7 +339,7 @@ impl Part {
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
         let y = self.started.result(site);
         self.comm.note(match &self.owed {
-            Some(owed) => y.and_then(|y| owed.0.record(site, comm, y)),
+            Some(owed) => y.and_then(|y| owed.0.result(site, comm, y)),
             None => y,
         })
     }

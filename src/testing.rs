@@ -13,6 +13,8 @@
 //! with cotangents of ones, cannot see a wrong root or a missing rank. It is drawn from libtorch's
 //! generator, which is seeded anew for each tensor.
 
+use std::sync::Arc;
+
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use tch::{Kind, Tensor};
@@ -22,7 +24,7 @@ use crate::autograd::{self, View};
 use crate::communicator::Communicator;
 use crate::error::{Error, Result};
 use crate::site::Site;
-use crate::tape::{self, Tape};
+use crate::tape::{self, PassOptions, Record};
 
 /// A random tensor, different on each rank: normal for floating-point and complex kinds, small
 /// integers, or truth values.
@@ -346,10 +348,12 @@ fn norm(x: &Tensor) -> Result<f64> {
 fn evaluate(
     comm: &Communicator,
     f: impl FnOnce() -> Result<Tensor>,
-) -> Result<(Tensor, Option<Tape>)> {
-    let (outcome, mut used) = tape::recorded_on(f);
-    if comm.record().is_some() && !used.iter().any(|other| other.is_on_tape_of(comm)) {
-        used.push(comm.clone());
+) -> Result<(Tensor, Option<Arc<Record>>)> {
+    let (outcome, mut used) = tape::tapes_used(f);
+    if let Some(record) = comm.record()
+        && !used.iter().any(|other| Arc::ptr_eq(other, record))
+    {
+        used.push(Arc::clone(record));
     }
     let refuse = |message: String| Error::Argument { call: "testing", message };
     let outcome = match used.len() {
@@ -364,30 +368,25 @@ fn evaluate(
                        tape as its communicator";
         return Err(refuse(message.to_owned()));
     }
-    Ok((y, used.pop().and_then(|comm| comm.own_tape())))
+    Ok((y, used.pop()))
 }
 
 /// The gradients of `inputs` for a cotangent of `y`, by the tape if there is one.
 fn pull_back(
-    tape: Option<&Tape>,
+    tape: Option<&Arc<Record>>,
     y: &Tensor,
     cotangent: &Tensor,
     inputs: &[&Tensor],
     create_graph: bool,
 ) -> Result<Vec<Tensor>> {
     let Some(tape) = tape else { return vjp(&[y], &[cotangent], inputs, create_graph) };
-    if !y.requires_grad() {
-        return tape.grad_with(None, inputs, false, create_graph);
-    }
-    // The gradient of Re⟨y, ȳ⟩ by y is ȳ, without rounding.
-    let product = y.f_mul(&cotangent.f_conj()?)?.f_sum(y.f_kind()?)?;
-    let loss = if y.f_is_complex()? { product.f_real()? } else { product };
-    tape.grad_with(Some(&loss), inputs, false, create_graph)
+    tape.vjp("testing", &[(y, cotangent)], inputs, PassOptions { create_graph, keep_graph: false })
 }
 
 /// Takes off the tape what is not gone back through otherwise.
-fn forget(comm: &Communicator, tape: Option<&Tape>) -> Result<()> {
-    together(comm, tape.map_or(Ok(()), |tape| tape.grad(None, &[]).map(drop)))
+fn forget(comm: &Communicator, tape: Option<&Arc<Record>>) -> Result<()> {
+    let pass = |tape: &Arc<Record>| tape.vjp("testing", &[], &[], PassOptions::default());
+    together(comm, tape.map_or(Ok(()), |tape| pass(tape).map(drop)))
 }
 
 /// The outcome on this rank, if it is a success on all: an error on one is an error on all, so that

@@ -5,6 +5,7 @@ mod common;
 use std::process::ExitCode;
 
 use common::kinds::DIFFERENTIABLE;
+use common::passes::{CREATE_GRAPH, KEEP_GRAPH};
 use common::ring::neighbours;
 use common::tensors::zeros;
 use common::{Context, start, works};
@@ -310,9 +311,9 @@ fn backward_passes(context: &Context) -> Result<()> {
     let world = &context.world;
     let calls: [fn(&Tape) -> Result<()>; 4] = [
         |tape| tape.backward(None),
-        |tape| tape.backward_with(None, true, false),
+        |tape| tape.backward_with(None, KEEP_GRAPH),
         |tape| tape.grad(None, &[]).map(drop),
-        |tape| tape.grad_with(None, &[], false, true).map(drop),
+        |tape| tape.grad_with(None, &[], CREATE_GRAPH).map(drop),
     ];
     for i in 0..if world.size() > 1 { calls.len() } else { 0 } {
         let own = if world.rank() == 0 { i } else { (i + 1) % calls.len() };

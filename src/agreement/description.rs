@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::texts::LONGEST;
+use crate::communicator::Rank;
 
 /// A name and its value.
 pub(super) type Line = (&'static str, String);
@@ -19,32 +20,35 @@ pub(super) const LAST: &str = "their lines last differed before, in";
 /// How many calls the rank has made on the communicator before.
 pub(super) const PLACE: &str = "calls before it on this communicator";
 
-/// The most bytes of a value that are told. What is longer is told apart by its hash.
-const LONGEST_VALUE: usize = LONGEST / 8;
-
+/// The description for the other ranks, its long values cut so that it fits.
 pub(super) fn encode(description: &[Line]) -> Vec<u8> {
-    let lines: Vec<String> =
-        description.iter().map(|(name, value)| format!("{name}\t{}", shortened(value))).collect();
-    lines.join("\n").into_bytes()
+    let mut longest = LONGEST / 4;
+    loop {
+        let lines: Vec<(&str, Cow<str>)> =
+            description.iter().map(|(name, value)| (*name, shortened(value, longest))).collect();
+        // It fails for types that the format cannot hold, which pairs of texts are not.
+        let bytes = postcard::to_stdvec(&lines).unwrap_or_default();
+        if bytes.len() <= LONGEST || longest == 0 {
+            return bytes;
+        }
+        longest /= 2;
+    }
 }
 
-fn shortened(value: &str) -> Cow<'_, str> {
-    if value.len() <= LONGEST_VALUE {
+/// The first bytes of a value. What is longer is told apart by its hash.
+fn shortened(value: &str, longest: usize) -> Cow<'_, str> {
+    if value.len() <= longest {
         return value.into();
     }
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
-    let mut end = LONGEST_VALUE;
-    while !value.is_char_boundary(end) {
-        end -= 1;
-    }
+    let end = value.floor_char_boundary(longest);
     format!("{}… (hash {:08x})", &value[..end], hasher.finish() >> 32).into()
 }
 
-pub(super) fn decode(text: &[u8]) -> Vec<(String, String)> {
-    let text = String::from_utf8_lossy(text);
-    let lines = text.split('\n').filter_map(|line| line.split_once('\t'));
-    lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+/// What a rank has told; nothing if it is no description.
+pub(super) fn decode(bytes: &[u8]) -> Vec<(String, String)> {
+    postcard::from_bytes(bytes).unwrap_or_default()
 }
 
 fn value_of<'a>(lines: &'a [(String, String)], name: &str) -> Option<&'a str> {
@@ -52,8 +56,8 @@ fn value_of<'a>(lines: &'a [(String, String)], name: &str) -> Option<&'a str> {
 }
 
 /// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values, and where
-/// the ranks made the call.
-pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
+/// the ranks made the call. `all` has the lines of each of the `ranks`.
+pub(crate) fn differences(all: &[Vec<(String, String)>], ranks: &[Rank]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in all.iter().flatten() {
         if !names.contains(&name.as_str()) {
@@ -67,8 +71,8 @@ pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
     let several = operations.any(|operation| Some(operation) != first);
     let mut text = String::new();
     for name in names {
-        let mut values: Vec<(&str, Vec<usize>)> = Vec::new();
-        for (rank, lines) in all.iter().enumerate() {
+        let mut values: Vec<(&str, Vec<Rank>)> = Vec::new();
+        for (&rank, lines) in ranks.iter().zip(all) {
             // A rank that was refused has no terms, and one with terms was not refused. Nor has
             // each operation the terms of another.
             let refused = name == "refused" || value_of(lines, "refused").is_some();
@@ -115,10 +119,13 @@ mod tests {
             vec![("op".to_owned(), op.to_owned()), ("kind".to_owned(), kind.to_owned())]
         };
         let all = [terms("Sum", "Float"), terms("Sum", "Double"), terms("Sum", "Float")];
-        assert_eq!(differences(&all), "\n  kind: Float on ranks 0, 2; Double on rank 1");
+        assert_eq!(
+            differences(&all, &[0, 1, 2]),
+            "\n  kind: Float on ranks 0, 2; Double on rank 1"
+        );
         let refused = vec![("refused".to_owned(), "reduce: no".to_owned())];
         let all = [terms("Sum", "Float"), refused];
-        assert_eq!(differences(&all), "\n  refused: reduce: no on rank 1");
+        assert_eq!(differences(&all, &[0, 1]), "\n  refused: reduce: no on rank 1");
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(crate) struct Backward {
 /// backward pass as errors. The node lives as long as its outputs need it.
 ///
 /// See `torch/csrc/autograd/function.h`.
-pub(crate) fn record<F>(
+pub(crate) fn add_node<F>(
     call: &'static str,
     inputs: &[&Tensor],
     outputs: &[&Tensor],
@@ -93,7 +93,7 @@ impl InPlace {
     }
 
     /// After the change: bumps the version counter and lets the history go on from a new node, as
-    /// [`record`] makes it.
+    /// [`add_node`] makes it.
     pub(crate) fn record<F>(self, x: &mut Tensor, pullback: F) -> Result<()>
     where
         F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
@@ -157,7 +157,7 @@ struct Pullback<F> {
 /// Runs the closure behind `state`; what goes wrong becomes an error text.
 ///
 /// # Safety
-/// `state` is the `Pullback<F>` that [`record`] boxed, and `backward` holds what `wrapper.h` says.
+/// `state` is the `Pullback<F>` that [`add_node`] boxed, and `backward` holds what `wrapper.h` says.
 unsafe extern "C" fn call_pullback<F>(
     state: *mut c_void,
     backward: *const shim::mpi4tch_backward,
@@ -207,7 +207,7 @@ where
 /// Drops the closure behind `state`.
 ///
 /// # Safety
-/// `state` is the `Pullback<F>` that [`record`] boxed; nothing uses it afterwards.
+/// `state` is the `Pullback<F>` that [`add_node`] boxed; nothing uses it afterwards.
 unsafe extern "C" fn drop_pullback<F>(state: *mut c_void) {
     // SAFETY: the shim drops a pullback once, with its node.
     let node = unsafe { Box::from_raw(state.cast::<Pullback<F>>()) };

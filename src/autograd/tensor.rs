@@ -121,13 +121,19 @@ pub(crate) fn unpin(alias: &Tensor) {
     unsafe { shim::mpi4tch_unpin(alias.as_ptr().cast()) };
 }
 
-/// The same elements in the same storage, as a tensor without history that [`record`](super::record) can give one.
+/// The same elements in the same storage, as a tensor without history that [`add_node`](super::add_node) can give one.
 pub(crate) fn alias(call: &'static str, tensor: &Tensor) -> Result<Tensor> {
     let mut alias = ptr::null_mut();
     // SAFETY: `tensor` is a valid at::Tensor that outlives the call, as does the result.
     check(call, unsafe { shim::mpi4tch_alias(tensor.as_ptr().cast(), &mut alias) })?;
     // SAFETY: without an error, `alias` is a new at::Tensor that nobody else owns.
     Ok(unsafe { Tensor::from_ptr(alias.cast()) })
+}
+
+/// Whether both are one tensor, and not only equal or of the same memory.
+pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
+    // SAFETY: both are valid at::Tensors that outlive the call.
+    unsafe { shim::mpi4tch_is_same(a.as_ptr().cast(), b.as_ptr().cast()) }
 }
 
 /// Takes a leaf's gradient from it.

@@ -57,6 +57,28 @@ impl Communicator {
         })
     }
 
+    /// The sum of all ranks' words, with wrapping, by the control context. Collective; all ranks are
+    /// in the same call, and make it in the same way.
+    pub(crate) fn sum_control(&self, site: Site, way: Way, word: i64) -> Result<i64> {
+        // Unsigned, as what overflows is then defined in MPI's language, too.
+        let memory = Box::new(word.cast_unsigned());
+        let sum = self.on_control(site, way, memory, |word, made| {
+            mpi!(
+                made,
+                MPI_Allreduce
+                    | MPI_Iallreduce(
+                        mpi_sys::MPI_IN_PLACE,
+                        (&raw mut **word).cast(),
+                        1,
+                        mpi_sys::MPI_UINT64_T,
+                        mpi_sys::MPI_SUM,
+                        self.control(),
+                    )
+            )
+        })?;
+        Ok(sum.cast_signed())
+    }
+
     /// Every rank's `bytes`, in order of the ranks, by the control context. They may differ in
     /// length. Collective; all ranks are in the same call.
     pub(crate) fn exchange(&self, site: Site, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {

@@ -247,9 +247,9 @@ impl Communicator {
             if made == mpi_sys::MPI_COMM_NULL {
                 return Ok(None);
             }
-            let child = Self::build(made, Some(&self.inner), &self.inner.environment)?;
+            let child = Self::build(site, made, Some(&self.inner), &self.inner.environment)?;
             node.fill_entry(&child.inner);
-            Ok(Some(child))
+            Ok(Some(Self { record: self.record.clone(), ..child }))
         });
         if child.is_ok() {
             turn.made();
@@ -261,19 +261,24 @@ impl Communicator {
     #[track_caller]
     fn take_in(call: &'static str, comm: MPI_Comm) -> Result<Self> {
         let environment = environment::current(call)?;
-        environment.call(Site::new(call), || {
+        let site = Site::new(call);
+        environment.call(site, || {
             check_intra(call, comm)?;
-            Self::adopt(comm, &environment)
+            Self::adopt(site, comm, &environment)
         })
     }
 
     /// Makes a communicator from `parent`, which stays its owner's. Collective over `parent`, with
     /// leave to call MPI.
-    pub(crate) fn adopt(parent: MPI_Comm, environment: &Arc<Environment>) -> Result<Self> {
+    pub(crate) fn adopt(
+        site: Site,
+        parent: MPI_Comm,
+        environment: &Arc<Environment>,
+    ) -> Result<Self> {
         let mut forward = mpi_sys::MPI_COMM_NULL;
         // SAFETY: `parent` is a communicator; `forward` outlives the call.
         check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut forward) })?;
-        let made = Self::build(forward, None, environment)?;
+        let made = Self::build(site, forward, None, environment)?;
         environment.keep(&made.inner.node);
         Ok(made)
     }

@@ -40,6 +40,8 @@ pub(crate) struct Node {
     pub(super) fortran: i32,
     /// Made when first needed.
     pub(super) reversed: Mutex<Option<MPI_Comm>>,
+    /// Likewise: for what users' own pullbacks do.
+    pub(super) of_pullbacks: Mutex<Option<MPI_Comm>>,
     children: Mutex<Vec<Child>>,
 }
 
@@ -53,10 +55,11 @@ struct Child {
 impl Node {
     /// Of contexts that were just made, with leave to call MPI.
     pub(super) fn new(forward: MPI_Comm, backward: MPI_Comm, control: MPI_Comm) -> Self {
-        let (reversed, children) = (Mutex::new(None), Mutex::new(Vec::new()));
+        let (reversed, of_pullbacks) = (Mutex::new(None), Mutex::new(None));
+        let children = Mutex::new(Vec::new());
         // SAFETY: the context is a valid communicator, as its maker has leave to call MPI.
         let fortran = unsafe { mpi_sys::MPI_Comm_c2f(forward) };
-        Self { forward, backward, control, fortran, reversed, children }
+        Self { forward, backward, control, fortran, reversed, of_pullbacks, children }
     }
 
     /// One bit per entry, set where nobody on this rank holds what was made.
@@ -120,8 +123,13 @@ impl Node {
             // SAFETY: passed on to the caller.
             left.extend(unsafe { unreceived(context, pass) });
         }
-        let reversed = self.reversed.lock().take();
-        for mut context in [self.forward, self.backward, self.control].into_iter().chain(reversed) {
+        let further = [&self.reversed, &self.of_pullbacks].map(|made| made.lock().take());
+        if let Some(of_pullbacks) = further[1] {
+            // SAFETY: passed on to the caller.
+            left.extend(unsafe { unreceived(of_pullbacks, "backward") });
+        }
+        let contexts = [self.forward, self.backward, self.control];
+        for mut context in contexts.into_iter().chain(further.into_iter().flatten()) {
             // Errors are of no use here: what is not freed is lost.
             // SAFETY: a communicator that this crate made; the caller vouches for the rest.
             let _ = unsafe { mpi_sys::MPI_Comm_free(&mut context) };

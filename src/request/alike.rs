@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::communicator::Rank;
+use crate::communicator::{Lane, Rank};
 use crate::status::{Envelope, PROC_NULL, Source, Tag, TagMatch};
 use crate::tape::{Record, Traffic};
 
 /// What a queue of messages has in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    /// Of the messages in one direction, those that were started with such a rank and such a tag.
-    Started { sends: bool, rank: Part<Rank>, tag: Part<Tag> },
+    /// Of the messages on a communicator in one direction, those that were started with such a rank
+    /// and such a tag.
+    Started { lane: Lane, sends: bool, rank: Part<Rank>, tag: Part<Tag> },
     /// The messages on one tape, which the entries keep at this address.
     Tape(usize),
 }
@@ -26,8 +27,12 @@ pub(super) enum Part<T> {
 
 impl Key {
     /// Of the queues that a message stands in from its start on.
-    pub(super) fn of_started(traffic: &Traffic, tape: Option<&Arc<Record>>) -> Vec<Self> {
-        let mut keys = keys_of(traffic, |envelope| {
+    pub(super) fn of_started(
+        lane: Lane,
+        traffic: &Traffic,
+        tape: Option<&Arc<Record>>,
+    ) -> Vec<Self> {
+        let mut keys = keys_of(lane, traffic, |envelope| {
             let (rank, tag) = started_with(envelope);
             (vec![rank, Part::Each], vec![tag, Part::Each])
         });
@@ -37,8 +42,8 @@ impl Key {
 
     /// Of the queues of those that are like a message, by what is known of its rank and its tag
     /// now.
-    pub(super) fn of_those_like(traffic: &Traffic) -> Vec<Self> {
-        keys_of(traffic, |envelope| {
+    pub(super) fn of_those_like(lane: Lane, traffic: &Traffic) -> Vec<Self> {
+        keys_of(lane, traffic, |envelope| {
             let known = envelope.known().map(|(rank, tag)| (Part::Is(rank), Part::Is(tag)));
             let (rank, tag) = known.unwrap_or_else(|| started_with(envelope));
             (rank.alike(), tag.alike())
@@ -63,6 +68,7 @@ impl<T> Part<T> {
 
 /// The keys of each pair of the given ranks and tags, for what is sent and for what is received.
 fn keys_of(
+    lane: Lane,
     traffic: &Traffic,
     parts: impl Fn(&Envelope) -> (Vec<Part<Rank>>, Vec<Part<Tag>>),
 ) -> Vec<Key> {
@@ -74,7 +80,7 @@ fn keys_of(
         let Some(envelope) = envelope.as_ref().filter(goes) else { continue };
         let (ranks, tags) = parts(envelope);
         for rank in ranks {
-            keys.extend(tags.iter().map(|&tag| Key::Started { sends, rank, tag }));
+            keys.extend(tags.iter().map(|&tag| Key::Started { lane, sends, rank, tag }));
         }
     }
     keys
@@ -96,8 +102,10 @@ fn started_with(envelope: &Envelope) -> (Part<Rank>, Part<Tag>) {
 mod tests {
     use super::super::queues::Queues;
     use super::*;
+    use crate::communicator::Identity;
     use crate::status::Status;
 
+    const HERE: Lane = (Identity::of_test(0), false);
     const RANKS: [Source; 4] =
         [Source::Rank(0), Source::Rank(1), Source::Rank(PROC_NULL), Source::Any];
     const TAGS: [TagMatch; 3] = [TagMatch::Tag(0), TagMatch::Tag(1), TagMatch::Any];
@@ -128,16 +136,16 @@ mod tests {
     fn those_that_one_message_may_be_are_found() {
         let mut queues = Queues::default();
         for (number, envelope) in (0..).zip(envelopes()) {
-            queues.insert(number, Key::of_started(&received(&envelope), None), envelope);
+            queues.insert(number, Key::of_started(HERE, &received(&envelope), None), envelope);
         }
         let check = |asked: &Envelope| {
-            let found = queues.before(u64::MAX, &Key::of_those_like(&received(asked)));
+            let found = queues.before(u64::MAX, &Key::of_those_like(HERE, &received(asked)));
             let expected = envelopes().filter(|other| meet(asked, other));
             let ends = |envelope: &Envelope| (envelope.source(), envelope.tag());
             let found: Vec<_> = found.iter().map(ends).collect();
             assert_eq!(found, expected.map(|other| ends(&other)).collect::<Vec<_>>(), "{asked:?}");
             // What is sent is like nothing that is received.
-            assert!(queues.before(u64::MAX, &Key::of_those_like(&sent(asked))).is_empty());
+            assert!(queues.before(u64::MAX, &Key::of_those_like(HERE, &sent(asked))).is_empty());
         };
         envelopes().for_each(|asked| check(&asked));
         // Once it has come, a message is like those that it may have been.
@@ -155,9 +163,9 @@ mod tests {
         let mut queues = Queues::default();
         for (number, traffic) in (0..).zip([sent(&to), received(&from), both.clone(), sent(&from)])
         {
-            queues.insert(number, Key::of_started(&traffic, None), number);
+            queues.insert(number, Key::of_started(HERE, &traffic, None), number);
         }
-        assert_eq!(queues.before(u64::MAX, &Key::of_those_like(&both)), [0, 1, 2]);
-        assert_eq!(queues.before(u64::MAX, &Key::of_those_like(&sent(&from))), [3]);
+        assert_eq!(queues.before(u64::MAX, &Key::of_those_like(HERE, &both)), [0, 1, 2]);
+        assert_eq!(queues.before(u64::MAX, &Key::of_those_like(HERE, &sent(&from))), [3]);
     }
 }

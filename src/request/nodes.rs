@@ -29,9 +29,9 @@ pub(super) struct WaitNode {
 
 impl WaitNode {
     /// Makes `y` the result of the wait, whether or not the waiter records: the start did.
-    pub(super) fn record(self, site: Site, comm: &Communicator, y: &Tensor) -> Result<()> {
+    pub(super) fn add(self, site: Site, comm: &Communicator, y: &Tensor) -> Result<()> {
         let _recording = Recording::on();
-        self.nodes.record(site, comm, self.traffic, (&self.handle, &self.x, y))
+        self.nodes.add_wait(site, comm, self.traffic, (&self.handle, &self.x, y))
     }
 }
 
@@ -46,9 +46,9 @@ pub(super) struct Nodes<D> {
     waited: Mutex<Option<Tensor>>,
 }
 
-/// Records the node of the wait, whatever the derivative is.
+/// Adds the node of the wait, whatever the derivative is.
 pub(super) trait Wait: Send + Sync {
-    fn record(
+    fn add_wait(
         self: Arc<Self>,
         site: Site,
         comm: &Communicator,
@@ -63,7 +63,7 @@ impl<D: Derivative> Nodes<D> {
         Arc::new(Self { derivative, result, slots, waited })
     }
 
-    pub(super) fn record_start(
+    pub(super) fn add_start(
         self: Arc<Self>,
         site: Site,
         comm: &Communicator,
@@ -75,14 +75,21 @@ impl<D: Derivative> Nodes<D> {
         let saved: &[&Tensor] = if D::READS { &[x] } else { &[] };
         let nodes = Arc::clone(&self);
         let collective = traffic.is_collective();
-        let number =
-            tape::record(site, comm, traffic, [x, &handle], saved, move |comm, mut pulled| {
+        let number = tape::add_node(
+            site,
+            comm,
+            traffic,
+            [&[x], &[&handle]],
+            saved,
+            move |comm, mut pulled| {
                 let request = match nodes.take() {
                     Some(request) => request,
                     None => nodes.start_unreached(site, comm, &mut pulled)?,
                 };
-                request.join_dummies(&[&pulled.cotangent]).complete(site, Some(comm)).map(Some)
-            })?;
+                let request = request.join_dummies(&[pulled.cotangent()]);
+                Ok(vec![Some(request.complete(site, Some(comm))?)])
+            },
+        )?;
         // Messages may be waited for in any order.
         let traffic = if collective { Traffic::Wait(number) } else { Traffic::Local };
         Ok(WaitNode { handle, x: x.shallow_clone(), nodes: self, traffic })
@@ -128,7 +135,7 @@ impl<D: Derivative> Nodes<D> {
 }
 
 impl<D: Derivative> Wait for Nodes<D> {
-    fn record(
+    fn add_wait(
         self: Arc<Self>,
         site: Site,
         comm: &Communicator,
@@ -140,15 +147,15 @@ impl<D: Derivative> Wait for Nodes<D> {
         }
         let saved: &[&Tensor] = if D::READS { &[x, y] } else { &[] };
         let nodes = Arc::clone(&self);
-        tape::record(site, comm, traffic, [handle, y], saved, move |comm, mut pulled| {
+        tape::add_node(site, comm, traffic, [&[handle], &[y]], saved, move |comm, mut pulled| {
             let saved = pulled.saved_to_start(site, comm)?;
             let comm = &compared::<D>(comm);
-            let request = nodes.derivative.pull::<Nonblocking>(comm, &saved, &pulled.cotangent)?;
+            let request = nodes.derivative.pull::<Nonblocking>(comm, &saved, pulled.cotangent())?;
             // What lies between wait and start depends on the adjoint's start, where that is
             // recorded: it is recorded too then.
             let dummy = request.dummy();
             nodes.put(request);
-            Ok(dummy.requires_grad().then_some(dummy))
+            Ok(vec![dummy.requires_grad().then_some(dummy)])
         })?;
         Ok(())
     }

@@ -7,7 +7,7 @@
 //! first, though they are yet to come: on both ends the waits are then in the order of the starts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 use tch::Tensor;
@@ -43,32 +43,38 @@ struct State {
     early: Option<Tensor>,
 }
 
-/// The messages of a communicator whose waits are yet to be recorded.
-#[derive(Default)]
-pub(crate) struct Messages(Mutex<Queues<Key, Weak<Due>>>);
+/// The messages of this process whose waits are yet to be recorded.
+static MESSAGES: LazyLock<Mutex<Queues<Key, Weak<Due>>>> = LazyLock::new(Mutex::default);
 
-impl Messages {
-    /// Records the waits for the messages like these that were started before.
-    pub(crate) fn settle(&self, traffic: &Traffic) -> Result<()> {
-        self.settle_before(u64::MAX, &Key::of_those_like(traffic))
+/// Records the waits for the messages on `comm` like these that were started before, if it is one for
+/// calls of the forward pass: in the backward pass the order is that of the forward pass.
+#[inline]
+pub(crate) fn settle_messages(comm: &Communicator, traffic: &Traffic) -> Result<()> {
+    match traffic {
+        Traffic::Messages { .. } => settle_before(u64::MAX, comm, traffic),
+        _ => Ok(()),
     }
+}
 
-    /// Records the waits for all messages on a tape, which is about to go back through them: what
-    /// was only started is on its way back, too, while others are.
-    pub(crate) fn settle_tape(&self, tape: &Arc<Record>) -> Result<()> {
-        self.settle_before(u64::MAX, &[Key::of_tape(tape)])
-    }
+/// Records the waits for all messages on a tape, which is about to go back through them: what was
+/// only started is on its way back, too, while others are.
+pub(crate) fn settle_tape(tape: &Arc<Record>) -> Result<()> {
+    record_waits(u64::MAX, &[Key::of_tape(tape)])
+}
 
-    /// Those in the queues of any of the keys that were started before the start of this number.
-    fn settle_before(&self, number: u64, keys: &[Key]) -> Result<()> {
-        // Recording one takes it out of its queues: each is looked at once.
-        let before = self.queues().before(number, keys);
-        before.iter().filter_map(Weak::upgrade).try_for_each(|due| due.record_early())
+/// Those like these on `comm` that were started before the start of this number.
+fn settle_before(number: u64, comm: &Communicator, traffic: &Traffic) -> Result<()> {
+    if !comm.is_forward() {
+        return Ok(());
     }
+    record_waits(number, &Key::of_those_like(comm.lane(), traffic))
+}
 
-    fn queues(&self) -> MutexGuard<'_, Queues<Key, Weak<Due>>> {
-        self.0.lock()
-    }
+/// Those in the queues of any of the keys that were started before the start of this number.
+fn record_waits(number: u64, keys: &[Key]) -> Result<()> {
+    // Recording one takes it out of its queues: each is looked at once.
+    let before = MESSAGES.lock().before(number, keys);
+    before.iter().filter_map(Weak::upgrade).try_for_each(|due| due.record_early())
 }
 
 impl Due {
@@ -94,16 +100,16 @@ impl Due {
                 early: None,
             }),
         });
-        if let Some(messages) = due.messages() {
-            let keys = Key::of_started(&due.traffic, comm.record());
-            messages.queues().insert(number, keys, Arc::downgrade(&due));
+        if due.has_place() {
+            let keys = Key::of_started(comm.lane(), &due.traffic, comm.record());
+            MESSAGES.lock().insert(number, keys, Arc::downgrade(&due));
         }
         due
     }
 
-    /// The messages that this is one of, if its order among them counts.
-    fn messages(&self) -> Option<&Messages> {
-        self.comm.messages().filter(|_| !self.traffic.is_collective())
+    /// Whether it is a message whose order among others counts.
+    fn has_place(&self) -> bool {
+        self.comm.is_forward() && !self.traffic.is_collective()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -126,7 +132,8 @@ impl Due {
 
     /// Whether the tape has gone through the start already.
     fn is_outlived(&self) -> bool {
-        self.comm.record().map(|record| record.generation()) != self.generation
+        let generation = self.comm.record().map(|record| record.generation());
+        generation.is_some() && generation != self.generation
     }
 
     fn is_due(&self) -> bool {
@@ -135,29 +142,29 @@ impl Due {
 
     /// Makes `y` the result of the wait, or returns what already is; in the backward pass, `comm` is
     /// that of the pullback.
-    pub(super) fn record(
+    pub(super) fn result(
         &self,
         site: Site,
         comm: Option<&Communicator>,
         y: Tensor,
     ) -> Result<Tensor> {
-        if let Some(messages) = self.comm.messages() {
+        if self.comm.is_forward() {
             if self.is_outlived() {
                 return Err(tape::outlived(self.start));
             }
-            messages.settle_before(self.number, &Key::of_those_like(&self.traffic))?;
+            settle_before(self.number, &self.comm, &self.traffic)?;
         }
         let mut state = self.state();
         if let Some(node) = self.take_node(&mut state) {
-            node.record(site, comm.unwrap_or(&self.comm), &y)?;
+            node.add(site, comm.unwrap_or(&self.comm), &y)?;
         }
         Ok(state.early.take().unwrap_or(y))
     }
 
     /// The node, which is to be recorded now: the wait is not due any more.
     fn take_node(&self, state: &mut State) -> Option<WaitNode> {
-        if let Some(messages) = self.messages() {
-            messages.queues().remove(self.number);
+        if self.has_place() {
+            MESSAGES.lock().remove(self.number);
         }
         state.node.take()
     }
@@ -169,7 +176,7 @@ impl Due {
         let Some(node) = node else { return Ok(()) };
         // A tensor of its own: what MPI writes to outlives the graph.
         let y = state.written.f_detach()?;
-        node.record(Site { call: "wait", ..self.start }, &self.comm, &y)?;
+        node.add(Site { call: "wait", ..self.start }, &self.comm, &y)?;
         state.early = Some(y);
         Ok(())
     }
@@ -181,11 +188,9 @@ pub(super) struct Owed(pub(super) Arc<Due>);
 impl Drop for Owed {
     fn drop(&mut self) {
         let due = &self.0;
-        if let Some(messages) = due.messages()
-            && due.is_due()
-        {
+        if due.has_place() && due.is_due() {
             // Nobody is left to be told of an error.
-            let _ = messages.settle_before(due.number, &Key::of_those_like(&due.traffic));
+            let _ = settle_before(due.number, &due.comm, &due.traffic);
             let _ = due.record_early();
         }
     }

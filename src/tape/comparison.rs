@@ -1,212 +1,157 @@
-//! What the ranks compare of their tapes before a backward pass, and what is said if it differs.
+//! What the ranks tell each other of their tapes where they differ, and what the error says.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::Hash;
 
+use serde::{Deserialize, Serialize};
+
+use super::calls::{Calls, CommunicatorCalls, Entry, Message, Traffic, messages};
 use crate::agreement;
-use crate::communicator::Rank;
-use crate::site::Site;
-use crate::status::{Envelope, PROC_NULL, Tag};
+use crate::communicator::{Communicator, Identity, Rank, index};
+use crate::error::Result;
 
-/// Which ranks take part in a call, for what ranks compare of their tapes.
-#[derive(Clone, Debug)]
-pub(crate) enum Traffic {
-    /// All.
-    Collective,
-    /// All, in this order: the wait for the tape's call of all ranks of this number.
-    Wait(usize),
-    /// This one only.
-    Local,
-    /// This one and those that its messages go to and come from.
-    Messages { send: Option<Envelope>, receive: Option<Envelope> },
+/// What a rank tells the others of its calls on one communicator.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Told {
+    communicator: Identity,
+    /// The call that made it, and its line.
+    made: String,
+    /// Its ranks, as ranks of the tape's communicator.
+    members: Vec<Rank>,
+    collectives: Vec<Collective>,
+    messages: Vec<(Message, String)>,
 }
 
-impl Traffic {
-    pub(crate) fn is_collective(&self) -> bool {
-        matches!(self, Self::Collective)
-    }
+/// A call of all ranks of a communicator.
+#[derive(Debug, Serialize, Deserialize)]
+struct Collective {
+    /// The same for the same call on all ranks.
+    seal: u64,
+    name: String,
+    line: String,
 }
 
-/// A call on a tape.
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) site: Site,
-    pub(super) traffic: Traffic,
+/// What this rank tells of its calls on a tape that was made from `tape`.
+pub(super) fn told(calls: &Calls, tape: &Communicator) -> Result<Vec<Told>> {
+    calls.by_communicator().iter().map(|calls| Told::of(calls, tape)).collect()
 }
 
-/// What ranks compare: of the calls of all ranks, a number that is the same for the same calls; of
-/// messages, one that the sends of all ranks add to and the receives take from.
-pub(super) fn fingerprint(rank: Rank, calls: &[Entry]) -> [i64; 2] {
-    let mut collective = DefaultHasher::new();
-    let mut balance = 0_i64;
-    for Entry { site, traffic } in calls {
-        match traffic {
-            Traffic::Collective => (site.call, site.seal).hash(&mut collective),
-            Traffic::Wait(number) => number.hash(&mut collective),
-            Traffic::Local => (),
-            Traffic::Messages { send, receive } => {
-                for Message { sends, from, to, tag } in messages(rank, send, receive) {
-                    let part = hash(&(from, to, tag));
-                    balance = balance.wrapping_add(if sends { part } else { part.wrapping_neg() });
+impl Told {
+    fn of(calls: &CommunicatorCalls, tape: &Communicator) -> Result<Self> {
+        let comm = &calls.comm;
+        let members = comm.ranks_in("Tape::backward", tape)?;
+        let mut told = Self {
+            communicator: comm.identity(),
+            made: comm.made().to_string(),
+            members: members.into_iter().map(|rank| rank.unwrap_or(-1)).collect(),
+            collectives: Vec::new(),
+            messages: Vec::new(),
+        };
+        for Entry { site, traffic } in &calls.entries {
+            let mut collective = |seal, name| {
+                told.collectives.push(Collective { seal, name, line: site.place() });
+            };
+            match traffic {
+                Traffic::Collective => collective(site.seal, site.call.to_owned()),
+                Traffic::Wait(number) => {
+                    collective(u64::MAX, format!("wait for call {number}"));
+                }
+                Traffic::Local => (),
+                Traffic::Messages { send, receive } => {
+                    let messages = messages(comm.rank(), send, receive);
+                    told.messages.extend(messages.map(|message| (message, site.to_string())));
                 }
             }
         }
+        Ok(told)
     }
-    [collective.finish().cast_signed(), balance]
-}
-
-fn hash(value: &impl Hash) -> i64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish().cast_signed()
-}
-
-/// A message from or to this rank.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Message {
-    sends: bool,
-    from: Rank,
-    to: Rank,
-    tag: Tag,
-}
-
-/// What a call sends and receives.
-fn messages(
-    rank: Rank,
-    send: &Option<Envelope>,
-    receive: &Option<Envelope>,
-) -> impl Iterator<Item = Message> {
-    // What was never waited for is from nobody.
-    let end = |envelope: &Envelope| envelope.known().unwrap_or((mpi_sys::MPI_ANY_SOURCE, -1));
-    let send =
-        send.as_ref().map(end).map(|(to, tag)| (to, Message { sends: true, from: rank, to, tag }));
-    // One that was not what it was to be received into has gone nowhere.
-    let receive = receive
-        .as_ref()
-        .filter(|envelope| !envelope.is_refused())
-        .map(end)
-        .map(|(from, tag)| (from, Message { sends: false, from, to: rank, tag }));
-    [send, receive]
-        .into_iter()
-        .flatten()
-        .filter(|(peer, _)| *peer != PROC_NULL)
-        .map(|(_, message)| message)
-}
-
-/// A call as the ranks tell each other of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Line {
-    Collective { what: String, at: String },
-    Message { message: Message, at: String },
-}
-
-fn lines(rank: Rank, calls: &[Entry]) -> impl Iterator<Item = Line> {
-    calls.iter().flat_map(move |Entry { site, traffic }| {
-        let at = |what: &str| format!("{what} at {}", site.at);
-        match traffic {
-            Traffic::Collective => {
-                let what = format!("{} {:x}", site.call, site.seal);
-                vec![Line::Collective { what, at: at(site.call) }]
-            }
-            Traffic::Wait(number) => {
-                let what = format!("wait for call {number}");
-                vec![Line::Collective { at: at(&what), what }]
-            }
-            Traffic::Local => Vec::new(),
-            Traffic::Messages { send, receive } => messages(rank, send, receive)
-                .map(|message| Line::Message { message, at: site.to_string() })
-                .collect(),
-        }
-    })
-}
-
-pub(super) fn encode(rank: Rank, calls: &[Entry]) -> String {
-    let lines = lines(rank, calls).map(|line| match line {
-        Line::Collective { what, at } => format!("{what}\t{at}"),
-        Line::Message { message: Message { sends, from, to, tag }, at } => {
-            format!("{}\t{from}\t{to}\t{tag}\t{at}", if sends { ">" } else { "<" })
-        }
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-pub(super) fn decode(text: &[u8]) -> Vec<Line> {
-    let text = String::from_utf8_lossy(text);
-    let line = |line: &str| {
-        let fields: Vec<&str> = line.split('\t').collect();
-        match fields[..] {
-            [what, at] => Some(Line::Collective { what: what.to_owned(), at: at.to_owned() }),
-            [direction, from, to, tag, at] => Some(Line::Message {
-                message: Message {
-                    sends: direction == ">",
-                    from: from.parse().ok()?,
-                    to: to.parse().ok()?,
-                    tag: tag.parse().ok()?,
-                },
-                at: at.to_owned(),
-            }),
-            _ => None,
-        }
-    };
-    text.lines().filter_map(line).collect()
 }
 
 /// How many messages without a counterpart an error names.
 const MOST_NAMED: usize = 4;
 
-/// The first call of all ranks that differs, and messages without a counterpart.
-pub(super) fn differences(all: &[Vec<Line>]) -> String {
-    let collectives: Vec<Vec<(&str, &str)>> = all
-        .iter()
-        .map(|lines| {
-            let collectives = lines.iter().filter_map(|line| match line {
-                Line::Collective { what, at } => Some((what.as_str(), at.as_str())),
-                Line::Message { .. } => None,
-            });
-            collectives.collect()
-        })
-        .collect();
-    let most = collectives.iter().map(Vec::len).max().unwrap_or(0);
-    let differs = |&i: &usize| {
-        let mut what = collectives.iter().map(|rank| rank.get(i).map(|(what, _)| what));
-        let first = what.next();
-        what.any(|other| Some(other) != first)
-    };
-    let mut text = String::new();
-    if let Some(i) = (0..most).find(differs) {
-        let name = format!("call {} of all ranks", i + 1);
-        let values: Vec<_> = collectives
-            .iter()
-            .map(|rank| {
-                let at = rank.get(i).map_or("nothing", |(_, at)| at);
-                vec![(name.clone(), at.to_owned())]
-            })
-            .collect();
-        text += &agreement::differences(&values);
-        if text.is_empty() {
-            // Started by all on the same line, but with other arguments, or for another tape.
-            let at = collectives[0].get(i).map_or("nothing", |(_, at)| at);
-            text += &format!("\n  {name}: {at}, which the ranks have not agreed on");
+/// For each communicator, the first call of all ranks that differs, and messages without a
+/// counterpart. `all` has what every rank of the tape's communicator `tape` told.
+pub(super) fn differences(all: &[Vec<Told>], tape: Identity) -> String {
+    let mut communicators: Vec<Identity> = Vec::new();
+    for told in all.iter().flatten() {
+        if !communicators.contains(&told.communicator) {
+            communicators.push(told.communicator);
         }
     }
-    let messages = all.iter().flatten().filter_map(|line| match line {
-        Line::Message { message, at } => {
-            let Message { sends, from, to, tag } = message;
-            Some(((from, to, tag), *sends, (message, at)))
+    let mut text = String::new();
+    for communicator in communicators {
+        let of_it = |rank: &Vec<Told>| rank.iter().position(|t| t.communicator == communicator);
+        let told: Vec<Option<&Told>> = all.iter().map(|rank| Some(&rank[of_it(rank)?])).collect();
+        let Some(first) = told.iter().flatten().next() else { continue };
+        let of_member = |rank: &Rank| told.get(index(*rank)).copied().flatten();
+        let by_member: Vec<Option<&Told>> = first.members.iter().map(of_member).collect();
+        let lines = differing_call(&by_member, &first.members) + &lost_messages(&by_member, first);
+        if lines.is_empty() {
+            continue;
         }
-        Line::Collective { .. } => None,
+        if communicator == tape {
+            text += &lines;
+        } else {
+            let ranks: Vec<String> = first.members.iter().map(ToString::to_string).collect();
+            text += &format!(
+                "\n  on the communicator of ranks {}, made by {}:{}",
+                ranks.join(", "),
+                first.made,
+                lines.replace('\n', "\n  ")
+            );
+        }
+    }
+    text
+}
+
+/// The first call of all ranks that differs, if any does.
+fn differing_call(told: &[Option<&Told>], members: &[Rank]) -> String {
+    let collectives: Vec<&[Collective]> =
+        told.iter().map(|told| told.map_or(&[][..], |told| &told.collectives)).collect();
+    let most = collectives.iter().map(|calls| calls.len()).max().unwrap_or(0);
+    let differs = |&i: &usize| {
+        let mut calls = collectives.iter().map(|calls| calls.get(i).map(|c| (c.seal, &c.name)));
+        let first = calls.next();
+        calls.any(|other| Some(other) != first)
+    };
+    let Some(i) = (0..most).find(differs) else { return String::new() };
+    let name = format!("call {} of all ranks", i + 1);
+    let call = |calls: &&[Collective]| {
+        calls.get(i).map_or("nothing".to_owned(), |call| format!("{} at {}", call.name, call.line))
+    };
+    let values: Vec<_> =
+        collectives.iter().map(|calls| vec![(name.clone(), call(calls))]).collect();
+    let text = agreement::differences(&values, members);
+    if !text.is_empty() {
+        return text;
+    }
+    // Started by all on the same line, but with other arguments, or for another tape.
+    format!("\n  {name}: {}, which the ranks have not agreed on", call(&collectives[0]))
+}
+
+/// The messages that lack their counterpart, the first few by name.
+fn lost_messages(told: &[Option<&Told>], Told { members, .. }: &Told) -> String {
+    let messages = told.iter().flatten().flat_map(|told| &told.messages).map(|(message, at)| {
+        let Message { sends, from, to, tag } = *message;
+        ((from, to, tag), sends, (message, at))
     });
     let left = without_counterpart(messages);
+    let name = |rank: Rank| members.get(index(rank)).copied().unwrap_or(rank);
+    let mut text = String::new();
     for (Message { sends, from, to, tag }, at) in left.iter().take(MOST_NAMED) {
+        let receiver = name(*to);
         text += &match (*sends, *from) {
-            (true, _) => format!(
-                "\n  {at} on rank {from}, to rank {to} with tag {tag}: not received on the tape"
+            (true, from) => format!(
+                "\n  {at} on rank {}, to rank {receiver} with tag {tag}: not received on the tape",
+                name(from)
             ),
             (false, mpi_sys::MPI_ANY_SOURCE) => {
-                format!("\n  {at} on rank {to}, from any rank: never waited for")
+                format!("\n  {at} on rank {receiver}, from any rank: never waited for")
             }
-            (false, _) => format!(
-                "\n  {at} on rank {to}, from rank {from} with tag {tag}: not sent on the tape"
+            (false, from) => format!(
+                "\n  {at} on rank {receiver}, from rank {} with tag {tag}: not sent on the tape",
+                name(from)
             ),
         };
     }
@@ -239,6 +184,7 @@ fn without_counterpart<K: Eq + Hash, T>(items: impl IntoIterator<Item = (K, bool
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::hash::Hasher;
 
     use super::*;
 

@@ -1,12 +1,13 @@
-//! What a tape records, and how the token is threaded through a node of the graph.
+//! [`Record`]: what a tape has recorded, and how the token is threaded through a node of the graph.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 use tch::Tensor;
 
-use super::comparison::{Entry, Traffic};
+use super::calls::{Calls, Entry, Traffic};
 use crate::agreement::{Proposal, refuse};
 use crate::autograd::{self, Backward, View};
 use crate::communicator::Communicator;
@@ -17,9 +18,19 @@ use crate::site::Site;
 /// What a tape has recorded.
 #[derive(Debug)]
 pub(crate) struct Record {
-    thread: Mutex<Thread>,
-    /// Where this orders what a pullback of a tape does: that tape, as it was then.
-    tape: Option<Origin>,
+    state: Mutex<State>,
+    owner: Owner,
+    /// Whether the tape has been dropped.
+    is_closed: AtomicBool,
+}
+
+/// Whose calls a record puts in order.
+#[derive(Debug)]
+enum Owner {
+    /// Those of a tape that was made from this communicator.
+    Tape(Communicator),
+    /// Those that a pullback of a tape makes.
+    Pullback(Origin),
 }
 
 /// The tape that a call belongs to, and how often that had started anew.
@@ -38,27 +49,22 @@ thread_local! {
 }
 
 #[derive(Debug)]
-pub(super) struct Thread {
-    /// The first token.
-    pub(super) leaf: Tensor,
-    /// The last one.
-    pub(super) token: Tensor,
-    pub(super) calls: Vec<Entry>,
-    /// How many of them are of all ranks.
-    pub(super) collectives: usize,
+pub(super) struct State {
+    pub(super) first_token: Tensor,
+    pub(super) last_token: Tensor,
+    pub(super) calls: Calls,
     /// How often the tape has started anew.
-    pub(super) generation: u64,
+    generation: u64,
     /// In a backward pass of the tape's: an error once it has left something out.
     pass: Option<Result<()>>,
 }
 
-impl Thread {
-    pub(super) fn new(token: Tensor) -> Self {
+impl State {
+    fn new(token: Tensor) -> Self {
         Self {
-            leaf: token.shallow_clone(),
-            token,
-            calls: Vec::new(),
-            collectives: 0,
+            first_token: token.shallow_clone(),
+            last_token: token,
+            calls: Calls::default(),
             generation: 0,
             pass: None,
         }
@@ -66,32 +72,61 @@ impl Thread {
 }
 
 impl Record {
-    pub(super) fn new(token: Tensor) -> Self {
-        Self { thread: Mutex::new(Thread::new(token)), tape: None }
+    /// Of a tape that is made from this communicator.
+    pub(super) fn new(comm: &Communicator) -> Self {
+        // On no tape: otherwise it would keep itself alive.
+        Self::of(first_token(), Owner::Tape(comm.plain()))
     }
 
     /// For what a pullback of the tape does, which goes on from this token.
-    fn passing(token: Tensor, tape: &Origin) -> Self {
-        Self { tape: Some(tape.clone()), ..Self::new(token) }
+    fn of_pullback(token: Tensor, tape: &Origin) -> Self {
+        Self::of(token, Owner::Pullback(tape.clone()))
     }
 
-    pub(super) fn thread(&self) -> MutexGuard<'_, Thread> {
-        self.thread.lock()
+    fn of(token: Tensor, owner: Owner) -> Self {
+        Self { state: Mutex::new(State::new(token)), owner, is_closed: AtomicBool::new(false) }
     }
 
-    pub(super) fn token(&self) -> Tensor {
-        self.thread().token.shallow_clone()
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    pub(super) fn last_token(&self) -> Tensor {
+        self.state().last_token.shallow_clone()
+    }
+
+    /// The communicator that the tape was made from.
+    pub(super) fn comm(&self) -> Option<&Communicator> {
+        match &self.owner {
+            Owner::Tape(comm) => Some(comm),
+            Owner::Pullback(_) => None,
+        }
     }
 
     /// Forgets what was recorded.
     pub(super) fn start_anew(&self) {
-        let mut thread = self.thread();
-        let (generation, pass) = (thread.generation + 1, thread.pass.take());
-        let anew = Thread { generation, pass, ..Thread::new(first_token()) };
-        let before = std::mem::replace(&mut *thread, anew);
-        drop(thread);
+        let mut state = self.state();
+        let anew = State {
+            generation: state.generation + 1,
+            pass: state.pass.take(),
+            ..State::new(first_token())
+        };
+        let before = std::mem::replace(&mut *state, anew);
+        drop(state);
         // With its graph, which may hold what looks at the tape.
         drop(before);
+    }
+
+    /// Takes all communicators off the tape, and forgets what was recorded.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        self.start_anew();
+    }
+
+    /// Whether calls can be made on it: the tape has not been dropped.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        !self.is_closed.load(Ordering::Relaxed)
     }
 
     /// Runs a backward pass. Returns its outcome, and an error if something was left out of it.
@@ -101,11 +136,11 @@ impl Record {
         run: impl FnOnce() -> T,
     ) -> (T, Result<()>) {
         // It may be within another one.
-        let outer = self.thread().pass.replace(Ok(()));
+        let outer = self.state().pass.replace(Ok(()));
         RUNNING.with_borrow_mut(|running| running.push(Running { site, tape: Arc::clone(self) }));
         let outcome = run();
         RUNNING.with_borrow_mut(Vec::pop);
-        let own = std::mem::replace(&mut self.thread().pass, outer);
+        let own = std::mem::replace(&mut self.state().pass, outer);
         (outcome, own.unwrap_or(Ok(())))
     }
 
@@ -113,14 +148,17 @@ impl Record {
     /// generation: one of the tape's, or within one of the tape's, may until the tape starts anew.
     /// The call is left out of a pass that may not.
     fn admit(&self, site: Site, generation: u64) -> Result<bool> {
+        if !self.is_open() {
+            return Ok(true);
+        }
         let (is_own, is_outlived) = {
-            let thread = self.thread();
-            (thread.pass.is_some(), thread.generation != generation)
+            let state = self.state();
+            (state.pass.is_some(), state.generation != generation)
         };
         match (is_own, is_outlived) {
             (true, false) => Ok(true),
             (_, true) => self.leave_out(outlived(site)).map(|()| false),
-            (false, false) => self.leave_out(trespass(site)).map(|()| false),
+            (false, false) => self.leave_out(foreign_pass(site)).map(|()| false),
         }
     }
 
@@ -130,7 +168,7 @@ impl Record {
         let innermost =
             RUNNING.with_borrow(|running| running.last().map(|pass| Arc::clone(&pass.tape)));
         for tape in std::iter::once(self).chain(innermost.as_deref()) {
-            if let Some(pass) = &mut tape.thread().pass {
+            if let Some(pass) = &mut tape.state().pass {
                 if pass.is_ok() {
                     *pass = Err(error);
                 }
@@ -142,17 +180,17 @@ impl Record {
 
     /// How often the tape has started anew: what was recorded before is gone.
     pub(crate) fn generation(&self) -> u64 {
-        self.thread().generation
+        self.state().generation
     }
 
     /// Whether what is done on the tape is recorded.
     pub(crate) fn is_recording(&self) -> bool {
-        View::of(&self.thread().token).requires_grad()
+        View::of(&self.state().last_token).requires_grad()
     }
 }
 
 /// A tensor without elements that requires grad.
-pub(super) fn first_token() -> Tensor {
+fn first_token() -> Tensor {
     // A leaf, whether or not recording is on.
     Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)).set_requires_grad(true)
 }
@@ -165,40 +203,38 @@ impl Communicator {
             || self.record().is_some_and(|record| carries_gradient(x) && record.is_recording())
     }
 
-    /// Whether both are on one tape.
-    pub(crate) fn is_on_tape_of(&self, other: &Self) -> bool {
-        let tapes = self.record().zip(other.record());
-        tapes.is_some_and(|(own, other)| Arc::ptr_eq(own, other))
-    }
-
     /// Whether calls are recorded on a tape.
     pub(crate) fn is_on_tape(&self) -> bool {
         self.record().is_some_and(|record| record.is_recording())
     }
 }
 
-fn carries_gradient(x: &View) -> bool {
+pub(crate) fn carries_gradient(x: &View) -> bool {
     let class = Datatype::of(x.scalar_type()).map(|datatype| datatype.class);
     matches!(class, Some(Class::Half | Class::Real | Class::Complex))
 }
 
 /// What the pullback of a call gets.
 pub(crate) struct Pulled {
-    pub(crate) cotangent: Tensor,
+    /// One for each output.
+    pub(crate) cotangents: Vec<Tensor>,
     saved: Result<Vec<Tensor>>,
 }
 
 impl Pulled {
-    fn new(mut backward: Backward) -> (Self, Option<Tensor>) {
-        let token = (backward.cotangents.len() > 1).then(|| backward.cotangents.swap_remove(1));
-        let cotangent = backward.cotangents.swap_remove(0);
-        (Self { cotangent, saved: backward.saved }, token)
+    /// The cotangent of the only output.
+    pub(crate) fn cotangent(&self) -> &Tensor {
+        &self.cotangents[0]
+    }
+
+    /// The tensors saved with the node; an error if one was changed or is gone.
+    pub(crate) fn take_saved(&mut self) -> Result<Vec<Tensor>> {
+        std::mem::replace(&mut self.saved, Ok(Vec::new()))
     }
 
     /// The tensors saved with the node. A rank that has lost them says so to the others.
     pub(crate) fn saved(&mut self, site: Site, comm: &Communicator) -> Result<Vec<Tensor>> {
-        let saved = std::mem::replace(&mut self.saved, Ok(Vec::new()));
-        saved.map_err(|error| refuse(site, comm, error, false))
+        self.take_saved().map_err(|error| refuse(site, comm, error, false))
     }
 
     /// As [`saved`](Self::saved), where the others only start what they do with theirs.
@@ -207,70 +243,76 @@ impl Pulled {
         site: Site,
         comm: &Communicator,
     ) -> Result<Vec<Tensor>> {
-        let saved = std::mem::replace(&mut self.saved, Ok(Vec::new()));
-        saved.map_err(|error| Proposal::refuse(site, comm, error))
+        self.take_saved().map_err(|error| Proposal::refuse(site, comm, error))
     }
 }
 
-/// Records a call as a node from `x` to `y`, on the communicator's tape if it is on one. Returns how
-/// many calls of all ranks the tape then has.
+/// Adds the node of a call from `inputs` to `outputs` to the graph, and to the communicator's tape
+/// if it is on one. Returns how many calls of all ranks of the communicator the tape then has.
 ///
-/// The pullback gets the communicator for the backward pass, and returns `x`'s cotangent, if any.
+/// The pullback gets the communicator for the backward pass, and returns a cotangent, or none, for
+/// each input.
 #[inline]
-pub(crate) fn record<F>(
+pub(crate) fn add_node<F>(
     site: Site,
     comm: &Communicator,
     traffic: Traffic,
-    [x, y]: [&Tensor; 2],
+    [inputs, outputs]: [&[&Tensor]; 2],
     saved: &[&Tensor],
     pullback: F,
 ) -> Result<usize>
 where
-    F: Fn(&Communicator, Pulled) -> Result<Option<Tensor>> + Send + Sync + 'static,
+    F: Fn(&Communicator, Pulled) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
 {
     let backward = comm.backward(site);
     let Some(record) = comm.record().filter(|record| record.is_recording()) else {
-        autograd::record(site.call, &[x], &[y], saved, move |given| {
-            Ok(vec![pullback(&backward, Pulled::new(given).0)?])
+        autograd::add_node(site.call, inputs, outputs, saved, move |given| {
+            let Backward { cotangents, saved } = given;
+            pullback(&backward, Pulled { cotangents, saved })
         })?;
         return Ok(0);
     };
-    let mut thread = record.thread();
-    let tape = record.tape.clone();
-    let tape = tape.unwrap_or_else(|| (Arc::downgrade(record), thread.generation));
+    let mut state = record.state();
+    let tape = match &record.owner {
+        Owner::Tape(_) => (Arc::downgrade(record), state.generation),
+        Owner::Pullback(tape) => tape.clone(),
+    };
     let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
-    autograd::record(site.call, &[x, &thread.token], &[y, &token], saved, move |given| {
+    let before = [inputs, &[&state.last_token]].concat();
+    let after = [outputs, &[&token]].concat();
+    let count = inputs.len();
+    autograd::add_node(site.call, &before, &after, saved, move |given| {
         if let (Some(record), generation) = (tape.0.upgrade(), tape.1)
             && !record.admit(site, generation)?
         {
-            return Ok(vec![None, None]);
+            return Ok((0..=count).map(|_| None).collect());
         }
-        let (pulled, token) = Pulled::new(given);
-        let token = token.unwrap_or_else(|| unreachable!("the token is the second output"));
+        let Backward { mut cotangents, saved } = given;
+        let token = cotangents.pop().unwrap_or_else(|| unreachable!("the token is an output"));
         // What the pullback does goes on from the cotangent of the token.
-        let passing = Arc::new(Record::passing(token, &tape));
-        let x = pullback(&backward.on(Arc::clone(&passing)), pulled)?;
-        Ok(vec![x, Some(passing.token())])
+        let own = Arc::new(Record::of_pullback(token, &tape));
+        let comm = backward.recorded_on(Arc::clone(&own));
+        let mut gradients = pullback(&comm, Pulled { cotangents, saved })?;
+        gradients.push(Some(own.last_token()));
+        Ok(gradients)
     })?;
-    thread.token = token;
-    thread.collectives += usize::from(traffic.is_collective());
-    thread.calls.push(Entry { site, traffic });
-    // What a pullback records, it records on the tape of its pass.
-    if !site.backward {
-        note_use(comm);
+    state.last_token = token;
+    let collectives = state.calls.push(comm, Entry { site, traffic });
+    if let Owner::Tape(_) = record.owner {
+        note_use(record);
     }
-    Ok(thread.collectives)
+    Ok(collectives)
 }
 
 thread_local! {
-    /// A communicator on each tape that calls are recorded on while [`recorded_on`] runs.
-    static USED: RefCell<Option<Vec<Communicator>>> = const { RefCell::new(None) };
+    /// The tapes that calls are recorded on while [`tapes_used`] runs.
+    static USED: RefCell<Option<Vec<Arc<Record>>>> = const { RefCell::new(None) };
 }
 
-/// Runs `f`, and tells on which tapes it recorded calls, by a communicator on each.
-pub(crate) fn recorded_on<T>(f: impl FnOnce() -> T) -> (T, Vec<Communicator>) {
+/// Runs `f`, and tells on which tapes it recorded calls.
+pub(crate) fn tapes_used<T>(f: impl FnOnce() -> T) -> (T, Vec<Arc<Record>>) {
     /// Puts back what was there, also after a panic.
-    struct Outer(Option<Vec<Communicator>>);
+    struct Outer(Option<Vec<Arc<Record>>>);
     impl Drop for Outer {
         fn drop(&mut self) {
             let inner = USED.replace(self.0.take()).unwrap_or_default();
@@ -284,12 +326,12 @@ pub(crate) fn recorded_on<T>(f: impl FnOnce() -> T) -> (T, Vec<Communicator>) {
     (outcome, used)
 }
 
-fn note_use(comm: &Communicator) {
+fn note_use(record: &Arc<Record>) {
     USED.with_borrow_mut(|used| {
         if let Some(used) = used
-            && !used.iter().any(|other| other.is_on_tape_of(comm))
+            && !used.iter().any(|other| Arc::ptr_eq(other, record))
         {
-            used.push(comm.unadmitted());
+            used.push(Arc::clone(record));
         }
     });
 }
@@ -308,7 +350,7 @@ pub(crate) fn outlived(site: Site) -> Error {
 }
 
 /// What was recorded on a tape is gone through by a backward pass that is not the tape's.
-fn trespass(site: Site) -> Error {
+fn foreign_pass(site: Site) -> Error {
     let pass = RUNNING.with_borrow(|running| {
         running.last().map_or_else(
             || "a backward pass that is not the tape's, as `Tensor::backward` makes it".to_owned(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::common::passes::{CREATE_GRAPH, KEEP_GRAPH};
 use mpi4tch::{Communicator, PROC_NULL, Rank, Request, Result, Source, wait_all};
 use tch::{Device, Kind, Tensor};
 
@@ -87,7 +88,7 @@ pub fn run(world: &Communicator, program: &Program, seed: u64) -> Result<Outcome
         Derivative::Grad => tape.grad(loss.as_ref(), &inputs)?,
         Derivative::Backward | Derivative::BackwardTwice => {
             if matches!(program.derivative, Derivative::BackwardTwice) {
-                tape.backward_with(loss.as_ref(), true, false)?;
+                tape.backward_with(loss.as_ref(), KEEP_GRAPH)?;
             }
             tape.backward(loss.as_ref())?;
             let gradient = |x: &&Tensor| {
@@ -97,7 +98,7 @@ pub fn run(world: &Communicator, program: &Program, seed: u64) -> Result<Outcome
             inputs.iter().map(gradient).collect()
         }
         Derivative::Second(on) => {
-            let gradients = tape.grad_with(loss.as_ref(), &inputs, false, true)?;
+            let gradients = tape.grad_with(loss.as_ref(), &inputs, CREATE_GRAPH)?;
             let loss = second_loss(seed, rank, &gradients).filter(|_| on[rank]);
             let second = tape.grad(loss.as_ref(), &inputs)?;
             outcome.second = named(program, rank, second);

@@ -1,6 +1,7 @@
 //! Ranks whose tapes differ, or that ask for different passes: every rank gets the same error.
 
-use mpi4tch::{Communicator, Error, Op, Result};
+use crate::common::passes::CREATE_GRAPH;
+use mpi4tch::{Communicator, Error, Op, PassOptions, Result};
 use tch::{Kind, Tensor};
 
 use crate::common::Context;
@@ -172,7 +173,8 @@ fn options_that_differ(context: &Context) -> Result<()> {
     }
     let x = number(&tape, 1.0);
     let y = tape.all_reduce(&x, Op::Sum)?.sum(Kind::Double);
-    let result = tape.backward_with(&y, false, tape.rank() == 0);
+    let result = tape
+        .backward_with(&y, if tape.rank() == 0 { CREATE_GRAPH } else { PassOptions::default() });
     let error = result.expect_err("the options differ").to_string();
     assert!(
         error.contains(

@@ -1,6 +1,7 @@
 //! Every rank gets the gradients of the sum of all ranks' losses, whoever uses a result and has a
 //! loss.
 
+use crate::common::passes::CREATE_GRAPH;
 use mpi4tch::{Op, Result};
 use tch::{Kind, Tensor};
 
@@ -160,7 +161,7 @@ fn second_derivatives(context: &Context) -> Result<()> {
     let sum = tape.all_reduce(&x.pow_tensor_scalar(3), Op::Sum)?;
     let has_loss = tape.rank() == tape.size() - 1;
     let loss = has_loss.then(|| sum.sum(Kind::Double));
-    let first = tape.grad_with(loss.as_ref(), &[&x], false, true)?.remove(0);
+    let first = tape.grad_with(loss.as_ref(), &[&x], CREATE_GRAPH)?.remove(0);
     assert_eq!(first, 3.0 * x.detach().square());
     // The second loss is on another rank.
     let second_loss = (tape.rank() == 0).then(|| first.sum(Kind::Double));
@@ -172,7 +173,7 @@ fn second_derivatives(context: &Context) -> Result<()> {
     let tape = context.world.tape();
     let x = number(&tape, 2.0);
     let y = tape.all_reduce(&x, Op::Prod)? * f64::from(tape.rank());
-    let first = tape.grad_with(Some(&y.sum(Kind::Double)), &[&x], false, true)?.remove(0);
+    let first = tape.grad_with(Some(&y.sum(Kind::Double)), &[&x], CREATE_GRAPH)?.remove(0);
     let second = tape.grad(Some(&first.sum(Kind::Double)), &[&x])?.remove(0);
     let all: Vec<f64> = (0..tape.size()).map(|r| 2.0 + f64::from(r)).collect();
     let product: f64 = all.iter().product();
@@ -189,8 +190,8 @@ fn third_derivatives(context: &Context) -> Result<()> {
     let x = number(&tape, 1.0);
     let y = tape.all_reduce(&x.pow_tensor_scalar(4), Op::Sum)?;
     let loss = (tape.rank() == 0).then(|| y.sum(Kind::Double));
-    let first = tape.grad_with(loss.as_ref(), &[&x], false, true)?.remove(0);
-    let second = tape.grad_with(Some(&first.sum(Kind::Double)), &[&x], false, true)?.remove(0);
+    let first = tape.grad_with(loss.as_ref(), &[&x], CREATE_GRAPH)?.remove(0);
+    let second = tape.grad_with(Some(&first.sum(Kind::Double)), &[&x], CREATE_GRAPH)?.remove(0);
     let third = tape.grad(Some(&second.sum(Kind::Double)), &[&x])?.remove(0);
     assert!((value(&third) - 24.0 * value(&x.detach())).abs() < 1e-9);
     Ok(())

@@ -1,6 +1,7 @@
 //! How long the graph is there: for more passes than one if it is kept, no longer otherwise.
 
-use mpi4tch::{Communicator, Error, Op, Result, Tape, testing};
+use crate::common::passes::{CREATE_GRAPH, KEEP_GRAPH};
+use mpi4tch::{Communicator, Error, Op, PassOptions, Result, Tape, testing};
 use tch::{Device, Kind, Tensor};
 
 use crate::common::Context;
@@ -26,7 +27,7 @@ fn keeping_the_graph(context: &Context) -> Result<()> {
     let y = tape.iall_reduce(&x.square(), Op::Sum)?.wait()?;
     let loss = (tape.rank() == 0).then(|| y.sum(Kind::Double));
     for _ in 0..3 {
-        tape.backward_with(loss.as_ref(), true, false)?;
+        tape.backward_with(loss.as_ref(), KEEP_GRAPH)?;
     }
     // More on the same tape.
     let z = tape.broadcast(&x, 0)?;
@@ -69,7 +70,10 @@ fn results_that_outlive_the_pass(context: &Context) -> Result<()> {
         let elsewhere = std::thread::spawn(move || comm.all_reduce(&addend, Op::Sum));
         let loss = elsewhere.join().expect("no panic")?.sum(Kind::Double);
         let loss = if tape.rank() == 0 { loss + &y } else { loss };
-        only_rank_0_fails(&tape, tape.backward_with(&loss, false, create_graph));
+        only_rank_0_fails(
+            &tape,
+            tape.backward_with(&loss, PassOptions { keep_graph: false, create_graph }),
+        );
         goes_on(&tape)?;
     }
     // Elsewhere than in a pass of the tape's, it is an error at once.
@@ -107,7 +111,8 @@ fn passes_that_fail(context: &Context) -> Result<()> {
             // The pullback has saved it.
             let _ = tch::no_grad(|| factor.f_add_scalar_(1.0))?;
         }
-        let result = tape.backward_with(&y.sum(Kind::Double), false, create_graph);
+        let result = tape
+            .backward_with(&y.sum(Kind::Double), PassOptions { keep_graph: false, create_graph });
         assert!(matches!(result, Err(Error::Autograd { .. })), "{result:?}");
         goes_on(&tape)?;
     }
@@ -174,7 +179,7 @@ fn passes_of_the_gradients_graph(context: &Context) -> Result<()> {
     let tape = context.world.tape();
     let x = number(&tape, 1.0);
     let y = tape.all_reduce(&x, Op::Sum)?.sum(Kind::Double);
-    let g = tape.grad_with(Some(&y), &[&x], false, true)?.remove(0);
+    let g = tape.grad_with(Some(&y), &[&x], CREATE_GRAPH)?.remove(0);
     let error = g.sum(Kind::Double).f_backward().expect_err("not the tape's").to_string();
     assert!(error.contains("reached by a backward pass that is not the tape's"), "{error}");
     tape.backward(None)?;
@@ -196,8 +201,8 @@ fn the_graph_is_freed(context: &Context) -> Result<()> {
         let _ = request.wait()?;
         drop(tape.iall_gather_with_counts(&x, 0, &vec![1; tape.size().unsigned_abs() as usize])?);
         if create_graph {
-            let g = tape.grad_with(Some(&z.sum(Kind::Double)), &[&x], false, true)?.remove(0);
-            tape.backward_with(&g.sum(Kind::Double), false, true)?;
+            let g = tape.grad_with(Some(&z.sum(Kind::Double)), &[&x], CREATE_GRAPH)?.remove(0);
+            tape.backward_with(&g.sum(Kind::Double), CREATE_GRAPH)?;
             // What torch itself would keep: the leaf's gradient has a graph that leads to the leaf.
             let mut x = x;
             x.zero_grad();

@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod communicators;
 mod differences;
 mod gradients;
 mod lifetime;
@@ -15,7 +16,13 @@ use mpi4tch::Communicator;
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
-    let tests = [gradients::tests(), requests::tests(), differences::tests(), lifetime::tests()];
+    let tests = [
+        gradients::tests(),
+        requests::tests(),
+        differences::tests(),
+        lifetime::tests(),
+        communicators::tests(),
+    ];
     harness::run(start, tests.into_iter().flatten().collect())
 }
 

@@ -1,5 +1,6 @@
 //! What is started on a tape: waited for, dropped, and received in any order.
 
+use crate::common::passes::CREATE_GRAPH;
 use mpi4tch::{Error, Op, Result, Source, TagMatch};
 use tch::{Kind, Tensor};
 
@@ -30,7 +31,7 @@ fn requests_on_a_tape(context: &Context) -> Result<()> {
     let results = mpi4tch::wait_all([sum, receive, send, most])?;
     let loss =
         (tape.rank() == 0).then(|| (&results[0] * &results[1] * &results[3]).sum(Kind::Double));
-    let gradient = tape.grad_with(loss.as_ref(), &[&x], false, true)?.remove(0);
+    let gradient = tape.grad_with(loss.as_ref(), &[&x], CREATE_GRAPH)?.remove(0);
     // ℓ = (Σ x)·2 x_left·max x, where left is rank 0's.
     let all: Vec<f64> = (0..tape.size()).map(|r| 1.0 + f64::from(r)).collect();
     let total: f64 = all.iter().sum();

@@ -2,6 +2,10 @@
 
 use super::*;
 
+fn without_mpi() -> Record {
+    Record::of(first_token(), Owner::Pullback((Weak::new(), 0)))
+}
+
 fn variable() -> Tensor {
     Tensor::from_slice(&[1.0]).set_requires_grad(true)
 }
@@ -10,7 +14,7 @@ fn variable() -> Tensor {
 fn twice(tape: &Arc<Record>, x: &Tensor) -> Tensor {
     let y = x.detach() * 2.0;
     let (tape, generation, site) = (Arc::clone(tape), tape.generation(), Site::new("twice"));
-    autograd::record("twice", &[x], &[&y], &[], move |given| {
+    autograd::add_node("twice", &[x], &[&y], &[], move |given| {
         Ok(vec![tape.admit(site, generation)?.then(|| &given.cotangents[0] * 2.0)])
     })
     .unwrap();
@@ -20,7 +24,7 @@ fn twice(tape: &Arc<Record>, x: &Tensor) -> Tensor {
 /// x, where the backward pass runs `inner`.
 fn around(x: &Tensor, inner: impl Fn() -> Result<()> + Send + Sync + 'static) -> Tensor {
     let y = x.detach() * 1.0;
-    autograd::record("around", &[x], &[&y], &[], move |mut given| {
+    autograd::add_node("around", &[x], &[&y], &[], move |mut given| {
         inner()?;
         Ok(vec![given.cotangents.pop()])
     })
@@ -32,7 +36,7 @@ fn around(x: &Tensor, inner: impl Fn() -> Result<()> + Send + Sync + 'static) ->
 fn nested(y: Tensor, depth: usize) -> Tensor {
     (0..depth).fold(y, |inner, _| {
         let inner = Mutex::new(inner);
-        around(&variable(), move || go_back(&inner.lock().unwrap()))
+        around(&variable(), move || go_back(&inner.lock()))
     })
 }
 
@@ -47,7 +51,7 @@ fn pass_of(tape: &Arc<Record>, y: &Tensor) -> (Result<()>, Result<()>) {
 /// More passes within each other than libtorch runs on one thread are 100.
 #[test]
 fn passes_within_the_tapes_own_are_its_own() {
-    let tape = Arc::new(Record::new(first_token()));
+    let tape = Arc::new(without_mpi());
     for depth in [0, 1, 2, 100] {
         let x = variable();
         let y = nested(twice(&tape, &x), depth);
@@ -65,7 +69,7 @@ fn passes_within_the_tapes_own_are_its_own() {
 /// One within the tape's own too: what it has come to is left out, and told at its end.
 #[test]
 fn passes_of_another_tape_leave_calls_out() {
-    let [tape, other] = [(); 2].map(|()| Arc::new(Record::new(first_token())));
+    let [tape, other] = [(); 2].map(|()| Arc::new(without_mpi()));
     let (x, z) = (variable(), variable());
     let y = twice(&tape, &x) + twice(&other, &z);
     let (outcome, left_out) = pass_of(&other, &y);
@@ -78,7 +82,7 @@ fn passes_of_another_tape_leave_calls_out() {
     let inner = Mutex::new(twice(&tape, &x));
     let of_other = Arc::clone(&other);
     let within = around(&z, move || {
-        let (outcome, left_out) = pass_of(&of_other, &inner.lock().unwrap());
+        let (outcome, left_out) = pass_of(&of_other, &inner.lock());
         outcome.and(left_out)
     });
     let (outcome, left_out) = pass_of(&tape, &within);
@@ -88,12 +92,12 @@ fn passes_of_another_tape_leave_calls_out() {
 
 #[test]
 fn a_pass_within_a_pass_of_one_tape_leaves_it_as_it_was() {
-    let tape = Arc::new(Record::new(first_token()));
+    let tape = Arc::new(without_mpi());
     let (x, z) = (variable(), variable());
     let inner = Mutex::new(twice(&tape, &x));
     let within = Arc::clone(&tape);
     let y = around(&twice(&tape, &z), move || {
-        let (outcome, left_out) = pass_of(&within, &inner.lock().unwrap());
+        let (outcome, left_out) = pass_of(&within, &inner.lock());
         outcome.and(left_out)
     });
     let (outcome, left_out) = pass_of(&tape, &y);
