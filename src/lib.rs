@@ -169,6 +169,7 @@ mod buffer;
 mod call;
 mod collective;
 mod communicator;
+mod custom;
 pub mod datatype;
 mod dummies;
 mod environment;

@@ -8,6 +8,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use common::{Context, start};
 
+#[path = "../examples/implicit_solve.rs"]
+#[expect(dead_code, reason = "its main is another program's")]
+mod implicit_solve;
 #[path = "../examples/isend_recv_wait.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod isend_recv_wait;
@@ -19,11 +22,16 @@ fn main() -> ExitCode {
     harness::run(
         start,
         harness::tests![
+            the_implicit_solve_has_its_derivatives,
             the_ring_gives_every_rank_the_gradient_2,
             the_pipeline_has_the_losses_of_one_rank,
             the_pipeline_refuses_what_it_cannot_do,
         ],
     )
+}
+
+fn the_implicit_solve_has_its_derivatives(context: &Context) -> mpi4tch::Result<()> {
+    implicit_solve::run(&context.world)
 }
 
 fn the_ring_gives_every_rank_the_gradient_2(context: &Context) -> mpi4tch::Result<()> {
