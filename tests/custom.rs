@@ -18,7 +18,7 @@ fn main() -> ExitCode {
             derivatives,
             several_inputs_and_outputs,
             on_part_of_the_ranks,
-            messages_of_a_pullback_meet_no_cotangents,
+            messages_of_a_pullback_meet_no_others,
             messages_of_a_pullback_may_be_started,
             nested,
             without_grad,
@@ -109,12 +109,15 @@ fn on_part_of_the_ranks(context: &Context) -> Result<()> {
 }
 
 /// In the backward pass the wait for the send starts to receive a cotangent from the right. The node's
-/// message of the same tag comes from there before it.
-fn messages_of_a_pullback_meet_no_cotangents(context: &Context) -> Result<()> {
-    let tape = context.world.tape();
+/// message of the same tag comes from there before it; and so does a message of the forward pass after
+/// all of that.
+fn messages_of_a_pullback_meet_no_others(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let tape = world.tape();
+    let (right, left) = neighbours(world);
+    let outstanding = world.irecv(&zeros(&[2]), right, 6)?;
     let x = testing::random(&tape, &[2], Kind::Double)?;
     let f = |x: &Tensor| {
-        let (right, left) = neighbours(&tape);
         let receive = tape.irecv(x, left, 5)?;
         let send = tape.isend(&x.sin(), right, 5)?;
         let received = receive.wait()?;
@@ -122,9 +125,11 @@ fn messages_of_a_pullback_meet_no_cotangents(context: &Context) -> Result<()> {
         let pullback = |comm: &Communicator, _: &[Tensor], cotangents: &[Tensor]| {
             let (right, left) = neighbours(comm);
             let hundred = cotangents[0].full_like(100.0);
-            let sent = comm.isend(&hundred, left, 5)?;
-            assert!(comm.recv(&hundred, right, 5)?.equal(&hundred));
-            let _ = sent.wait()?;
+            for tag in [5, 6] {
+                let sent = comm.isend(&hundred, left, tag)?;
+                assert!(comm.recv(&hundred, right, tag)?.equal(&hundred));
+                let _ = sent.wait()?;
+            }
             Ok(vec![Some(&cotangents[0] * 2.0)])
         };
         let y = tape.custom("twice", &[&received], &[&y], &[], pullback)?.remove(0);
@@ -132,7 +137,10 @@ fn messages_of_a_pullback_meet_no_cotangents(context: &Context) -> Result<()> {
         Ok(y.sin())
     };
     testing::gradcheck(&tape, &[&x], |x| f(&x[0]))?;
-    testing::gradgradcheck(&tape, &x, f)
+    testing::gradgradcheck(&tape, &x, f)?;
+    let sent = world.isend(&zeros(&[2]), left, 6)?;
+    assert_eq!(values(&outstanding.wait()?), [0.0, 0.0]);
+    sent.wait().map(drop)
 }
 
 fn messages_of_a_pullback_may_be_started(context: &Context) -> Result<()> {
