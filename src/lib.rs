@@ -61,8 +61,9 @@
 //! The adjoint of each linear one is one MPI call of the same volume. Tensors may have any layout;
 //! results are contiguous and share no storage with what went in, but for a send's, which is what was
 //! sent. An underscore at the end changes its argument in place, by torch's rules for that. Where
-//! blocks may differ from rank to rank, their sizes travel first, in one small message; the variants
-//! `…_with_counts` know them and send none.
+//! blocks may differ from rank to rank, their sizes travel first, in one small message, unless the
+//! call is given those of all ranks: by a slice in place of an `i64`, see [`Counts`], or by the
+//! variants `…_with_counts`.
 //!
 //! # Adjoints
 //!
@@ -190,6 +191,7 @@ mod watch;
 pub use mpi_sys;
 pub use tch;
 
+pub use collective::Counts;
 pub use communicator::{Communicator, Rank};
 pub use dummies::join_dummies;
 pub use environment::{Library, ThreadLevel, Universe, initialize, initialize_with, run};

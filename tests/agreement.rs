@@ -62,6 +62,10 @@ const MISTAKES: &[(&str, Mistake)] = &[
     ("scatter: count -1 is negative", |c| c.scatter(&zeros(&[2]), 0, -1, 0)),
     ("reduce_scatter: count -2 is negative", |c| c.reduce_scatter(&zeros(&[2]), 0, -2, Op::Sum)),
     ("all_to_all: count -1 is negative", |c| c.all_to_all(&zeros(&[2, 2]), 0, 1, -1)),
+    ("scatter: 0 counts were given for {p} ranks", |c| c.scatter(&zeros(&[2]), 0, &[], 0)),
+    ("all_to_all: 9 counts were given for {p} ranks", |c| {
+        c.all_to_all(&zeros(&[2, 9]), 0, 1, &[1; 9])
+    }),
     ("all_gather: 0 counts were given for {p} ranks", |c| {
         c.all_gather_with_counts(&zeros(&[2]), 0, &[])
     }),
@@ -286,7 +290,7 @@ fn kinds_that_differ_where_means_are_widened(context: &Context) -> Result<()> {
         |c, x| c.reduce(x, Op::Mean, 0),
         |c, x| c.scan(x, Op::Mean),
         |c, x| c.reduce_scatter(x, 0, 1, Op::Mean),
-        |c, x| c.reduce_scatter_with_counts(x, 0, &vec![1; c.size() as usize], Op::Mean),
+        |c, x| c.reduce_scatter(x, 0, &vec![1; c.size() as usize], Op::Mean),
         |c, x| c.all_reduce_(&mut x.copy(), Op::Mean).map(|()| x.copy()),
         |c, x| c.reduce_(&mut x.copy(), Op::Mean, 0).map(|()| x.copy()),
     ];
@@ -323,13 +327,13 @@ fn counts_on_some_ranks_only(context: &Context) -> Result<()> {
         ),
         (
             &|c| c.reduce_scatter(&whole, 0, 1, Op::Sum).map(drop),
-            &|c| c.reduce_scatter_with_counts(&whole, 0, ones, Op::Sum).map(drop),
+            &|c| c.reduce_scatter(&whole, 0, ones, Op::Sum).map(drop),
             "",
         ),
         // Where all know the counts, all give the shape; where not, the root tells it.
         (
             &|c| c.scatter(&whole, 0, 1, 0).map(drop),
-            &|c| c.scatter_with_counts(&whole, 0, ones, 0).map(drop),
+            &|c| c.scatter(&whole, 0, ones, 0).map(drop),
             "\n  shape: none on {most}; [_] on {last}",
         ),
         (
@@ -342,7 +346,14 @@ fn counts_on_some_ranks_only(context: &Context) -> Result<()> {
         let text = counts.clone() + &more.replace("{ones}", &format!("{ones:?}"));
         assert_disagree(world, most, last, &text)?;
     }
-    Ok(())
+    // The extents that are joined travel, whoever knows the counts.
+    let cut = zeros(&[1, size]);
+    assert_disagree(
+        world,
+        &|c| c.all_to_all(&cut, 0, 1, 1).map(drop),
+        &|c| c.all_to_all(&cut, 0, 1, ones).map(drop),
+        &format!("  counts to scatter: none on {{most}}; {ones:?} on {{last}}"),
+    )
 }
 
 fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
@@ -355,8 +366,9 @@ fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
         ("scatter", world.scatter(&x, 0, 1, 0)),
         ("scatter", world.scatter(&x, 0, 1, world.size() - 1)),
         ("reduce_scatter", world.reduce_scatter(&x, 0, 1, Op::Sum)),
-        ("reduce_scatter", world.reduce_scatter_with_counts(&x, 0, ones, Op::Sum)),
+        ("reduce_scatter", world.reduce_scatter(&x, 0, ones, Op::Sum)),
         ("all_to_all", world.all_to_all(&zeros(&[1, size + 1]), 0, 1, 1)),
+        ("all_to_all", world.all_to_all(&zeros(&[1, size + 1]), 0, 1, ones)),
         ("all_to_all", world.all_to_all_with_counts(&zeros(&[1, size + 1]), 0, ones, 1, ones)),
     ];
     for (call, error) in errors {
@@ -372,7 +384,7 @@ fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
     }
     // Counts that no sum of 64 bits holds.
     let huge = vec![i64::MAX; ones.len()];
-    let error = world.reduce_scatter_with_counts(&x, 0, &huge, Op::Sum).unwrap_err();
+    let error = world.reduce_scatter(&x, 0, &huge, Op::Sum).unwrap_err();
     assert!(matches!(error, Error::Counts { .. }), "{error}");
     works(world)
 }

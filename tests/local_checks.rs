@@ -170,8 +170,8 @@ fn requires_grad_must_agree_where_it_decides_what_is_called(context: &Context) -
     let calls: [Operation; 5] = [
         &|x| world.reduce(x, Op::Max, 0),
         &|x| world.scan(x, Op::Min)?.f_add_scalar(0).map_err(Into::into),
-        &|x| world.reduce_scatter_with_counts(x, 0, &counts, Op::Prod),
-        &|x| world.ireduce_scatter_with_counts(x, 0, &counts, Op::Max)?.wait(),
+        &|x| world.reduce_scatter(x, 0, &counts, Op::Prod),
+        &|x| world.ireduce_scatter(x, 0, &counts, Op::Max)?.wait(),
         &|x| Ok(world.max_loc(x)?.0),
     ];
     for (i, call) in calls.iter().enumerate() {

@@ -178,12 +178,7 @@ fn gathers_and_scatters(context: &Context) -> Result<()> {
         let whole = case.random(comm, &case.shape_with(axis, case.total()))?;
         let scattered = |xs: &[Tensor]| serial::scatter(xs, axis, &case.counts, root);
         case.check(comm, &whole, |x| comm.scatter(x, axis, own, root), scattered)?;
-        case.check(
-            comm,
-            &whole,
-            |x| comm.scatter_with_counts(x, axis, &case.counts, root),
-            scattered,
-        )?;
+        case.check(comm, &whole, |x| comm.scatter(x, axis, &case.counts, root), scattered)?;
         // Off root, any tensor of the kind will do, and gets zeros of its own shape.
         let mine = if comm.rank() == root {
             whole
@@ -207,12 +202,7 @@ fn all_gathers_and_reduce_scatters(context: &Context) -> Result<()> {
         let whole = case.random(comm, &case.shape_with(axis, case.total()))?;
         let reduced = |xs: &[Tensor]| serial::reduce_scatter(xs, axis, &case.counts, Op::Sum);
         case.check(comm, &whole, |x| comm.reduce_scatter(x, axis, own, Op::Sum), reduced)?;
-        case.check(
-            comm,
-            &whole,
-            |x| comm.reduce_scatter_with_counts(x, axis, &case.counts, Op::Sum),
-            reduced,
-        )
+        case.check(comm, &whole, |x| comm.reduce_scatter(x, axis, &case.counts, Op::Sum), reduced)
     })
 }
 
@@ -225,6 +215,7 @@ fn transpositions_and_repartitions(context: &Context) -> Result<()> {
         let x = case.random(comm, &outer.shape_with(axis, case.own(comm)))?;
         let cut_anew = |xs: &[Tensor]| serial::all_to_all(xs, axis, other, after);
         case.check(comm, &x, |x| comm.all_to_all(x, axis, other, wanted), cut_anew)?;
+        case.check(comm, &x, |x| comm.all_to_all(x, axis, other, after), cut_anew)?;
         case.check(
             comm,
             &x,

@@ -63,14 +63,12 @@ const COMBINING: [(&str, Call); 15] = [
     ("iexscan", |c, x, op| c.iexscan(x, op)?.wait()),
     ("reduce_scatter", |c, x, op| c.reduce_scatter(x, 0, 1, op)),
     ("ireduce_scatter", |c, x, op| c.ireduce_scatter(x, 0, 1, op)?.wait()),
-    ("reduce_scatter_with_counts", |c, x, op| c.reduce_scatter_with_counts(x, 0, &ones(c), op)),
-    ("ireduce_scatter_with_counts", |c, x, op| {
-        c.ireduce_scatter_with_counts(x, 0, &ones(c), op)?.wait()
-    }),
+    ("reduce_scatter_with_counts", |c, x, op| c.reduce_scatter(x, 0, &ones(c), op)),
+    ("ireduce_scatter_with_counts", |c, x, op| c.ireduce_scatter(x, 0, &ones(c), op)?.wait()),
 ];
 
 /// Those that do not.
-const OTHERS: [(&str, Call); 22] = [
+const OTHERS: [(&str, Call); 24] = [
     ("broadcast", |c, x, _| c.broadcast(x, 0)),
     ("broadcast_", |c, x, _| in_place(x, |x| c.broadcast_(x, 0))),
     ("broadcast_ of a view", |c, x, _| in_place(x, |x| c.broadcast_(&mut x.select(1, 0), 0))),
@@ -85,10 +83,12 @@ const OTHERS: [(&str, Call); 22] = [
     ("iall_gather_with_counts", |c, x, _| c.iall_gather_with_counts(x, 0, &sizes(c))?.wait()),
     ("scatter", |c, x, _| c.scatter(x, 0, 1, 0)),
     ("iscatter", |c, x, _| c.iscatter(x, 0, 1, 0)?.wait()),
-    ("scatter_with_counts", |c, x, _| c.scatter_with_counts(x, 0, &ones(c), 0)),
-    ("iscatter_with_counts", |c, x, _| c.iscatter_with_counts(x, 0, &ones(c), 0)?.wait()),
+    ("scatter_with_counts", |c, x, _| c.scatter(x, 0, &ones(c), 0)),
+    ("iscatter_with_counts", |c, x, _| c.iscatter(x, 0, &ones(c), 0)?.wait()),
     ("all_to_all", |c, x, _| c.all_to_all(x, 0, 1, 1)),
     ("iall_to_all", |c, x, _| c.iall_to_all(x, 0, 1, 1)?.wait()),
+    ("all_to_all to counts", |c, x, _| c.all_to_all(x, 0, 1, &ones(c))),
+    ("iall_to_all to counts", |c, x, _| c.iall_to_all(x, 0, 1, &ones(c))?.wait()),
     ("all_to_all_with_counts", |c, x, _| c.all_to_all_with_counts(x, 0, &sizes(c), 1, &ones(c))),
     ("iall_to_all_with_counts", |c, x, _| {
         c.iall_to_all_with_counts(x, 0, &sizes(c), 1, &ones(c))?.wait()
@@ -329,9 +329,7 @@ fn changes_in_flight(context: &Context) -> Result<()> {
         ("ireduce", |c, x, op| c.ireduce(x, op, 0)),
         ("iscan", |c, x, op| c.iscan(x, op)),
         ("iexscan", |c, x, op| c.iexscan(x, if op == Op::Mean { Op::Sum } else { op })),
-        ("ireduce_scatter_with_counts", |c, x, op| {
-            c.ireduce_scatter_with_counts(x, 0, &ones(c), op)
-        }),
+        ("ireduce_scatter_with_counts", |c, x, op| c.ireduce_scatter(x, 0, &ones(c), op)),
         ("ibroadcast", |c, x, _| c.ibroadcast(x, 0)),
         ("igather", |c, x, _| c.igather(x, 0, 0)),
         ("igather_with_counts", |c, x, _| c.igather_with_counts(x, 0, &sizes(c), 0)),

@@ -21,3 +21,5 @@ mod scatter;
 
 mod counts;
 mod nonlinear;
+
+pub use counts::Counts;

@@ -71,15 +71,16 @@ const fn combines(
     Operation { name, takes, ops: Some(ops), has_root, run, serial }
 }
 
-/// Every collective on a tensor, one line each.
+/// Every collective on a tensor, one line each. What ends in `_with_counts` is given the counts of all
+/// ranks.
 #[rustfmt::skip]
-pub const OPERATIONS: [Operation; 19] = [
+pub const OPERATIONS: [Operation; 20] = [
     combines("all_reduce", Takes::Same, every, false, |c, x, a| c.all_reduce(x, a.op), all_reduce),
     combines("reduce", Takes::Same, every, true, |c, x, a| c.reduce(x, a.op, a.root), reduce),
     combines("scan", Takes::Same, every, false, |c, x, a| c.scan(x, a.op), scan),
     combines("exscan", Takes::Same, all_but_mean, false, |c, x, a| c.exscan(x, a.op), exscan),
     combines("reduce_scatter", Takes::Whole, every, false, |c, x, a| c.reduce_scatter(x, a.axis, own(c, &a.counts), a.op), reduce_scatter),
-    combines("reduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.reduce_scatter_with_counts(x, a.axis, &a.counts, a.op), reduce_scatter),
+    combines("reduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.reduce_scatter(x, a.axis, &a.counts, a.op), reduce_scatter),
     combines("all_reduce_", Takes::Same, every, false, |c, x, a| in_place(x, |x| c.all_reduce_(x, a.op)), all_reduce),
     combines("reduce_", Takes::Same, every, true, |c, x, a| in_place(x, |x| c.reduce_(x, a.op, a.root)), reduce),
     moves("broadcast_", Takes::Same, true, |c, x, a| in_place(x, |x| c.broadcast_(x, a.root)), broadcast),
@@ -89,8 +90,9 @@ pub const OPERATIONS: [Operation; 19] = [
     moves("all_gather", Takes::Block, false, |c, x, a| c.all_gather(x, a.axis), all_gather),
     moves("all_gather_with_counts", Takes::Block, false, |c, x, a| c.all_gather_with_counts(x, a.axis, &a.counts), all_gather),
     moves("scatter", Takes::WholeOnRoot, true, |c, x, a| c.scatter(x, a.axis, own(c, &a.counts), a.root), scatter),
-    moves("scatter_with_counts", Takes::Whole, true, |c, x, a| c.scatter_with_counts(x, a.axis, &a.counts, a.root), scatter),
+    moves("scatter_with_counts", Takes::Whole, true, |c, x, a| c.scatter(x, a.axis, &a.counts, a.root), scatter),
     moves("all_to_all", Takes::BlockOfWhole, false, |c, x, a| c.all_to_all(x, a.axis, a.scatter_axis, own(c, &a.scatter_counts)), all_to_all),
+    moves("all_to_all to counts", Takes::BlockOfWhole, false, |c, x, a| c.all_to_all(x, a.axis, a.scatter_axis, &a.scatter_counts), all_to_all),
     moves("all_to_all_with_counts", Takes::BlockOfWhole, false, |c, x, a| c.all_to_all_with_counts(x, a.axis, &a.counts, a.scatter_axis, &a.scatter_counts), all_to_all),
     // A result that is used again, so that cotangents are summed before they travel.
     moves("broadcast of gather", Takes::Block, true, |c, x, a| { let y = c.all_gather(x, a.axis)?; Ok(c.broadcast(&y, a.root)? + y) }, twice_all_gather),
@@ -98,21 +100,22 @@ pub const OPERATIONS: [Operation; 19] = [
 
 /// Those that can be started, waited for at once.
 #[rustfmt::skip]
-pub const STARTED: [Operation; 15] = [
+pub const STARTED: [Operation; 16] = [
     combines("iall_reduce", Takes::Same, every, false, |c, x, a| c.iall_reduce(x, a.op)?.wait(), all_reduce),
     combines("ireduce", Takes::Same, every, true, |c, x, a| c.ireduce(x, a.op, a.root)?.wait(), reduce),
     combines("iscan", Takes::Same, every, false, |c, x, a| c.iscan(x, a.op)?.wait(), scan),
     combines("iexscan", Takes::Same, all_but_mean, false, |c, x, a| c.iexscan(x, a.op)?.wait(), exscan),
     combines("ireduce_scatter", Takes::Whole, every, false, |c, x, a| c.ireduce_scatter(x, a.axis, own(c, &a.counts), a.op)?.wait(), reduce_scatter),
-    combines("ireduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.ireduce_scatter_with_counts(x, a.axis, &a.counts, a.op)?.wait(), reduce_scatter),
+    combines("ireduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.ireduce_scatter(x, a.axis, &a.counts, a.op)?.wait(), reduce_scatter),
     moves("ibroadcast", Takes::Same, true, |c, x, a| c.ibroadcast(x, a.root)?.wait(), broadcast),
     moves("igather", Takes::Block, true, |c, x, a| c.igather(x, a.axis, a.root)?.wait(), gather),
     moves("igather_with_counts", Takes::Block, true, |c, x, a| c.igather_with_counts(x, a.axis, &a.counts, a.root)?.wait(), gather),
     moves("iall_gather", Takes::Block, false, |c, x, a| c.iall_gather(x, a.axis)?.wait(), all_gather),
     moves("iall_gather_with_counts", Takes::Block, false, |c, x, a| c.iall_gather_with_counts(x, a.axis, &a.counts)?.wait(), all_gather),
     moves("iscatter", Takes::WholeOnRoot, true, |c, x, a| c.iscatter(x, a.axis, own(c, &a.counts), a.root)?.wait(), scatter),
-    moves("iscatter_with_counts", Takes::Whole, true, |c, x, a| c.iscatter_with_counts(x, a.axis, &a.counts, a.root)?.wait(), scatter),
+    moves("iscatter_with_counts", Takes::Whole, true, |c, x, a| c.iscatter(x, a.axis, &a.counts, a.root)?.wait(), scatter),
     moves("iall_to_all", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all(x, a.axis, a.scatter_axis, own(c, &a.scatter_counts))?.wait(), all_to_all),
+    moves("iall_to_all to counts", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all(x, a.axis, a.scatter_axis, &a.scatter_counts)?.wait(), all_to_all),
     moves("iall_to_all_with_counts", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all_with_counts(x, a.axis, &a.counts, a.scatter_axis, &a.scatter_counts)?.wait(), all_to_all),
 ];
 

@@ -85,7 +85,7 @@ fn all_gather_and_reduce_scatter(context: &Context) -> Result<()> {
             let whole = matrix(context, whole[0], whole[1])?;
             let f = |x: &Tensor| world.reduce_scatter(x, axis, own, Op::Sum);
             assert_calls(context, &whole, &f, true, [reduce, gather])?;
-            let f = |x: &Tensor| world.reduce_scatter_with_counts(x, axis, &extents, Op::Sum);
+            let f = |x: &Tensor| world.reduce_scatter(x, axis, &extents, Op::Sum);
             assert_calls(context, &whole, &f, false, [reduce, gather])?;
         }
     }
@@ -113,7 +113,7 @@ fn gather_and_scatter(context: &Context) -> Result<()> {
                 let whole = matrix(context, whole[0], whole[1])?;
                 let f = |x: &Tensor| world.scatter(x, axis, own, root);
                 assert_calls(context, &whole, &f, true, [scatter, gather])?;
-                let f = |x: &Tensor| world.scatter_with_counts(x, axis, &extents, root);
+                let f = |x: &Tensor| world.scatter(x, axis, &extents, root);
                 assert_calls(context, &whole, &f, false, [scatter, gather])?;
             }
         }
@@ -130,6 +130,8 @@ fn all_to_all(context: &Context) -> Result<()> {
         for (gather, scatter, shape) in [(0, 1, [own, total]), (1, 0, [total, own])] {
             let x = matrix(context, shape[0], shape[1])?;
             let f = |x: &Tensor| world.all_to_all(x, gather, scatter, own);
+            assert_calls(context, &x, &f, true, [function; 2])?;
+            let f = |x: &Tensor| world.all_to_all(x, gather, scatter, &extents);
             assert_calls(context, &x, &f, true, [function; 2])?;
             let f =
                 |x: &Tensor| world.all_to_all_with_counts(x, gather, &extents, scatter, &extents);
@@ -193,7 +195,7 @@ fn beyond_an_int(context: &Context) -> Result<()> {
     let operations: [(&str, Operation); 4] = [
         (moved("MPI_Alltoallv_c"), &|x| world.all_gather_with_counts(x, 0, &wholes)),
         (moved("MPI_Gatherv_c"), &|x| world.gather_with_counts(x, 0, &wholes, 0)),
-        (moved("MPI_Scatterv_c"), &|x| world.scatter_with_counts(x, 0, &parts, 0)),
+        (moved("MPI_Scatterv_c"), &|x| world.scatter(x, 0, &parts, 0)),
         (moved("MPI_Alltoallv_c"), &|x| world.all_to_all_with_counts(x, 0, &wholes, 0, &wholes)),
     ];
     for (name, f) in operations {

@@ -84,13 +84,13 @@ impl Call {
                 comm.scatter(x, *axis, own(counts), *root)
             }
             Self::Scatter(axis, Counts::Known(counts), root) => {
-                comm.scatter_with_counts(x, *axis, counts, *root)
+                comm.scatter(x, *axis, counts, *root)
             }
             Self::ReduceScatter(axis, Counts::Own(counts), op) => {
                 comm.reduce_scatter(x, *axis, own(counts), *op)
             }
             Self::ReduceScatter(axis, Counts::Known(counts), op) => {
-                comm.reduce_scatter_with_counts(x, *axis, counts, *op)
+                comm.reduce_scatter(x, *axis, counts, *op)
             }
             Self::AllToAll(axis, Counts::Known(counts), cut, Counts::Known(cuts)) => {
                 comm.all_to_all_with_counts(x, *axis, counts, *cut, cuts)
@@ -121,13 +121,13 @@ impl Call {
                 comm.iscatter(x, *axis, own(counts), *root)
             }
             Self::Scatter(axis, Counts::Known(counts), root) => {
-                comm.iscatter_with_counts(x, *axis, counts, *root)
+                comm.iscatter(x, *axis, counts, *root)
             }
             Self::ReduceScatter(axis, Counts::Own(counts), op) => {
                 comm.ireduce_scatter(x, *axis, own(counts), *op)
             }
             Self::ReduceScatter(axis, Counts::Known(counts), op) => {
-                comm.ireduce_scatter_with_counts(x, *axis, counts, *op)
+                comm.ireduce_scatter(x, *axis, counts, *op)
             }
             Self::AllToAll(axis, Counts::Known(counts), cut, Counts::Known(cuts)) => {
                 comm.iall_to_all_with_counts(x, *axis, counts, *cut, cuts)
