@@ -145,7 +145,7 @@ pub(crate) fn agree(
     }
     let terms = in_step(site, comm, terms);
     let says = Says { site, comm, subject: recorded(comm, subject, &terms), terms: &terms };
-    let mut pending = Pending::new(site, comm, says.fingerprint(), way);
+    let mut pending = Pending::new(site, comm, says.fingerprint(), 0, way);
     let outcome = comm.environment().wait(site, || {
         // SAFETY: `wait` gives leave to call MPI.
         unsafe { pending.poll(&mut || says.lines()) }
@@ -218,7 +218,7 @@ impl Proposal {
         let terms = in_step(site, comm, terms);
         let subject = recorded(comm, subject, &terms);
         let fingerprint = Says { site, comm, subject, terms: &terms }.fingerprint();
-        let pending = Pending::new(site, comm, fingerprint, Way::Polls);
+        let pending = Pending::new(site, comm, fingerprint, 0, Way::Polls);
         let (terms, error) = match terms {
             Ok(terms) => (Ok(terms.to_owned()), None),
             Err(error) => (Err(error.to_string()), Some(error)),
