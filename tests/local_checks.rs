@@ -28,11 +28,12 @@ fn main() -> ExitCode {
 type Call = fn(&Communicator, &Tensor) -> Result<Tensor>;
 
 /// The calls that exchange sizes, on a square with a row per rank.
-const EXCHANGING: [(&str, Call); 5] = [
+const EXCHANGING: [(&str, Call); 6] = [
     ("gather", |c, x| c.gather(x, 0, 0)),
     ("all_gather", |c, x| c.all_gather(x, 0)),
     ("scatter", |c, x| c.scatter(x, 0, 1, c.size() - 1)),
     ("all_to_all", |c, x| c.all_to_all(x, 0, 1, 1)),
+    ("all_to_all_v", |c, x| c.all_to_all_v(x, 0, &vec![1; c.size().unsigned_abs() as usize])),
     ("reduce_scatter", |c, x| c.reduce_scatter(x, 0, 1, Op::Sum)),
 ];
 

@@ -68,7 +68,7 @@ const COMBINING: [(&str, Call); 15] = [
 ];
 
 /// Those that do not.
-const OTHERS: [(&str, Call); 24] = [
+const OTHERS: [(&str, Call); 28] = [
     ("broadcast", |c, x, _| c.broadcast(x, 0)),
     ("broadcast_", |c, x, _| in_place(x, |x| c.broadcast_(x, 0))),
     ("broadcast_ of a view", |c, x, _| in_place(x, |x| c.broadcast_(&mut x.select(1, 0), 0))),
@@ -92,6 +92,12 @@ const OTHERS: [(&str, Call); 24] = [
     ("all_to_all_with_counts", |c, x, _| c.all_to_all_with_counts(x, 0, &sizes(c), 1, &ones(c))),
     ("iall_to_all_with_counts", |c, x, _| {
         c.iall_to_all_with_counts(x, 0, &sizes(c), 1, &ones(c))?.wait()
+    }),
+    ("all_to_all_v", |c, x, _| c.all_to_all_v(x, 0, &ones(c))),
+    ("iall_to_all_v", |c, x, _| c.iall_to_all_v(x, 0, &ones(c))?.wait()),
+    ("all_to_all_v_with_counts", |c, x, _| c.all_to_all_v_with_counts(x, 0, &ones(c), &ones(c))),
+    ("iall_to_all_v_with_counts", |c, x, _| {
+        c.iall_to_all_v_with_counts(x, 0, &ones(c), &ones(c))?.wait()
     }),
     ("max_loc", |c, x, _| c.max_loc(x).map(|(values, _)| values)),
     ("min_loc", |c, x, _| c.min_loc(x).map(|(values, _)| values)),
@@ -324,7 +330,7 @@ fn backward_passes(context: &Context) -> Result<()> {
 fn changes_in_flight(context: &Context) -> Result<()> {
     let world = &context.world;
     type Start = fn(&Communicator, &Tensor, Op) -> Result<Request>;
-    let starts: [(&str, Start); 13] = [
+    let starts: [(&str, Start); 15] = [
         ("iall_reduce", |c, x, op| c.iall_reduce(x, op)),
         ("ireduce", |c, x, op| c.ireduce(x, op, 0)),
         ("iscan", |c, x, op| c.iscan(x, op)),
@@ -338,6 +344,10 @@ fn changes_in_flight(context: &Context) -> Result<()> {
         ("iall_to_all", |c, x, _| c.iall_to_all(x, 0, 1, 1)),
         ("iall_to_all_with_counts", |c, x, _| {
             c.iall_to_all_with_counts(x, 0, &sizes(c), 1, &ones(c))
+        }),
+        ("iall_to_all_v", |c, x, _| c.iall_to_all_v(x, 0, &ones(c))),
+        ("iall_to_all_v_with_counts", |c, x, _| {
+            c.iall_to_all_v_with_counts(x, 0, &ones(c), &ones(c))
         }),
         ("isend", |c, x, _| {
             let (right, left) = neighbours(c);

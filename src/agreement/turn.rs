@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::description::{AT, LAST, Line, PLACE, encode};
+use super::description::{AT, LAST, Line, PAIRS, PLACE, encode};
 use super::rounds::{Rounds, WORDS};
 use super::texts::Texts;
 use crate::communicator::Communicator;
@@ -177,6 +177,7 @@ impl Pending {
                 Exchange::Done(if way { Way::Polls } else { Way::Waits })
             } else {
                 let mut lines = lines();
+                lines.retain(|(name, _)| same_terms || !PAIRS.contains(name));
                 let failed = match self.withdrawn {
                     0 => String::new(),
                     count => format!(", {count} of which failed here"),

@@ -22,7 +22,8 @@ impl Communicator {
     ///
     /// With two axes it transposes what is distributed: a tensor that was cut along `gather_axis`
     /// is cut along `scatter_axis` afterwards. With one and the same axis it cuts the tensor anew,
-    /// into blocks of other sizes.
+    /// into blocks of other sizes, and the order of the elements stays. To send chosen blocks to
+    /// chosen ranks, by a matrix of counts, use [`all_to_all_v`](Self::all_to_all_v).
     ///
     /// Wraps `MPI_Alltoall`, or `MPI_Alltoallv` where blocks differ. Collective: every rank must
     /// call it. `counts` says what each rank receives along `scatter_axis`: an `i64` is this rank's
@@ -55,7 +56,6 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Alltoall")]
-    #[doc(alias = "MPI_Alltoallv")]
     #[track_caller]
     pub fn all_to_all(
         &self,
@@ -70,7 +70,7 @@ impl Communicator {
 
     /// Starts an [`all_to_all`](Self::all_to_all).
     ///
-    /// Wraps `MPI_Ialltoallv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// Wraps `MPI_Ialltoall(v)`. Collective: every rank must call it. Shape, kinds: as there.
     /// The extents travel first, so the start waits for the other ranks to start too;
     /// [`iall_to_all_with_counts`](Self::iall_to_all_with_counts) does not.
     ///
@@ -91,7 +91,7 @@ impl Communicator {
     /// assert_eq!(request.wait()?, Tensor::from_slice(&[world.rank()]).expand([ranks.len() as i64, 1], false));
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    #[doc(alias = "MPI_Ialltoallv")]
+    #[doc(alias = "MPI_Ialltoall")]
     #[track_caller]
     pub fn iall_to_all(
         &self,
@@ -128,7 +128,7 @@ impl Communicator {
     /// assert_eq!(columns.size(), [total, mine]);
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    #[doc(alias = "MPI_Alltoallv")]
+    #[doc(alias = "MPI_Alltoall")]
     #[track_caller]
     pub fn all_to_all_with_counts(
         &self,
@@ -144,7 +144,7 @@ impl Communicator {
 
     /// Starts an [`all_to_all_with_counts`](Self::all_to_all_with_counts).
     ///
-    /// Wraps `MPI_Ialltoallv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// Wraps `MPI_Ialltoall(v)`. Collective: every rank must call it. Shape, kinds: as there.
     ///
     /// - Adjoint: the wait's pullback starts that of `all_to_all_with_counts`, the start's waits for it.
     ///
@@ -164,7 +164,7 @@ impl Communicator {
     /// assert_eq!(request.wait()?.size(), [ranks.len() as i64, 1]);
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    #[doc(alias = "MPI_Ialltoallv")]
+    #[doc(alias = "MPI_Ialltoall")]
     #[track_caller]
     pub fn iall_to_all_with_counts(
         &self,

@@ -10,6 +10,7 @@
 mod all_gather;
 mod all_reduce;
 mod all_to_all;
+mod all_to_all_v;
 mod barrier;
 mod broadcast;
 mod extremum_location;

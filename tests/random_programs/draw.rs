@@ -311,12 +311,18 @@ impl Draft {
         let counts =
             if known { Counts::Known(extents.clone()) } else { Counts::Own(extents.clone()) };
         let at = self.signed(axis, dim);
-        match self.random.below(4) {
+        match self.random.below(6) {
             0 => Call::Gather(at, counts, root),
             1 => Call::AllGather(at, counts),
             2 => {
                 let cuts = self.partition(extents[root.unsigned_abs() as usize]);
                 Call::Scatter(at, cuts, root)
+            }
+            3 | 4 => {
+                let row = |extent: &i64| match self.partition(*extent) {
+                    Counts::Known(row) | Counts::Own(row) => row,
+                };
+                Call::AllToAllV(at, extents.iter().map(row).collect(), known)
             }
             _ => {
                 let other = self.random.below(dim);
