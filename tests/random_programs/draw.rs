@@ -388,7 +388,11 @@ impl Draft {
         let (y, by) = (self.var(), self.random.below(self.ranks));
         let around = self.random.one_in(2);
         let in_parts = self.random.one_in(2);
-        let mut shift = Shift { by, around, shapes: x.shapes.clone(), in_parts };
+        // Who receives from anybody must not get what is for another receive.
+        let any_source = self.random.one_in(4);
+        let tag = if any_source { 100 + Tag::try_from(y).expect("names are few") } else { 7 };
+        let shapes = x.shapes.clone();
+        let mut shift = Shift { by, around, shapes, in_parts, any_source, tag };
         for rank in 0..self.ranks {
             if let Some(from) = shift.peer(rank, self.ranks, false) {
                 shift.shapes[rank].clone_from(&x.shapes[from]);
