@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::reduction::Op;
 use crate::site::Site;
 pub(crate) use description::differences;
-use description::{Line, decode};
+use description::{Line, PAIRS, decode};
 pub(crate) use turn::{Pending, Turn, Turns, Way};
 
 /// What the ranks compare of their calls.
@@ -71,8 +71,41 @@ pub(crate) struct Terms<'a> {
     pub(crate) counts: [Option<&'a [i64]>; 2],
     /// The shape, where it must agree, but for the axis that may differ.
     pub(crate) shape: Option<(&'a [i64], Option<usize>)>,
+    /// What it sends to each rank and receives from each, where it knows no other rank's counts.
+    pub(crate) pairs: Option<Pairs<'a>>,
     /// What every rank needs to know of this one.
     pub(crate) told: Option<Told<'a>>,
+    /// What each rank needs to know of this one, a number for each.
+    pub(crate) told_each: Option<&'a [i64]>,
+}
+
+/// This rank's row and column of the ranks' matrix of counts. Each count stands in a row and in a
+/// column: the ranks agree if what one is to send is what the other is to receive.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pairs<'a> {
+    /// To each rank, in their order.
+    pub(crate) send: &'a [i64],
+    /// From each.
+    pub(crate) receive: &'a [i64],
+    /// Whether this is more than an `int` counts, for which there are other functions of MPI.
+    pub(crate) wide: bool,
+}
+
+impl Pairs<'_> {
+    /// The sum over all ranks is zero if the ranks agree: for each count a number is added by the
+    /// rank that sends and subtracted by the one that receives. All ranks run one program, so the
+    /// same numbers have the same hash.
+    fn balance(&self, rank: Rank) -> u64 {
+        let hash = |from: Rank, to: Rank, count: i64| {
+            let mut hasher = DefaultHasher::new();
+            (from, to, count).hash(&mut hasher);
+            hasher.finish()
+        };
+        let counts = self.send.iter().zip(self.receive);
+        (0..).zip(counts).fold(0_u64, |sum, (other, (&sent, &received))| {
+            sum.wrapping_add(hash(rank, other, sent)).wrapping_sub(hash(other, rank, received))
+        })
+    }
 }
 
 /// What a rank tells the others: its counts, and a shape.
@@ -87,12 +120,20 @@ pub(crate) struct Told<'a> {
 pub(crate) struct Agreed {
     counts: Vec<[i64; 2]>,
     shapes: Vec<Vec<i64>>,
+    /// What each rank told this one alone.
+    told_here: Vec<i64>,
 }
 
 impl Agreed {
     /// Each rank's `i`th count.
     pub(crate) fn counts(&self, i: usize) -> Vec<i64> {
         self.counts.iter().map(|counts| counts[i]).collect()
+    }
+
+    /// What each rank told this one alone. The [`counts`](Self::counts) are then the sums of what each
+    /// has told and was told, or −1 where that is more than an `i64` holds.
+    pub(crate) fn told_here(&self) -> &[i64] {
+        &self.told_here
     }
 
     pub(crate) fn shape_of(&self, rank: Rank) -> &[i64] {
@@ -138,14 +179,14 @@ pub(crate) fn agree(
     // Before it takes a place that nobody would give up.
     comm.environment().allows(site.call)?;
     if let Some(Admission::Granted(turn)) = comm.admission() {
-        return Ok((exchange(site, comm, turn, terms?.told)?, Arc::clone(turn)));
+        return Ok((exchange(site, comm, turn, &terms?)?, Arc::clone(turn)));
     }
     if comm.check() == Check::None && !exchanges {
         return terms.map(|_| (Agreed::default(), Arc::new(Turn::free())));
     }
     let terms = in_step(site, comm, terms);
     let says = Says { site, comm, subject: recorded(comm, subject, &terms), terms: &terms };
-    let mut pending = Pending::new(site, comm, says.fingerprint(), way);
+    let mut pending = Pending::new(site, comm, says.fingerprint(), says.balance(), way);
     let outcome = comm.environment().wait(site, || {
         // SAFETY: `wait` gives leave to call MPI.
         unsafe { pending.poll(&mut || says.lines()) }
@@ -154,7 +195,7 @@ pub(crate) fn agree(
         Ok(turn) => Arc::new(turn),
         Err(texts) => return Err(terms.err().unwrap_or_else(|| mismatch(&texts))),
     };
-    Ok((exchange(site, comm, &turn, terms?.told)?, turn))
+    Ok((exchange(site, comm, &turn, &terms?)?, turn))
 }
 
 /// Waits until all ranks make the call at `site`, whatever is compared of others.
@@ -217,8 +258,8 @@ impl Proposal {
         }
         let terms = in_step(site, comm, terms);
         let subject = recorded(comm, subject, &terms);
-        let fingerprint = Says { site, comm, subject, terms: &terms }.fingerprint();
-        let pending = Pending::new(site, comm, fingerprint, Way::Polls);
+        let says = Says { site, comm, subject, terms: &terms };
+        let pending = Pending::new(site, comm, says.fingerprint(), says.balance(), Way::Polls);
         let (terms, error) = match terms {
             Ok(terms) => (Ok(terms.to_owned()), None),
             Err(error) => (Err(error.to_string()), Some(error)),
@@ -304,8 +345,15 @@ fn mismatch(texts: &[Vec<u8>]) -> Error {
 
 /// Exchanges what the ranks tell each other, if anything. All ranks are in the same call.
 #[inline]
-fn exchange(site: Site, comm: &Communicator, turn: &Turn, told: Option<Told>) -> Result<Agreed> {
-    let Some(told) = told else { return Ok(Agreed::default()) };
+fn exchange(site: Site, comm: &Communicator, turn: &Turn, terms: &Terms) -> Result<Agreed> {
+    if let Some(told_each) = terms.told_each {
+        let told_here = comm.all_to_all_control(site, turn.way(), told_each.to_vec())?;
+        let sum = |counts: &[i64]| counts.iter().try_fold(0_i64, |sum, n| sum.checked_add(*n));
+        let sums = [told_each, &told_here].map(|counts| sum(counts).unwrap_or(-1));
+        let counts = comm.all_gather_control(site, turn.way(), &sums)?;
+        return Ok(Agreed { counts, told_here, ..Agreed::default() });
+    }
+    let Some(told) = terms.told else { return Ok(Agreed::default()) };
     let mut record: Record = [0; WORDS];
     record[..2].copy_from_slice(&told.counts);
     record[2] = i64::try_from(told.shape.len()).unwrap_or(i64::MAX);
@@ -327,7 +375,8 @@ fn exchange(site: Site, comm: &Communicator, turn: &Turn, told: Option<Told>) ->
             *shape = extents.map(|e| e.try_into().map_or(0, i64::from_le_bytes)).collect();
         }
     }
-    Ok(Agreed { counts: records.iter().map(|record| [record[0], record[1]]).collect(), shapes })
+    let counts = records.iter().map(|record| [record[0], record[1]]).collect();
+    Ok(Agreed { counts, shapes, ..Agreed::default() })
 }
 
 /// What a rank says of a call: its terms, or why it refuses it.
@@ -352,6 +401,11 @@ impl Says<'_, '_> {
             Err(error) => ("refused", self.comm.rank(), error.to_string()).hash(&mut hasher),
         }
         hasher.finish()
+    }
+
+    fn balance(&self) -> u64 {
+        let pairs = self.terms.as_ref().ok().and_then(|terms| terms.pairs);
+        pairs.map_or(0, |pairs| pairs.balance(self.comm.rank()))
     }
 
     fn lines(&self) -> Vec<Line> {
@@ -388,6 +442,7 @@ struct OwnedTerms {
     axes: [Option<i64>; 2],
     counts: [Option<Vec<i64>>; 2],
     shape: Option<(Vec<i64>, Option<usize>)>,
+    pairs: Option<([Vec<i64>; 2], bool)>,
 }
 
 impl OwnedTerms {
@@ -398,15 +453,21 @@ impl OwnedTerms {
             axes: self.axes,
             counts: self.counts.each_ref().map(Option::as_deref),
             shape: self.shape.as_ref().map(|(shape, free)| (&shape[..], *free)),
+            pairs: self.pairs.as_ref().map(|([send, receive], wide)| Pairs {
+                send,
+                receive,
+                wide: *wide,
+            }),
             told: None,
+            told_each: None,
         }
     }
 }
 
 impl Hash for Terms<'_> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Self { op, root, axes, counts, shape, told: _ } = self;
-        (op, root, axes, counts).hash(hasher);
+        let Self { op, root, axes, counts, shape, pairs, told: _, told_each: _ } = self;
+        (op, root, axes, counts, pairs.map(|pairs| pairs.wide)).hash(hasher);
         if let Some((shape, free)) = shape {
             (free, shape.len()).hash(hasher);
             for (i, extent) in shape.iter().enumerate().filter(|&(i, _)| *free != Some(i)) {
@@ -429,6 +490,9 @@ impl Terms<'_> {
             axes: self.axes,
             counts: self.counts.map(|counts| counts.map(<[i64]>::to_vec)),
             shape: self.shape.map(|(shape, free)| (shape.to_vec(), free)),
+            pairs: self
+                .pairs
+                .map(|Pairs { send, receive, wide }| ([send.to_vec(), receive.to_vec()], wide)),
         }
     }
 
@@ -455,6 +519,10 @@ impl Terms<'_> {
             if let Some(counts) = counts {
                 lines.push((name, format!("{counts:?}")));
             }
+        }
+        if let Some(Pairs { send, receive, wide }) = self.pairs {
+            lines.extend(PAIRS.into_iter().zip([send, receive].map(|list| format!("{list:?}"))));
+            lines.push(("more elements than an int counts", wide.to_string()));
         }
         if let Some((shape, free)) = self.shape {
             let extents: Vec<String> = shape

@@ -198,6 +198,11 @@ impl Started {
 /// The largest count and displacement that an `int` is trusted with; lower in tests only.
 static LARGEST: AtomicI32 = AtomicI32::new(c_int::MAX);
 
+/// The most elements that a call counts by an `int`.
+pub(crate) fn largest_count() -> i64 {
+    LARGEST.load(Ordering::Relaxed).into()
+}
+
 /// Lowers [`LARGEST`], so that a test sees with small tensors what large ones meet.
 pub(crate) fn set_largest_count(count: c_int) {
     LARGEST.store(count, Ordering::Relaxed);

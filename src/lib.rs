@@ -35,6 +35,7 @@
 //! | [`all_gather`](Communicator::all_gather), [`iall_gather`](Communicator::iall_gather) | `MPI_Allgather(v)` | `reduce_scatter` | [all](datatype) |
 //! | [`reduce_scatter`](Communicator::reduce_scatter), [`ireduce_scatter`](Communicator::ireduce_scatter) | `MPI_Reduce_scatter(_block)` | `all_gather` | [by op](Op#kinds) |
 //! | [`all_to_all`](Communicator::all_to_all), [`iall_to_all`](Communicator::iall_to_all) | `MPI_Alltoall(v)` | `all_to_all` | [all](datatype) |
+//! | [`all_to_all_v`](Communicator::all_to_all_v), [`iall_to_all_v`](Communicator::iall_to_all_v) | `MPI_Alltoallv` | `all_to_all_v` | [all](datatype) |
 //! | [`scan`](Communicator::scan), [`exscan`](Communicator::exscan), [`iscan`](Communicator::iscan), [`iexscan`](Communicator::iexscan) | `MPI_Scan`, `MPI_Exscan` | the same from the other end | [by op](Op#kinds) |
 //! | [`max_loc`](Communicator::max_loc), [`min_loc`](Communicator::min_loc) | `MPI_Allreduce` | to the owner | [of `Max`](Op#kinds) |
 //! | [`barrier`](Communicator::barrier), [`ibarrier`](Communicator::ibarrier) | `MPI_Barrier` | a barrier, on a [`Tape`] | – |
@@ -61,8 +62,9 @@
 //! The adjoint of each linear one is one MPI call of the same volume. Tensors may have any layout;
 //! results are contiguous and share no storage with what went in, but for a send's, which is what was
 //! sent. An underscore at the end changes its argument in place, by torch's rules for that. Where
-//! blocks may differ from rank to rank, their sizes travel first, in one small message; the variants
-//! `…_with_counts` know them and send none.
+//! blocks may differ from rank to rank, their sizes travel first, in one small message, unless the
+//! call is given those of all ranks: by a slice in place of an `i64`, see [`Counts`], or by the
+//! variants `…_with_counts`.
 //!
 //! # Adjoints
 //!
@@ -80,6 +82,7 @@
 //! | all_gather | x̄ = reduce_scatter(ȳ, `Sum`), counts = the extents gathered |
 //! | reduce_scatter `Sum` | x̄ = all_gather(ȳ) |
 //! | all_to_all | x̄ = all_to_all(ȳ), axes and counts exchanged |
+//! | all_to_all_v | x̄ = all_to_all_v(ȳ), what is sent and what is received exchanged |
 //! | scan `Sum` | x̄_r = Σ_{s≥r} ȳ_s: a scan on a communicator with reversed ranks |
 //! | exscan `Sum` | x̄_r = Σ_{s>r} ȳ_s: likewise; the result on rank 0 is a constant |
 //! | max_loc, min_loc | Σ ȳ_r for the owning rank, the lowest on ties; zeros for the others |
@@ -126,8 +129,9 @@
 //!
 //! Ranks that make different calls would wait for each other for ever, receive nonsense, or, with
 //! some MPIs, write beyond their buffers. So the ranks agree on each collective call before it is
-//! made: on the operation, its op, kind, root, axis and shape. Where they differ, all get the same
-//! [`Error::Mismatch`], which names the ranks and what differs, and the communicator works as before.
+//! made: on the operation, its op, kind, root, axis, counts and shape. Where they differ, all get the
+//! same [`Error::Mismatch`], which names the ranks and what differs, and the communicator works as
+//! before.
 //! A call that is only started is agreed on while it is under way, and is an error at its wait; it
 //! may meet a blocking one of the same kind on other ranks.
 //!
@@ -191,6 +195,7 @@ mod watch;
 pub use mpi_sys;
 pub use tch;
 
+pub use collective::Counts;
 pub use communicator::{Communicator, Rank};
 pub use dummies::join_dummies;
 pub use environment::{Library, ThreadLevel, Universe, initialize, initialize_with, run};

@@ -183,15 +183,16 @@ impl Communicator {
         apply::<Nonblocking>(&Receive::new(source, tag, like), self, like)
     }
 
-    /// Sends `x` to the rank `dest`, and receives a tensor like `like` from the rank `source`.
+    /// Sends `x` to the rank `dest`, and receives a tensor like `like` from the rank `source`, or
+    /// from [any](Source::Any).
     ///
     /// What `MPI_Sendrecv` does, both at once: ranks that shift tensors among each other need not
     /// care who is first. It is made of `MPI_Isend` and what [`recv`](Self::recv) is made of.
     ///
     /// - Shape: any for `x`; the result's is that of `like`, which is not written.
     /// - Kinds: every kind of [`datatype`](crate::datatype), the same for both.
-    /// - Adjoint: `sendrecv` of the cotangent to `source`, of a tensor like `x` from `dest`; `like`
-    ///   gets zeros.
+    /// - Adjoint: `sendrecv` of the cotangent to the rank that the message came from, of a tensor like
+    ///   `x` from `dest`; `like` gets zeros.
     ///
     /// # Errors
     /// As for [`send`](Self::send) and [`recv`](Self::recv); `Error::Argument` if the kinds of `x`
@@ -217,7 +218,7 @@ impl Communicator {
         x: &Tensor,
         dest: Rank,
         like: &Tensor,
-        source: Rank,
+        source: impl Into<Source>,
         tag: Tag,
     ) -> Result<Tensor> {
         let call = "sendrecv";

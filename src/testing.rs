@@ -266,6 +266,8 @@ pub fn live_pullbacks() -> usize {
 
 /// Lets MPI count only so far, as if `int` ended there: what is beyond goes the way that messages of
 /// more than 2³¹ − 1 elements go. For tests of that way with small tensors; the same on all ranks.
+// It is public because the tests in `tests/` are crates of their own. Programs have no use for it.
+#[doc(hidden)]
 pub fn set_largest_count(count: i32) {
     crate::call::set_largest_count(count);
 }

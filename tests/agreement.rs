@@ -22,6 +22,8 @@ fn main() -> ExitCode {
             kinds_that_differ_where_means_are_widened,
             counts_on_some_ranks_only,
             counts_that_do_not_fit_together,
+            matrices_of_counts_that_do_not_balance,
+            more_elements_than_an_int_counts_on_one_rank,
             sizes_that_no_integer_holds,
             shapes_of_many_axes_travel,
         ],
@@ -62,6 +64,19 @@ const MISTAKES: &[(&str, Mistake)] = &[
     ("scatter: count -1 is negative", |c| c.scatter(&zeros(&[2]), 0, -1, 0)),
     ("reduce_scatter: count -2 is negative", |c| c.reduce_scatter(&zeros(&[2]), 0, -2, Op::Sum)),
     ("all_to_all: count -1 is negative", |c| c.all_to_all(&zeros(&[2, 2]), 0, 1, -1)),
+    ("scatter: 0 counts were given for {p} ranks", |c| c.scatter(&zeros(&[2]), 0, &[], 0)),
+    ("all_to_all: 9 counts were given for {p} ranks", |c| {
+        c.all_to_all(&zeros(&[2, 9]), 0, 1, &[1; 9])
+    }),
+    ("all_to_all_v: axis 1 is out of range for a tensor of shape [2]", |c| {
+        c.all_to_all_v(&zeros(&[2]), 1, &[])
+    }),
+    ("all_to_all_v: 0 counts were given for {p} ranks", |c| c.all_to_all_v(&zeros(&[2]), 0, &[])),
+    ("all_to_all_v: 9 counts were given for {p} ranks", |c| {
+        let send = vec![2; c.size() as usize];
+        let x = zeros(&[2 * i64::from(c.size())]);
+        c.all_to_all_v_with_counts(&x, 0, &send, &[2; 9])
+    }),
     ("all_gather: 0 counts were given for {p} ranks", |c| {
         c.all_gather_with_counts(&zeros(&[2]), 0, &[])
     }),
@@ -286,7 +301,7 @@ fn kinds_that_differ_where_means_are_widened(context: &Context) -> Result<()> {
         |c, x| c.reduce(x, Op::Mean, 0),
         |c, x| c.scan(x, Op::Mean),
         |c, x| c.reduce_scatter(x, 0, 1, Op::Mean),
-        |c, x| c.reduce_scatter_with_counts(x, 0, &vec![1; c.size() as usize], Op::Mean),
+        |c, x| c.reduce_scatter(x, 0, &vec![1; c.size() as usize], Op::Mean),
         |c, x| c.all_reduce_(&mut x.copy(), Op::Mean).map(|()| x.copy()),
         |c, x| c.reduce_(&mut x.copy(), Op::Mean, 0).map(|()| x.copy()),
     ];
@@ -323,13 +338,13 @@ fn counts_on_some_ranks_only(context: &Context) -> Result<()> {
         ),
         (
             &|c| c.reduce_scatter(&whole, 0, 1, Op::Sum).map(drop),
-            &|c| c.reduce_scatter_with_counts(&whole, 0, ones, Op::Sum).map(drop),
+            &|c| c.reduce_scatter(&whole, 0, ones, Op::Sum).map(drop),
             "",
         ),
         // Where all know the counts, all give the shape; where not, the root tells it.
         (
             &|c| c.scatter(&whole, 0, 1, 0).map(drop),
-            &|c| c.scatter_with_counts(&whole, 0, ones, 0).map(drop),
+            &|c| c.scatter(&whole, 0, ones, 0).map(drop),
             "\n  shape: none on {most}; [_] on {last}",
         ),
         (
@@ -342,7 +357,14 @@ fn counts_on_some_ranks_only(context: &Context) -> Result<()> {
         let text = counts.clone() + &more.replace("{ones}", &format!("{ones:?}"));
         assert_disagree(world, most, last, &text)?;
     }
-    Ok(())
+    // The extents that are joined travel, whoever knows the counts.
+    let cut = zeros(&[1, size]);
+    assert_disagree(
+        world,
+        &|c| c.all_to_all(&cut, 0, 1, 1).map(drop),
+        &|c| c.all_to_all(&cut, 0, 1, ones).map(drop),
+        &format!("  counts to scatter: none on {{most}}; {ones:?} on {{last}}"),
+    )
 }
 
 fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
@@ -355,8 +377,9 @@ fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
         ("scatter", world.scatter(&x, 0, 1, 0)),
         ("scatter", world.scatter(&x, 0, 1, world.size() - 1)),
         ("reduce_scatter", world.reduce_scatter(&x, 0, 1, Op::Sum)),
-        ("reduce_scatter", world.reduce_scatter_with_counts(&x, 0, ones, Op::Sum)),
+        ("reduce_scatter", world.reduce_scatter(&x, 0, ones, Op::Sum)),
         ("all_to_all", world.all_to_all(&zeros(&[1, size + 1]), 0, 1, 1)),
+        ("all_to_all", world.all_to_all(&zeros(&[1, size + 1]), 0, 1, ones)),
         ("all_to_all", world.all_to_all_with_counts(&zeros(&[1, size + 1]), 0, ones, 1, ones)),
     ];
     for (call, error) in errors {
@@ -372,8 +395,114 @@ fn counts_that_do_not_fit_together(context: &Context) -> Result<()> {
     }
     // Counts that no sum of 64 bits holds.
     let huge = vec![i64::MAX; ones.len()];
-    let error = world.reduce_scatter_with_counts(&x, 0, &huge, Op::Sum).unwrap_err();
+    let error = world.reduce_scatter(&x, 0, &huge, Op::Sum).unwrap_err();
     assert!(matches!(error, Error::Counts { .. }), "{error}");
+    works(world)
+}
+
+/// What one rank expects is not what the others send: nobody sends anything.
+fn matrices_of_counts_that_do_not_balance(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (rank, last) = (world.rank(), world.size() - 1);
+    let size = usize::try_from(world.size()).unwrap_or(0);
+    // Two each, to all and from all.
+    let all = vec![2; size];
+    let x = zeros(&[2 * i64::from(world.size())]).set_requires_grad(true);
+    type Way = fn(&Communicator, &Tensor, &[i64], &[i64]) -> Result<Tensor>;
+    let ways: [Way; 2] = [
+        |c, x, send, receive| c.all_to_all_v_with_counts(x, 0, send, receive),
+        |c, x, send, receive| c.iall_to_all_v_with_counts(x, 0, send, receive)?.wait(),
+    ];
+    if last == 0 {
+        let error = world.all_to_all_v_with_counts(&x, 0, &all, &[3]).unwrap_err().to_string();
+        let text = "all_to_all_v: rank 0 sends 2 to itself, and is to receive 3 from itself";
+        assert_eq!(error, text);
+        return works(world);
+    }
+    let end = usize::try_from(last).unwrap_or(0);
+    for way in ways {
+        // Less, nothing at all, or more than comes from the first rank.
+        for wrong in [1, 0, 3, 100_000] {
+            let mut received = all.clone();
+            received[0] = wrong;
+            let own = if rank == last { &received } else { &all };
+            let error = way(world, &x, &all, own).unwrap_err();
+            assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+            let others: Vec<String> = (0..last).map(|rank| rank.to_string()).collect();
+            let noun = if last == 1 { "rank" } else { "ranks" };
+            let expected = format!(
+                "the ranks disagree on a call:\n  counts to receive: {all:?} on {noun} {}; \
+                 {received:?} on rank {last}",
+                others.join(", ")
+            );
+            assert_eq!(without_lines(&error), expected);
+            works(world)?;
+        }
+        // The first rank sends one more to the last and one less to itself: the last one's counts
+        // do not fit, though all sums do.
+        let mut sent = all.clone();
+        if rank == 0 {
+            (sent[0], sent[end]) = (1, 3);
+        }
+        let mut received = all.clone();
+        if rank == 0 {
+            received[0] = 1;
+        }
+        let error = way(world, &x, &sent, &received).unwrap_err();
+        assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+        works(world)?;
+        // With one more received where one more is sent, they do.
+        if rank == last {
+            received[0] = 3;
+        }
+        let y = way(world, &x, &sent, &received)?;
+        assert_eq!(y.size(), [received.iter().sum::<i64>()]);
+        y.sum(Kind::Double).f_backward()?;
+    }
+    // Ranks that go back through different calls, which are otherwise the same.
+    let (ones, y) = (vec![1; size], zeros(&[i64::from(world.size())]).set_requires_grad(true));
+    let larger = ways[0](world, &x, &all, &all)?.sum(Kind::Double);
+    let smaller = ways[0](world, &y, &ones, &ones)?.sum(Kind::Double);
+    let own = if rank == last { smaller } else { larger };
+    let error = own.f_backward().unwrap_err().to_string();
+    assert!(error.contains("the ranks disagree on a call:\n  counts to send: "), "{error}");
+    works(world)
+}
+
+/// Which function of MPI is called depends on it. By the rank's own counts alone the others cannot
+/// know.
+fn more_elements_than_an_int_counts_on_one_rank(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (rank, last) = (world.rank(), world.size() - 1);
+    let size = usize::try_from(world.size()).unwrap_or(0);
+    // All from the last rank: it sends one more than the limit, and each other receives less.
+    let row = if rank == last { vec![1; size] } else { vec![0; size] };
+    let mut column = vec![0; size];
+    column[size - 1] = 1;
+    let x = testing::random(world, &[row.iter().sum()], Kind::Double)?;
+    let serial = |xs: &[Tensor]| xs[size - 1].split_with_sizes(vec![1; size], 0);
+    testing::set_largest_count(i32::try_from(size).unwrap_or(0) - 1);
+    let known = world.all_to_all_v_with_counts(&x, 0, &row, &column);
+    let told = testing::assert_serial(world, &x, |x| world.all_to_all_v(x, 0, &row), serial);
+    testing::set_largest_count(i32::MAX);
+    told?;
+    if last == 0 {
+        return known.map(drop);
+    }
+    let others: Vec<String> = (0..last).map(|rank| rank.to_string()).collect();
+    let expected = format!(
+        "the ranks disagree on a call:\n  more elements than an int counts: false on {} {}; true on \
+         rank {last}",
+        if last == 1 { "rank" } else { "ranks" },
+        others.join(", ")
+    );
+    assert_eq!(without_lines(&known.unwrap_err()), expected);
+    testing::assert_serial(
+        world,
+        &x,
+        |x| world.all_to_all_v_with_counts(x, 0, &row, &column),
+        serial,
+    )?;
     works(world)
 }
 

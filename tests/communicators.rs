@@ -277,6 +277,8 @@ fn adjoints_on_every_kind(context: &Context) -> Result<()> {
         let x = testing::random(&comm, &[size, 3], Kind::Double)?;
         testing::assert_adjoint(&comm, &x, |x| comm.reduce_scatter(x, 0, 1, Op::Sum))?;
         testing::assert_adjoint(&comm, &x, |x| comm.all_to_all(x, 1, 0, 1))?;
+        let ones = vec![1; comm.size().unsigned_abs() as usize];
+        testing::assert_adjoint(&comm, &x, |x| comm.all_to_all_v(x, 0, &ones))?;
         testing::assert_adjoint(&comm, &x, |x| comm.all_reduce(x, Op::Sum))?;
         for exclusive in [false, true] {
             let scan = |x: &Tensor| {

@@ -28,11 +28,12 @@ fn main() -> ExitCode {
 type Call = fn(&Communicator, &Tensor) -> Result<Tensor>;
 
 /// The calls that exchange sizes, on a square with a row per rank.
-const EXCHANGING: [(&str, Call); 5] = [
+const EXCHANGING: [(&str, Call); 6] = [
     ("gather", |c, x| c.gather(x, 0, 0)),
     ("all_gather", |c, x| c.all_gather(x, 0)),
     ("scatter", |c, x| c.scatter(x, 0, 1, c.size() - 1)),
     ("all_to_all", |c, x| c.all_to_all(x, 0, 1, 1)),
+    ("all_to_all_v", |c, x| c.all_to_all_v(x, 0, &vec![1; c.size().unsigned_abs() as usize])),
     ("reduce_scatter", |c, x| c.reduce_scatter(x, 0, 1, Op::Sum)),
 ];
 
@@ -170,8 +171,8 @@ fn requires_grad_must_agree_where_it_decides_what_is_called(context: &Context) -
     let calls: [Operation; 5] = [
         &|x| world.reduce(x, Op::Max, 0),
         &|x| world.scan(x, Op::Min)?.f_add_scalar(0).map_err(Into::into),
-        &|x| world.reduce_scatter_with_counts(x, 0, &counts, Op::Prod),
-        &|x| world.ireduce_scatter_with_counts(x, 0, &counts, Op::Max)?.wait(),
+        &|x| world.reduce_scatter(x, 0, &counts, Op::Prod),
+        &|x| world.ireduce_scatter(x, 0, &counts, Op::Max)?.wait(),
         &|x| Ok(world.max_loc(x)?.0),
     ];
     for (i, call) in calls.iter().enumerate() {

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
             gathers_and_scatters,
             all_gathers_and_reduce_scatters,
             transpositions_and_repartitions,
+            matrices_of_counts,
             reductions_and_scans,
         ],
     )
@@ -40,6 +41,8 @@ struct Case {
     counts: Vec<i64>,
     /// Along the other axis; if that is the axis itself, of the same sum as the counts.
     other_counts: Vec<i64>,
+    /// What each rank sends to each.
+    matrix: Vec<Vec<i64>>,
     root: Rank,
     kind: Kind,
     layout: Layout,
@@ -73,13 +76,14 @@ fn cases(ranks: usize) -> impl Strategy<Value = Case> {
                 1 => (0..4_i64).prop_map(move |count| vec![count; ranks]),
             ]
         };
-        let counts = (counts(), counts());
+        let rows = prop::collection::vec(prop::collection::vec(0..4_i64, ranks), ranks);
+        let counts = (counts(), counts(), rows);
         let axes = (-dim..dim, -dim..dim);
         (Just(shape), axes, counts, rank, kinds.clone(), layouts.clone(), ops.clone()).prop_map(
             move |(
                 shape,
                 (axis, other_axis),
-                (counts, mut other_counts),
+                (counts, mut other_counts, matrix),
                 root,
                 kind,
                 layout,
@@ -88,7 +92,18 @@ fn cases(ranks: usize) -> impl Strategy<Value = Case> {
                 if axis.rem_euclid(dim) == other_axis.rem_euclid(dim) {
                     other_counts = counts.iter().rev().copied().collect();
                 }
-                Case { shape, axis, other_axis, counts, other_counts, root, kind, layout, op }
+                Case {
+                    shape,
+                    axis,
+                    other_axis,
+                    counts,
+                    other_counts,
+                    matrix,
+                    root,
+                    kind,
+                    layout,
+                    op,
+                }
             },
         )
     })
@@ -178,12 +193,7 @@ fn gathers_and_scatters(context: &Context) -> Result<()> {
         let whole = case.random(comm, &case.shape_with(axis, case.total()))?;
         let scattered = |xs: &[Tensor]| serial::scatter(xs, axis, &case.counts, root);
         case.check(comm, &whole, |x| comm.scatter(x, axis, own, root), scattered)?;
-        case.check(
-            comm,
-            &whole,
-            |x| comm.scatter_with_counts(x, axis, &case.counts, root),
-            scattered,
-        )?;
+        case.check(comm, &whole, |x| comm.scatter(x, axis, &case.counts, root), scattered)?;
         // Off root, any tensor of the kind will do, and gets zeros of its own shape.
         let mine = if comm.rank() == root {
             whole
@@ -207,12 +217,7 @@ fn all_gathers_and_reduce_scatters(context: &Context) -> Result<()> {
         let whole = case.random(comm, &case.shape_with(axis, case.total()))?;
         let reduced = |xs: &[Tensor]| serial::reduce_scatter(xs, axis, &case.counts, Op::Sum);
         case.check(comm, &whole, |x| comm.reduce_scatter(x, axis, own, Op::Sum), reduced)?;
-        case.check(
-            comm,
-            &whole,
-            |x| comm.reduce_scatter_with_counts(x, axis, &case.counts, Op::Sum),
-            reduced,
-        )
+        case.check(comm, &whole, |x| comm.reduce_scatter(x, axis, &case.counts, Op::Sum), reduced)
     })
 }
 
@@ -225,11 +230,36 @@ fn transpositions_and_repartitions(context: &Context) -> Result<()> {
         let x = case.random(comm, &outer.shape_with(axis, case.own(comm)))?;
         let cut_anew = |xs: &[Tensor]| serial::all_to_all(xs, axis, other, after);
         case.check(comm, &x, |x| comm.all_to_all(x, axis, other, wanted), cut_anew)?;
+        case.check(comm, &x, |x| comm.all_to_all(x, axis, other, after), cut_anew)?;
         case.check(
             comm,
             &x,
             |x| comm.all_to_all_with_counts(x, axis, &case.counts, other, after),
             cut_anew,
+        )
+    })
+}
+
+fn matrices_of_counts(context: &Context) -> Result<()> {
+    for_all(context, |comm, case| {
+        let rank = usize::try_from(comm.rank()).unwrap_or(0);
+        let (axis, matrix, send) = (case.axis, &case.matrix, &case.matrix[rank]);
+        let receive: Vec<i64> = matrix.iter().map(|row| row[rank]).collect();
+        let x = case.random(comm, &case.shape_with(axis, send.iter().sum()))?;
+        let exchanged = |xs: &[Tensor]| serial::all_to_all_v(xs, axis, matrix);
+        case.check(comm, &x, |x| comm.all_to_all_v(x, axis, send), exchanged)?;
+        case.check(comm, &x, |x| comm.iall_to_all_v(x, axis, send)?.wait(), exchanged)?;
+        case.check(
+            comm,
+            &x,
+            |x| comm.all_to_all_v_with_counts(x, axis, send, &receive),
+            exchanged,
+        )?;
+        case.check(
+            comm,
+            &x,
+            |x| comm.iall_to_all_v_with_counts(x, axis, send, &receive)?.wait(),
+            exchanged,
         )
     })
 }

@@ -64,14 +64,12 @@ const COMBINING: [(&str, Call); 15] = [
     ("iexscan", |c, x, op| c.iexscan(x, op)?.wait()),
     ("reduce_scatter", |c, x, op| c.reduce_scatter(x, 0, 1, op)),
     ("ireduce_scatter", |c, x, op| c.ireduce_scatter(x, 0, 1, op)?.wait()),
-    ("reduce_scatter_with_counts", |c, x, op| c.reduce_scatter_with_counts(x, 0, &ones(c), op)),
-    ("ireduce_scatter_with_counts", |c, x, op| {
-        c.ireduce_scatter_with_counts(x, 0, &ones(c), op)?.wait()
-    }),
+    ("reduce_scatter_with_counts", |c, x, op| c.reduce_scatter(x, 0, &ones(c), op)),
+    ("ireduce_scatter_with_counts", |c, x, op| c.ireduce_scatter(x, 0, &ones(c), op)?.wait()),
 ];
 
 /// Those that do not.
-const OTHERS: [(&str, Call); 22] = [
+const OTHERS: [(&str, Call); 28] = [
     ("broadcast", |c, x, _| c.broadcast(x, 0)),
     ("broadcast_", |c, x, _| in_place(x, |x| c.broadcast_(x, 0))),
     ("broadcast_ of a view", |c, x, _| in_place(x, |x| c.broadcast_(&mut x.select(1, 0), 0))),
@@ -86,13 +84,21 @@ const OTHERS: [(&str, Call); 22] = [
     ("iall_gather_with_counts", |c, x, _| c.iall_gather_with_counts(x, 0, &sizes(c))?.wait()),
     ("scatter", |c, x, _| c.scatter(x, 0, 1, 0)),
     ("iscatter", |c, x, _| c.iscatter(x, 0, 1, 0)?.wait()),
-    ("scatter_with_counts", |c, x, _| c.scatter_with_counts(x, 0, &ones(c), 0)),
-    ("iscatter_with_counts", |c, x, _| c.iscatter_with_counts(x, 0, &ones(c), 0)?.wait()),
+    ("scatter_with_counts", |c, x, _| c.scatter(x, 0, &ones(c), 0)),
+    ("iscatter_with_counts", |c, x, _| c.iscatter(x, 0, &ones(c), 0)?.wait()),
     ("all_to_all", |c, x, _| c.all_to_all(x, 0, 1, 1)),
     ("iall_to_all", |c, x, _| c.iall_to_all(x, 0, 1, 1)?.wait()),
+    ("all_to_all to counts", |c, x, _| c.all_to_all(x, 0, 1, &ones(c))),
+    ("iall_to_all to counts", |c, x, _| c.iall_to_all(x, 0, 1, &ones(c))?.wait()),
     ("all_to_all_with_counts", |c, x, _| c.all_to_all_with_counts(x, 0, &sizes(c), 1, &ones(c))),
     ("iall_to_all_with_counts", |c, x, _| {
         c.iall_to_all_with_counts(x, 0, &sizes(c), 1, &ones(c))?.wait()
+    }),
+    ("all_to_all_v", |c, x, _| c.all_to_all_v(x, 0, &ones(c))),
+    ("iall_to_all_v", |c, x, _| c.iall_to_all_v(x, 0, &ones(c))?.wait()),
+    ("all_to_all_v_with_counts", |c, x, _| c.all_to_all_v_with_counts(x, 0, &ones(c), &ones(c))),
+    ("iall_to_all_v_with_counts", |c, x, _| {
+        c.iall_to_all_v_with_counts(x, 0, &ones(c), &ones(c))?.wait()
     }),
     ("max_loc", |c, x, _| c.max_loc(x).map(|(values, _)| values)),
     ("min_loc", |c, x, _| c.min_loc(x).map(|(values, _)| values)),
@@ -325,14 +331,12 @@ fn backward_passes(context: &Context) -> Result<()> {
 fn changes_in_flight(context: &Context) -> Result<()> {
     let world = &context.world;
     type Start = fn(&Communicator, &Tensor, Op) -> Result<Request>;
-    let starts: [(&str, Start); 13] = [
+    let starts: [(&str, Start); 15] = [
         ("iall_reduce", |c, x, op| c.iall_reduce(x, op)),
         ("ireduce", |c, x, op| c.ireduce(x, op, 0)),
         ("iscan", |c, x, op| c.iscan(x, op)),
         ("iexscan", |c, x, op| c.iexscan(x, if op == Op::Mean { Op::Sum } else { op })),
-        ("ireduce_scatter_with_counts", |c, x, op| {
-            c.ireduce_scatter_with_counts(x, 0, &ones(c), op)
-        }),
+        ("ireduce_scatter_with_counts", |c, x, op| c.ireduce_scatter(x, 0, &ones(c), op)),
         ("ibroadcast", |c, x, _| c.ibroadcast(x, 0)),
         ("igather", |c, x, _| c.igather(x, 0, 0)),
         ("igather_with_counts", |c, x, _| c.igather_with_counts(x, 0, &sizes(c), 0)),
@@ -341,6 +345,10 @@ fn changes_in_flight(context: &Context) -> Result<()> {
         ("iall_to_all", |c, x, _| c.iall_to_all(x, 0, 1, 1)),
         ("iall_to_all_with_counts", |c, x, _| {
             c.iall_to_all_with_counts(x, 0, &sizes(c), 1, &ones(c))
+        }),
+        ("iall_to_all_v", |c, x, _| c.iall_to_all_v(x, 0, &ones(c))),
+        ("iall_to_all_v_with_counts", |c, x, _| {
+            c.iall_to_all_v_with_counts(x, 0, &ones(c), &ones(c))
         }),
         ("isend", |c, x, _| {
             let (right, left) = neighbours(c);

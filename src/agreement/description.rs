@@ -17,6 +17,10 @@ pub(super) const AT: &str = "at";
 /// may be where the ranks went apart.
 pub(super) const LAST: &str = "their lines last differed before, in";
 
+/// What a rank gives to each other one and expects of it: told where these do not fit together, as
+/// they differ between ranks in any case.
+pub(super) const PAIRS: [&str; 2] = ["counts to send", "counts to receive"];
+
 /// How many calls the rank has made on the communicator before.
 pub(super) const PLACE: &str = "calls before it on this communicator";
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::description::{AT, LAST, Line, PLACE, encode};
+use super::description::{AT, LAST, Line, PAIRS, PLACE, encode};
 use super::rounds::{Rounds, WORDS};
 use super::texts::Texts;
 use crate::communicator::Communicator;
@@ -113,8 +113,15 @@ enum Exchange {
 pub(crate) type Outcome = std::result::Result<Turn, Vec<Vec<u8>>>;
 
 impl Pending {
-    /// Takes the next place, and begins to compare the fingerprint of the call.
-    pub(super) fn new(site: Site, comm: &Communicator, fingerprint: u64, way: Way) -> Self {
+    /// Takes the next place, and begins to compare the call: its fingerprint must be the same on
+    /// all ranks, and the sum of the ranks' `balance` zero.
+    pub(super) fn new(
+        site: Site,
+        comm: &Communicator,
+        fingerprint: u64,
+        balance: u64,
+        way: Way,
+    ) -> Self {
         let (place, number, withdrawn) = {
             let mut order = comm.turns().order();
             order.exchanges += 1;
@@ -130,7 +137,7 @@ impl Pending {
         let line = hash(&(site.at.file(), site.at.line(), site.at.column()));
         // The largest of a word and of its complement tell whether all ranks have the same.
         let words = [seal, !seal, line, !line, u64::from(way == Way::Polls)];
-        let exchange = Exchange::Rounds(Rounds::new(words, tag));
+        let exchange = Exchange::Rounds(Rounds::new(words, balance, tag));
         Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
     }
 
@@ -159,8 +166,9 @@ impl Pending {
         let comm = &self.comm;
         if let Exchange::Rounds(rounds) = &mut self.exchange {
             // SAFETY: passed on to the caller.
-            let Some(words) = (unsafe { rounds.poll(comm) })? else { return Ok(None) };
-            let [agree, same_line, way] = verdict(words);
+            let Some((words, balance)) = (unsafe { rounds.poll(comm) })? else { return Ok(None) };
+            let [same_terms, same_line, way] = verdict(words);
+            let agree = same_terms && balance == 0;
             if agree && !same_line {
                 comm.turns().order().other_lines = Some(self.site);
                 comm.environment().watch().note_lines(self.site);
@@ -169,6 +177,7 @@ impl Pending {
                 Exchange::Done(if way { Way::Polls } else { Way::Waits })
             } else {
                 let mut lines = lines();
+                lines.retain(|(name, _)| same_terms || !PAIRS.contains(name));
                 let failed = match self.withdrawn {
                     0 => String::new(),
                     count => format!(", {count} of which failed here"),

@@ -47,7 +47,7 @@ impl Communicator {
     #[doc(alias = "MPI_Allgatherv")]
     #[track_caller]
     pub fn all_gather(&self, x: &Tensor, axis: i64) -> Result<Tensor> {
-        apply::<Blocking>(&AllGather { axis, counts: Counts::Own }, self, x)
+        apply::<Blocking>(&AllGather { axis, counts: Counts::EXTENT }, self, x)
     }
 
     /// Starts an [`all_gather`](Self::all_gather).
@@ -75,7 +75,7 @@ impl Communicator {
     #[doc(alias = "MPI_Iallgatherv")]
     #[track_caller]
     pub fn iall_gather(&self, x: &Tensor, axis: i64) -> Result<Request> {
-        apply::<Nonblocking>(&AllGather { axis, counts: Counts::Own }, self, x)
+        apply::<Nonblocking>(&AllGather { axis, counts: Counts::EXTENT }, self, x)
     }
 
     /// [`all_gather`](Self::all_gather) where every rank knows all extents along `axis`.
@@ -102,7 +102,7 @@ impl Communicator {
     #[doc(alias = "MPI_Allgatherv")]
     #[track_caller]
     pub fn all_gather_with_counts(&self, x: &Tensor, axis: i64, counts: &[i64]) -> Result<Tensor> {
-        apply::<Blocking>(&AllGather { axis, counts: Counts::known(counts) }, self, x)
+        apply::<Blocking>(&AllGather { axis, counts: counts.into() }, self, x)
     }
 
     /// Starts an [`all_gather_with_counts`](Self::all_gather_with_counts).
@@ -133,7 +133,7 @@ impl Communicator {
         axis: i64,
         counts: &[i64],
     ) -> Result<Request> {
-        apply::<Nonblocking>(&AllGather { axis, counts: Counts::known(counts) }, self, x)
+        apply::<Nonblocking>(&AllGather { axis, counts: counts.into() }, self, x)
     }
 }
 
@@ -177,7 +177,7 @@ impl Operator for AllGather {
     }
 
     fn adjoint(&self, _shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator> {
-        let counts = Counts::Known(self.counts.resolve(agreed, 0));
+        let counts = self.counts.resolve(agreed, 0).into();
         Arc::new(ReduceScatter { axis: self.axis, counts, op: Op::Sum })
     }
 }

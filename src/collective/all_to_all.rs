@@ -16,28 +16,31 @@ use crate::operator::{Blocking, Operator, apply};
 use crate::request::{Nonblocking, Request};
 
 impl Communicator {
-    /// Joins all ranks' `x` along `gather_axis`, cuts the whole along `scatter_axis`, and gives each
-    /// rank the `count` that it asks for: scatter after gather, without the whole ever being in one
-    /// place.
+    /// Joins all ranks' `x` along `gather_axis`, and cuts the whole along `scatter_axis` into one
+    /// block per rank, of the extents `counts`: scatter after gather, without the whole ever being in
+    /// one place.
     ///
     /// With two axes it transposes what is distributed: a tensor that was cut along `gather_axis`
     /// is cut along `scatter_axis` afterwards. With one and the same axis it cuts the tensor anew,
-    /// into blocks of other sizes.
+    /// into blocks of other sizes, and the order of the elements stays. To send chosen blocks to
+    /// chosen ranks, by a matrix of counts, use [`all_to_all_v`](Self::all_to_all_v).
     ///
     /// Wraps `MPI_Alltoall`, or `MPI_Alltoallv` where blocks differ. Collective: every rank must
-    /// call it. The sizes travel first, in one small message; where they are known,
-    /// [`all_to_all_with_counts`](Self::all_to_all_with_counts) saves it.
+    /// call it. `counts` says what each rank receives along `scatter_axis`: an `i64` is this rank's
+    /// own count, a slice the counts of all ranks, see [`Counts`]. The extents along `gather_axis`
+    /// travel first, in one small message, and with them the count if it is an `i64`. Where both are
+    /// known, [`all_to_all_with_counts`](Self::all_to_all_with_counts) saves that message.
     ///
     /// - Shape: at least one axis; extents along `gather_axis` may differ from rank to rank, zero
     ///   included, the others agree; the counts sum to the whole's extent along `scatter_axis`. The
-    ///   result has the sum along `gather_axis`, and `count` along `scatter_axis`.
+    ///   result has the sum along `gather_axis`, and the rank's count along `scatter_axis`.
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: `all_to_all` with axes and counts exchanged, one call, with the counts known.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Counts` on all ranks if the counts do not
-    /// sum to the extent; `Error::Mismatch` on all ranks if they disagree; and what is
-    /// [common to all](crate#errors).
+    /// `Error::Axis` if there is no such axis; `Error::Counts` if a count is negative, or if a slice
+    /// has not one entry per rank, and on all ranks if the counts do not sum to the extent;
+    /// `Error::Mismatch` on all ranks if they disagree; and what is [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -53,23 +56,22 @@ impl Communicator {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Alltoall")]
-    #[doc(alias = "MPI_Alltoallv")]
     #[track_caller]
     pub fn all_to_all(
         &self,
         x: &Tensor,
         gather_axis: i64,
         scatter_axis: i64,
-        count: i64,
+        counts: impl Into<Counts>,
     ) -> Result<Tensor> {
-        let (gathered, scattered) = (Counts::Own, Counts::Wanted(count));
+        let (gathered, scattered) = (Counts::EXTENT, counts.into());
         apply::<Blocking>(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
     }
 
     /// Starts an [`all_to_all`](Self::all_to_all).
     ///
-    /// Wraps `MPI_Ialltoallv`. Collective: every rank must call it. Shape, kinds: as there.
-    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
+    /// Wraps `MPI_Ialltoall(v)`. Collective: every rank must call it. Shape, kinds: as there.
+    /// The extents travel first, so the start waits for the other ranks to start too;
     /// [`iall_to_all_with_counts`](Self::iall_to_all_with_counts) does not.
     ///
     /// - Adjoint: the wait's pullback starts that of `all_to_all`, the start's waits for it.
@@ -89,16 +91,16 @@ impl Communicator {
     /// assert_eq!(request.wait()?, Tensor::from_slice(&[world.rank()]).expand([ranks.len() as i64, 1], false));
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    #[doc(alias = "MPI_Ialltoallv")]
+    #[doc(alias = "MPI_Ialltoall")]
     #[track_caller]
     pub fn iall_to_all(
         &self,
         x: &Tensor,
         gather_axis: i64,
         scatter_axis: i64,
-        count: i64,
+        counts: impl Into<Counts>,
     ) -> Result<Request> {
-        let (gathered, scattered) = (Counts::Own, Counts::Wanted(count));
+        let (gathered, scattered) = (Counts::EXTENT, counts.into());
         apply::<Nonblocking>(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
     }
 
@@ -126,7 +128,7 @@ impl Communicator {
     /// assert_eq!(columns.size(), [total, mine]);
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    #[doc(alias = "MPI_Alltoallv")]
+    #[doc(alias = "MPI_Alltoall")]
     #[track_caller]
     pub fn all_to_all_with_counts(
         &self,
@@ -136,13 +138,13 @@ impl Communicator {
         scatter_axis: i64,
         scatter_counts: &[i64],
     ) -> Result<Tensor> {
-        let (gathered, scattered) = (Counts::known(gather_counts), Counts::known(scatter_counts));
+        let (gathered, scattered) = (gather_counts.into(), scatter_counts.into());
         apply::<Blocking>(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
     }
 
     /// Starts an [`all_to_all_with_counts`](Self::all_to_all_with_counts).
     ///
-    /// Wraps `MPI_Ialltoallv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// Wraps `MPI_Ialltoall(v)`. Collective: every rank must call it. Shape, kinds: as there.
     ///
     /// - Adjoint: the wait's pullback starts that of `all_to_all_with_counts`, the start's waits for it.
     ///
@@ -162,7 +164,7 @@ impl Communicator {
     /// assert_eq!(request.wait()?.size(), [ranks.len() as i64, 1]);
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    #[doc(alias = "MPI_Ialltoallv")]
+    #[doc(alias = "MPI_Ialltoall")]
     #[track_caller]
     pub fn iall_to_all_with_counts(
         &self,
@@ -172,7 +174,7 @@ impl Communicator {
         scatter_axis: i64,
         scatter_counts: &[i64],
     ) -> Result<Request> {
-        let (gathered, scattered) = (Counts::known(gather_counts), Counts::known(scatter_counts));
+        let (gathered, scattered) = (gather_counts.into(), scatter_counts.into());
         apply::<Nonblocking>(&AllToAll { gather_axis, gathered, scatter_axis, scattered }, self, x)
     }
 }
@@ -266,9 +268,9 @@ impl Operator for AllToAll {
     fn adjoint(&self, _shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator> {
         Arc::new(Self {
             gather_axis: self.scatter_axis,
-            gathered: Counts::Known(self.scattered.resolve(agreed, 1)),
+            gathered: self.scattered.resolve(agreed, 1).into(),
             scatter_axis: self.gather_axis,
-            scattered: Counts::Known(self.gathered.resolve(agreed, 0)),
+            scattered: self.gathered.resolve(agreed, 0).into(),
         })
     }
 }

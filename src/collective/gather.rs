@@ -48,7 +48,7 @@ impl Communicator {
     #[doc(alias = "MPI_Gatherv")]
     #[track_caller]
     pub fn gather(&self, x: &Tensor, axis: i64, root: Rank) -> Result<Tensor> {
-        apply::<Blocking>(&Gather { axis, counts: Counts::Own, root, off_root: None }, self, x)
+        apply::<Blocking>(&Gather { axis, counts: Counts::EXTENT, root, off_root: None }, self, x)
     }
 
     /// Starts a [`gather`](Self::gather).
@@ -76,7 +76,11 @@ impl Communicator {
     #[doc(alias = "MPI_Igatherv")]
     #[track_caller]
     pub fn igather(&self, x: &Tensor, axis: i64, root: Rank) -> Result<Request> {
-        apply::<Nonblocking>(&Gather { axis, counts: Counts::Own, root, off_root: None }, self, x)
+        apply::<Nonblocking>(
+            &Gather { axis, counts: Counts::EXTENT, root, off_root: None },
+            self,
+            x,
+        )
     }
 
     /// [`gather`](Self::gather) where every rank knows all extents along `axis`.
@@ -110,11 +114,7 @@ impl Communicator {
         counts: &[i64],
         root: Rank,
     ) -> Result<Tensor> {
-        apply::<Blocking>(
-            &Gather { axis, counts: Counts::known(counts), root, off_root: None },
-            self,
-            x,
-        )
+        apply::<Blocking>(&Gather { axis, counts: counts.into(), root, off_root: None }, self, x)
     }
 
     /// Starts a [`gather_with_counts`](Self::gather_with_counts).
@@ -147,11 +147,7 @@ impl Communicator {
         counts: &[i64],
         root: Rank,
     ) -> Result<Request> {
-        apply::<Nonblocking>(
-            &Gather { axis, counts: Counts::known(counts), root, off_root: None },
-            self,
-            x,
-        )
+        apply::<Nonblocking>(&Gather { axis, counts: counts.into(), root, off_root: None }, self, x)
     }
 }
 
@@ -210,7 +206,7 @@ impl Operator for Gather {
         let counts = self.counts.resolve(agreed, 0);
         Arc::new(Scatter {
             axis: self.axis,
-            counts: Counts::Known(counts),
+            counts: counts.into(),
             root: self.root,
             block: Some(shape.to_vec()),
         })

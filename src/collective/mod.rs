@@ -10,6 +10,7 @@
 mod all_gather;
 mod all_reduce;
 mod all_to_all;
+mod all_to_all_v;
 mod barrier;
 mod broadcast;
 mod extremum_location;
@@ -21,3 +22,5 @@ mod scatter;
 
 mod counts;
 mod nonlinear;
+
+pub use counts::Counts;

@@ -19,25 +19,27 @@ use crate::reduction::{self, Op};
 use crate::request::{Nonblocking, Request};
 
 impl Communicator {
-    /// Combines `x` over all ranks with `op`, cuts the result along `axis`, and gives each rank the
-    /// `count` that it asks for, in order of the ranks.
+    /// Combines `x` over all ranks with `op`, and cuts the result along `axis` into one block per
+    /// rank, of the extents `counts`.
     ///
     /// Wraps `MPI_Reduce_scatter_block`, or `MPI_Reduce_scatter` where the counts differ.
-    /// Collective: every rank must call it. The counts travel first, in one small message; where
-    /// they are known, [`reduce_scatter_with_counts`](Self::reduce_scatter_with_counts) saves it.
+    /// Collective: every rank must call it. If `counts` is an `i64`, this rank's own count, then the
+    /// counts travel first, in one small message. If it is a slice, the counts of all ranks, then
+    /// nothing but the data travels. See [`Counts`].
     ///
     /// - Shape: at least one axis, equal on all ranks, with the sum of all counts along `axis`. The
-    ///   result has `count` along `axis`.
+    ///   result has the rank's count along `axis`.
     /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks.
     /// - Adjoint: of `Sum`, `x̄ = all_gather(ȳ, axis)`, one call, with the counts known; of `Mean`
     ///   the same divided. With `Max`, `Min` and `Prod`, an `x` that requires grad goes by
     ///   [`all_reduce`](Self::all_reduce).
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Counts` on all ranks if the counts do not
-    /// sum to the extent; `Error::OpKind` if `op` is not defined for the tensor's kind;
-    /// `Error::NoAdjoint` if it has no derivative and `x` requires grad; `Error::Mismatch` on all
-    /// ranks if they disagree; and what is [common to all](crate#errors).
+    /// `Error::Axis` if there is no such axis; `Error::Counts` if a count is negative, or if a slice
+    /// has not one entry per rank, and on all ranks if the counts do not sum to the extent;
+    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has no
+    /// derivative and `x` requires grad; `Error::Mismatch` on all ranks if they disagree; and what
+    /// is [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -54,19 +56,22 @@ impl Communicator {
     #[doc(alias = "MPI_Reduce_scatter")]
     #[doc(alias = "MPI_Reduce_scatter_block")]
     #[track_caller]
-    pub fn reduce_scatter(&self, x: &Tensor, axis: i64, count: i64, op: Op) -> Result<Tensor> {
-        reduce_scatter::<Blocking>(
-            self,
-            x,
-            ReduceScatter { axis, counts: Counts::Wanted(count), op },
-        )
+    pub fn reduce_scatter(
+        &self,
+        x: &Tensor,
+        axis: i64,
+        counts: impl Into<Counts>,
+        op: Op,
+    ) -> Result<Tensor> {
+        let counts = counts.into();
+        reduce_scatter::<Blocking>(self, x, ReduceScatter { axis, counts, op })
     }
 
     /// Starts a [`reduce_scatter`](Self::reduce_scatter).
     ///
     /// Wraps `MPI_Ireduce_scatter`. Collective: every rank must call it. Shape, kinds: as there.
-    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
-    /// [`ireduce_scatter_with_counts`](Self::ireduce_scatter_with_counts) does not.
+    /// If `counts` is an `i64`, the counts travel first, so the start waits for the other ranks to
+    /// start too; with a slice it does not.
     ///
     /// - Adjoint: the wait's pullback starts that of `reduce_scatter`, the start's waits for it.
     ///
@@ -87,87 +92,15 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Ireduce_scatter")]
     #[track_caller]
-    pub fn ireduce_scatter(&self, x: &Tensor, axis: i64, count: i64, op: Op) -> Result<Request> {
-        reduce_scatter::<Nonblocking>(
-            self,
-            x,
-            ReduceScatter { axis, counts: Counts::Wanted(count), op },
-        )
-    }
-
-    /// [`reduce_scatter`](Self::reduce_scatter) where every rank knows all counts.
-    ///
-    /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
-    ///
-    /// # Errors
-    /// As for `reduce_scatter`; `Error::Counts` if `counts` has not one entry per rank.
-    ///
-    /// # Examples
-    /// ```
-    /// use mpi4tch::Op;
-    /// use tch::Tensor;
-    ///
-    /// let universe = mpi4tch::initialize()?;
-    /// let world = universe.world();
-    /// // Rank r has r + 1 elements.
-    /// let counts: Vec<i64> = (1..=i64::from(world.size())).collect();
-    /// let x = Tensor::ones([counts.iter().sum()], (tch::Kind::Float, tch::Device::Cpu));
-    /// let y = world.reduce_scatter_with_counts(&x, 0, &counts, Op::Mean)?;
-    /// assert_eq!(y, Tensor::ones_like(&y));
-    /// assert_eq!(y.size(), [counts[world.rank() as usize]]);
-    /// # Ok::<(), mpi4tch::Error>(())
-    /// ```
-    #[doc(alias = "MPI_Reduce_scatter")]
-    #[track_caller]
-    pub fn reduce_scatter_with_counts(
+    pub fn ireduce_scatter(
         &self,
         x: &Tensor,
         axis: i64,
-        counts: &[i64],
-        op: Op,
-    ) -> Result<Tensor> {
-        reduce_scatter::<Blocking>(
-            self,
-            x,
-            ReduceScatter { axis, counts: Counts::known(counts), op },
-        )
-    }
-
-    /// Starts a [`reduce_scatter_with_counts`](Self::reduce_scatter_with_counts).
-    ///
-    /// Wraps `MPI_Ireduce_scatter`. Collective: every rank must call it. Shape, kinds: as there.
-    ///
-    /// - Adjoint: the wait's pullback starts that of `reduce_scatter_with_counts`, the start's waits for it.
-    ///
-    /// # Errors
-    /// As for `reduce_scatter_with_counts`, and those of [`Request::wait`].
-    ///
-    /// # Examples
-    /// ```
-    /// use mpi4tch::Op;
-    /// use tch::Tensor;
-    ///
-    /// let universe = mpi4tch::initialize()?;
-    /// let world = universe.world();
-    /// let counts = vec![1; world.size() as usize];
-    /// let request = world.ireduce_scatter_with_counts(&Tensor::from_slice(&counts), 0, &counts, Op::Sum)?;
-    /// assert_eq!(request.wait()?, Tensor::from_slice(&[i64::from(world.size())]));
-    /// # Ok::<(), mpi4tch::Error>(())
-    /// ```
-    #[doc(alias = "MPI_Ireduce_scatter")]
-    #[track_caller]
-    pub fn ireduce_scatter_with_counts(
-        &self,
-        x: &Tensor,
-        axis: i64,
-        counts: &[i64],
+        counts: impl Into<Counts>,
         op: Op,
     ) -> Result<Request> {
-        reduce_scatter::<Nonblocking>(
-            self,
-            x,
-            ReduceScatter { axis, counts: Counts::known(counts), op },
-        )
+        let counts = counts.into();
+        reduce_scatter::<Nonblocking>(self, x, ReduceScatter { axis, counts, op })
     }
 }
 
@@ -253,6 +186,6 @@ impl Operator for ReduceScatter {
 
     fn adjoint(&self, _shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator> {
         let counts = self.counts.resolve(agreed, 0);
-        Arc::new(AllGather { axis: self.axis, counts: Counts::Known(counts) })
+        Arc::new(AllGather { axis: self.axis, counts: counts.into() })
     }
 }

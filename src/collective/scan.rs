@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use super::all_gather::AllGather;
-use super::counts::Counts;
 use super::nonlinear;
 use crate::agreement::{Agreed, Terms};
 use crate::autograd::View;
@@ -144,7 +143,7 @@ fn scan<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, inclusive: bool) -> Re
         // The call that follows does not compare the op.
         let (_, comm) = M::agree(&operator, comm, x)?;
         let counts = vec![1; index(comm.size())];
-        let gather = AllGather { axis: 0, counts: Counts::known(&counts) };
+        let gather = AllGather { axis: 0, counts: (&counts).into() };
         let all = apply::<M>(&gather, &comm, &x.f_unsqueeze(0)?)?;
         return M::then([all], move |[all]| nonlinear::reduce_first(&all, op, ranks.into()));
     }

@@ -16,23 +16,25 @@ use crate::operator::{Blocking, Operator, apply};
 use crate::request::{Nonblocking, Request};
 
 impl Communicator {
-    /// Cuts `root`'s `x` along `axis` and gives each rank the `count` that it asks for, in order of
-    /// the ranks.
+    /// Cuts `root`'s `x` along `axis` into one block per rank, of the extents `counts`.
     ///
     /// Wraps `MPI_Scatter`, or `MPI_Scatterv` where the blocks differ. Collective: every rank must
-    /// call it. The counts and the shape travel first, in one small message; where the counts are
-    /// known, [`scatter_with_counts`](Self::scatter_with_counts) takes them.
+    /// call it. If `counts` is an `i64`, this rank's own count, then the counts and the shape travel
+    /// first, in one small message. If it is a slice, the counts of all ranks, then nothing but the
+    /// data travels. See [`Counts`].
     ///
-    /// - Shape: on `root`, at least one axis, with the sum of all counts along `axis`; elsewhere
-    ///   any: it is not looked at. So `axis` must be the same number on all ranks. The result has
-    ///   `count` along `axis`.
+    /// - Shape: on `root`, at least one axis, with the sum of all counts along `axis`. Elsewhere any
+    ///   if `counts` is an `i64`: it is not looked at, so `axis` must be the same number on all
+    ///   ranks. If it is a slice, the extents off `axis` must be the root's. The result has the
+    ///   rank's count along `axis`.
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: `x̄ = gather(ȳ, axis, root)` on `root`, and zeros of `x`'s own shape elsewhere.
     ///
     /// # Errors
     /// `Error::Axis` if there is no such axis; `Error::Rank` if there is no rank `root`;
-    /// `Error::Counts` on all ranks if the counts do not sum to the extent; `Error::Mismatch` on
-    /// all ranks if they disagree; and what is [common to all](crate#errors).
+    /// `Error::Counts` if a count is negative, or if a slice has not one entry per rank, and on all
+    /// ranks if the counts do not sum to the extent; `Error::Mismatch` on all ranks if they
+    /// disagree; and what is [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -49,19 +51,22 @@ impl Communicator {
     #[doc(alias = "MPI_Scatter")]
     #[doc(alias = "MPI_Scatterv")]
     #[track_caller]
-    pub fn scatter(&self, x: &Tensor, axis: i64, count: i64, root: Rank) -> Result<Tensor> {
-        apply::<Blocking>(
-            &Scatter { axis, counts: Counts::Wanted(count), root, block: None },
-            self,
-            x,
-        )
+    pub fn scatter(
+        &self,
+        x: &Tensor,
+        axis: i64,
+        counts: impl Into<Counts>,
+        root: Rank,
+    ) -> Result<Tensor> {
+        let counts = counts.into();
+        apply::<Blocking>(&Scatter { axis, counts, root, block: None }, self, x)
     }
 
     /// Starts a [`scatter`](Self::scatter).
     ///
     /// Wraps `MPI_Iscatterv`. Collective: every rank must call it. Shape, kinds: as there.
-    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
-    /// [`iscatter_with_counts`](Self::iscatter_with_counts) does not.
+    /// If `counts` is an `i64`, the counts travel first, so the start waits for the other ranks to
+    /// start too; with a slice it does not.
     ///
     /// - Adjoint: the wait's pullback starts that of `scatter`, the start's waits for it.
     ///
@@ -81,87 +86,15 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Iscatterv")]
     #[track_caller]
-    pub fn iscatter(&self, x: &Tensor, axis: i64, count: i64, root: Rank) -> Result<Request> {
-        apply::<Nonblocking>(
-            &Scatter { axis, counts: Counts::Wanted(count), root, block: None },
-            self,
-            x,
-        )
-    }
-
-    /// [`scatter`](Self::scatter) where every rank knows all counts, and where `x` has the same
-    /// shape on all ranks, or on ranks other than `root` at least the same extents off the axis.
-    /// No message but the data itself is sent.
-    ///
-    /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
-    ///
-    /// # Errors
-    /// As for `scatter`; `Error::Counts` if `counts` has not one entry per rank.
-    ///
-    /// # Examples
-    /// ```
-    /// use tch::Tensor;
-    ///
-    /// let universe = mpi4tch::initialize()?;
-    /// let world = universe.world();
-    /// // Rank r has r + 1 elements.
-    /// let counts: Vec<i64> = (1..=i64::from(world.size())).collect();
-    /// let whole = Tensor::zeros([counts.iter().sum()], (tch::Kind::Float, tch::Device::Cpu));
-    /// let y = world.scatter_with_counts(&whole, 0, &counts, 0)?;
-    /// assert_eq!(y.size(), [counts[world.rank() as usize]]);
-    /// # Ok::<(), mpi4tch::Error>(())
-    /// ```
-    #[doc(alias = "MPI_Scatterv")]
-    #[track_caller]
-    pub fn scatter_with_counts(
+    pub fn iscatter(
         &self,
         x: &Tensor,
         axis: i64,
-        counts: &[i64],
-        root: Rank,
-    ) -> Result<Tensor> {
-        apply::<Blocking>(
-            &Scatter { axis, counts: Counts::known(counts), root, block: None },
-            self,
-            x,
-        )
-    }
-
-    /// Starts a [`scatter_with_counts`](Self::scatter_with_counts).
-    ///
-    /// Wraps `MPI_Iscatterv`. Collective: every rank must call it. Shape, kinds: as there.
-    ///
-    /// - Adjoint: the wait's pullback starts that of `scatter_with_counts`, the start's waits for it.
-    ///
-    /// # Errors
-    /// As for `scatter_with_counts`, and those of [`Request::wait`].
-    ///
-    /// # Examples
-    /// ```
-    /// use tch::Tensor;
-    ///
-    /// let universe = mpi4tch::initialize()?;
-    /// let world = universe.world();
-    /// let ranks: Vec<_> = (0..world.size()).collect();
-    /// let counts = vec![1; ranks.len()];
-    /// let request = world.iscatter_with_counts(&Tensor::from_slice(&ranks), 0, &counts, 0)?;
-    /// assert_eq!(request.wait()?, Tensor::from_slice(&[world.rank()]));
-    /// # Ok::<(), mpi4tch::Error>(())
-    /// ```
-    #[doc(alias = "MPI_Iscatterv")]
-    #[track_caller]
-    pub fn iscatter_with_counts(
-        &self,
-        x: &Tensor,
-        axis: i64,
-        counts: &[i64],
+        counts: impl Into<Counts>,
         root: Rank,
     ) -> Result<Request> {
-        apply::<Nonblocking>(
-            &Scatter { axis, counts: Counts::known(counts), root, block: None },
-            self,
-            x,
-        )
+        let counts = counts.into();
+        apply::<Nonblocking>(&Scatter { axis, counts, root, block: None }, self, x)
     }
 }
 
@@ -250,7 +183,7 @@ impl Operator for Scatter {
     fn adjoint(&self, shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator> {
         Arc::new(Gather {
             axis: self.axis,
-            counts: Counts::Known(self.counts.resolve(agreed, 0)),
+            counts: self.counts.resolve(agreed, 0).into(),
             root: self.root,
             off_root: Some(shape.to_vec()),
         })

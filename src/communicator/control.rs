@@ -37,6 +37,34 @@ impl Communicator {
         Ok(all)
     }
 
+    /// What every rank tells this one, where `words` are what this one tells each. Collective; all
+    /// ranks are in the same call, and make it in the same way.
+    pub(crate) fn all_to_all_control(
+        &self,
+        site: Site,
+        way: Way,
+        words: Vec<i64>,
+    ) -> Result<Vec<i64>> {
+        assert_eq!(words.len(), index(self.size()), "a word for each rank");
+        let memory = (vec![0; words.len()], words);
+        let (all, _) = self.on_control(site, way, memory, |(all, words), made| {
+            mpi!(
+                made,
+                MPI_Alltoall
+                    | MPI_Ialltoall(
+                        words.as_ptr().cast(),
+                        1,
+                        mpi_sys::MPI_INT64_T,
+                        all.as_mut_ptr().cast(),
+                        1,
+                        mpi_sys::MPI_INT64_T,
+                        self.control(),
+                    )
+            )
+        })?;
+        Ok(all)
+    }
+
     /// The bits that are set on every rank, by the control context. Collective; all ranks are in the
     /// same call.
     pub(super) fn intersect_control(&self, site: Site, bits: Vec<u64>) -> Result<Vec<u64>> {

@@ -41,6 +41,7 @@ fn result_shape(operation: &Operation, comm: &Communicator, a: &Arguments) -> Ve
         Takes::Block => {}
         Takes::Whole | Takes::WholeOnRoot => shape[0] = own(comm, &a.counts),
         Takes::BlockOfWhole => shape[1] = own(comm, &a.scatter_counts),
+        Takes::Row => shape[0] = a.column(comm.rank().unsigned_abs() as usize).iter().sum(),
     }
     shape
 }

@@ -36,6 +36,8 @@ pub enum Takes {
     WholeOnRoot,
     /// The rank's count along one axis, the sum of all counts along the other.
     BlockOfWhole,
+    /// The sum of the rank's row of the matrix of counts along the axis.
+    Row,
 }
 
 /// A collective.
@@ -71,15 +73,16 @@ const fn combines(
     Operation { name, takes, ops: Some(ops), has_root, run, serial }
 }
 
-/// Every collective on a tensor, one line each.
+/// Every collective on a tensor, one line each. What ends in `_with_counts` is given the counts of all
+/// ranks.
 #[rustfmt::skip]
-pub const OPERATIONS: [Operation; 19] = [
+pub const OPERATIONS: [Operation; 22] = [
     combines("all_reduce", Takes::Same, every, false, |c, x, a| c.all_reduce(x, a.op), all_reduce),
     combines("reduce", Takes::Same, every, true, |c, x, a| c.reduce(x, a.op, a.root), reduce),
     combines("scan", Takes::Same, every, false, |c, x, a| c.scan(x, a.op), scan),
     combines("exscan", Takes::Same, all_but_mean, false, |c, x, a| c.exscan(x, a.op), exscan),
     combines("reduce_scatter", Takes::Whole, every, false, |c, x, a| c.reduce_scatter(x, a.axis, own(c, &a.counts), a.op), reduce_scatter),
-    combines("reduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.reduce_scatter_with_counts(x, a.axis, &a.counts, a.op), reduce_scatter),
+    combines("reduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.reduce_scatter(x, a.axis, &a.counts, a.op), reduce_scatter),
     combines("all_reduce_", Takes::Same, every, false, |c, x, a| in_place(x, |x| c.all_reduce_(x, a.op)), all_reduce),
     combines("reduce_", Takes::Same, every, true, |c, x, a| in_place(x, |x| c.reduce_(x, a.op, a.root)), reduce),
     moves("broadcast_", Takes::Same, true, |c, x, a| in_place(x, |x| c.broadcast_(x, a.root)), broadcast),
@@ -89,36 +92,46 @@ pub const OPERATIONS: [Operation; 19] = [
     moves("all_gather", Takes::Block, false, |c, x, a| c.all_gather(x, a.axis), all_gather),
     moves("all_gather_with_counts", Takes::Block, false, |c, x, a| c.all_gather_with_counts(x, a.axis, &a.counts), all_gather),
     moves("scatter", Takes::WholeOnRoot, true, |c, x, a| c.scatter(x, a.axis, own(c, &a.counts), a.root), scatter),
-    moves("scatter_with_counts", Takes::Whole, true, |c, x, a| c.scatter_with_counts(x, a.axis, &a.counts, a.root), scatter),
+    moves("scatter_with_counts", Takes::Whole, true, |c, x, a| c.scatter(x, a.axis, &a.counts, a.root), scatter),
     moves("all_to_all", Takes::BlockOfWhole, false, |c, x, a| c.all_to_all(x, a.axis, a.scatter_axis, own(c, &a.scatter_counts)), all_to_all),
+    moves("all_to_all to counts", Takes::BlockOfWhole, false, |c, x, a| c.all_to_all(x, a.axis, a.scatter_axis, &a.scatter_counts), all_to_all),
     moves("all_to_all_with_counts", Takes::BlockOfWhole, false, |c, x, a| c.all_to_all_with_counts(x, a.axis, &a.counts, a.scatter_axis, &a.scatter_counts), all_to_all),
+    moves("all_to_all_v", Takes::Row, false, |c, x, a| c.all_to_all_v(x, a.axis, &a.row(rank(c))), all_to_all_v),
+    moves("all_to_all_v_with_counts", Takes::Row, false, |c, x, a| c.all_to_all_v_with_counts(x, a.axis, &a.row(rank(c)), &a.column(rank(c))), all_to_all_v),
     // A result that is used again, so that cotangents are summed before they travel.
     moves("broadcast of gather", Takes::Block, true, |c, x, a| { let y = c.all_gather(x, a.axis)?; Ok(c.broadcast(&y, a.root)? + y) }, twice_all_gather),
 ];
 
 /// Those that can be started, waited for at once.
 #[rustfmt::skip]
-pub const STARTED: [Operation; 15] = [
+pub const STARTED: [Operation; 18] = [
     combines("iall_reduce", Takes::Same, every, false, |c, x, a| c.iall_reduce(x, a.op)?.wait(), all_reduce),
     combines("ireduce", Takes::Same, every, true, |c, x, a| c.ireduce(x, a.op, a.root)?.wait(), reduce),
     combines("iscan", Takes::Same, every, false, |c, x, a| c.iscan(x, a.op)?.wait(), scan),
     combines("iexscan", Takes::Same, all_but_mean, false, |c, x, a| c.iexscan(x, a.op)?.wait(), exscan),
     combines("ireduce_scatter", Takes::Whole, every, false, |c, x, a| c.ireduce_scatter(x, a.axis, own(c, &a.counts), a.op)?.wait(), reduce_scatter),
-    combines("ireduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.ireduce_scatter_with_counts(x, a.axis, &a.counts, a.op)?.wait(), reduce_scatter),
+    combines("ireduce_scatter_with_counts", Takes::Whole, every, false, |c, x, a| c.ireduce_scatter(x, a.axis, &a.counts, a.op)?.wait(), reduce_scatter),
     moves("ibroadcast", Takes::Same, true, |c, x, a| c.ibroadcast(x, a.root)?.wait(), broadcast),
     moves("igather", Takes::Block, true, |c, x, a| c.igather(x, a.axis, a.root)?.wait(), gather),
     moves("igather_with_counts", Takes::Block, true, |c, x, a| c.igather_with_counts(x, a.axis, &a.counts, a.root)?.wait(), gather),
     moves("iall_gather", Takes::Block, false, |c, x, a| c.iall_gather(x, a.axis)?.wait(), all_gather),
     moves("iall_gather_with_counts", Takes::Block, false, |c, x, a| c.iall_gather_with_counts(x, a.axis, &a.counts)?.wait(), all_gather),
     moves("iscatter", Takes::WholeOnRoot, true, |c, x, a| c.iscatter(x, a.axis, own(c, &a.counts), a.root)?.wait(), scatter),
-    moves("iscatter_with_counts", Takes::Whole, true, |c, x, a| c.iscatter_with_counts(x, a.axis, &a.counts, a.root)?.wait(), scatter),
+    moves("iscatter_with_counts", Takes::Whole, true, |c, x, a| c.iscatter(x, a.axis, &a.counts, a.root)?.wait(), scatter),
     moves("iall_to_all", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all(x, a.axis, a.scatter_axis, own(c, &a.scatter_counts))?.wait(), all_to_all),
+    moves("iall_to_all to counts", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all(x, a.axis, a.scatter_axis, &a.scatter_counts)?.wait(), all_to_all),
     moves("iall_to_all_with_counts", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all_with_counts(x, a.axis, &a.counts, a.scatter_axis, &a.scatter_counts)?.wait(), all_to_all),
+    moves("iall_to_all_v", Takes::Row, false, |c, x, a| c.iall_to_all_v(x, a.axis, &a.row(rank(c)))?.wait(), all_to_all_v),
+    moves("iall_to_all_v_with_counts", Takes::Row, false, |c, x, a| c.iall_to_all_v_with_counts(x, a.axis, &a.row(rank(c)), &a.column(rank(c)))?.wait(), all_to_all_v),
 ];
+
+fn rank(comm: &Communicator) -> usize {
+    comm.rank().unsigned_abs() as usize
+}
 
 /// The rank's own entry.
 pub fn own(comm: &Communicator, counts: &[i64]) -> i64 {
-    counts[comm.rank().unsigned_abs() as usize]
+    counts[rank(comm)]
 }
 
 /// The result of a change in place, made on a copy that is no leaf.
@@ -152,8 +165,24 @@ impl Arguments {
                 shape[self.axis_from_start(self.scatter_axis)] = total(&self.scatter_counts);
                 shape[self.axis_from_start(self.axis)] = self.counts[rank];
             }
+            Takes::Row => shape[self.axis_from_start(self.axis)] = total(&self.row(rank)),
         }
         shape
+    }
+
+    /// What rank `from` sends to rank `to` by the matrix of counts, which is not symmetric.
+    fn count(&self, from: usize, to: usize) -> i64 {
+        self.counts[from].min(self.scatter_counts[to])
+    }
+
+    /// What a rank sends to each.
+    pub fn row(&self, rank: usize) -> Vec<i64> {
+        (0..self.counts.len()).map(|to| self.count(rank, to)).collect()
+    }
+
+    /// What a rank receives from each.
+    pub fn column(&self, rank: usize) -> Vec<i64> {
+        (0..self.counts.len()).map(|from| self.count(from, rank)).collect()
     }
 }
 
@@ -207,4 +236,9 @@ fn scatter(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
 
 fn all_to_all(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
     serial::all_to_all(xs, a.axis, a.scatter_axis, &a.scatter_counts)
+}
+
+fn all_to_all_v(xs: &[Tensor], a: &Arguments) -> Vec<Tensor> {
+    let rows: Vec<_> = (0..xs.len()).map(|rank| a.row(rank)).collect();
+    serial::all_to_all_v(xs, a.axis, &rows)
 }

@@ -113,6 +113,14 @@ pub fn all_to_all(xs: &[Tensor], axis: i64, scatter_axis: i64, counts: &[i64]) -
     Tensor::cat(xs, axis).split_with_sizes(counts, scatter_axis)
 }
 
+/// Row r of the counts is how rank r cuts its tensor. Rank r gets the blocks at place r, joined.
+pub fn all_to_all_v(xs: &[Tensor], axis: i64, counts: &[Vec<i64>]) -> Vec<Tensor> {
+    let cut = |(x, row): (&Tensor, &Vec<i64>)| x.split_with_sizes(row, axis);
+    let blocks: Vec<Vec<Tensor>> = xs.iter().zip(counts).map(cut).collect();
+    let column = |to: usize| blocks.iter().map(|own| own[to].shallow_clone()).collect::<Vec<_>>();
+    (0..xs.len()).map(|to| Tensor::cat(&column(to), axis)).collect()
+}
+
 /// Each rank gets the tensor of the rank `distance` before it on the ring.
 pub fn shift(xs: &[Tensor], distance: usize) -> Vec<Tensor> {
     let mut ys: Vec<Tensor> = xs.iter().map(Tensor::shallow_clone).collect();

@@ -172,10 +172,11 @@ fn all_know_the_size(operation: &Operation) -> bool {
     operation.takes != Takes::WholeOnRoot
 }
 
-/// Not those in which each rank's own extent is its count.
+/// Not those in which each rank's own extents are its counts.
 fn all_know_the_counts(operation: &Operation) -> bool {
     has_blocks(operation)
-        && (operation.takes != Takes::Block || operation.name.ends_with("_with_counts"))
+        && (!matches!(operation.takes, Takes::Block | Takes::Row)
+            || operation.name.ends_with("_with_counts"))
 }
 
 fn has_blocks(operation: &Operation) -> bool {

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::common::Context;
 use crate::profiling::{calls, names};
-use crate::{Operation, assert_calls, matrix};
+use crate::{Operation, after_agreement, assert_calls, assert_derivatives, matrix};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -16,6 +16,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         all_gather_and_reduce_scatter,
         gather_and_scatter,
         all_to_all,
+        all_to_all_v,
         scan,
         nonlinear_reductions,
         beyond_an_int,
@@ -85,7 +86,7 @@ fn all_gather_and_reduce_scatter(context: &Context) -> Result<()> {
             let whole = matrix(context, whole[0], whole[1])?;
             let f = |x: &Tensor| world.reduce_scatter(x, axis, own, Op::Sum);
             assert_calls(context, &whole, &f, true, [reduce, gather])?;
-            let f = |x: &Tensor| world.reduce_scatter_with_counts(x, axis, &extents, Op::Sum);
+            let f = |x: &Tensor| world.reduce_scatter(x, axis, &extents, Op::Sum);
             assert_calls(context, &whole, &f, false, [reduce, gather])?;
         }
     }
@@ -113,7 +114,7 @@ fn gather_and_scatter(context: &Context) -> Result<()> {
                 let whole = matrix(context, whole[0], whole[1])?;
                 let f = |x: &Tensor| world.scatter(x, axis, own, root);
                 assert_calls(context, &whole, &f, true, [scatter, gather])?;
-                let f = |x: &Tensor| world.scatter_with_counts(x, axis, &extents, root);
+                let f = |x: &Tensor| world.scatter(x, axis, &extents, root);
                 assert_calls(context, &whole, &f, false, [scatter, gather])?;
             }
         }
@@ -131,6 +132,8 @@ fn all_to_all(context: &Context) -> Result<()> {
             let x = matrix(context, shape[0], shape[1])?;
             let f = |x: &Tensor| world.all_to_all(x, gather, scatter, own);
             assert_calls(context, &x, &f, true, [function; 2])?;
+            let f = |x: &Tensor| world.all_to_all(x, gather, scatter, &extents);
+            assert_calls(context, &x, &f, true, [function; 2])?;
             let f =
                 |x: &Tensor| world.all_to_all_with_counts(x, gather, &extents, scatter, &extents);
             assert_calls(context, &x, &f, false, [function; 2])?;
@@ -143,6 +146,30 @@ fn all_to_all(context: &Context) -> Result<()> {
         assert_eq!(names(&made), ["MPI_Alltoallv"]);
         let (_, made) = calls(|| Ok(y.sum(Kind::Double).f_backward()?))?;
         assert_eq!(names(&made), ["MPI_Alltoallv"]);
+    }
+    Ok(())
+}
+
+/// By each rank's own counts these travel first, one to each other rank, and then their sums.
+fn all_to_all_v(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (rank, size) = (i64::from(world.rank()), i64::from(world.size()));
+    for count in [|_, _| 3, |from: i64, to: i64| (from + 2 * to) % 4] {
+        let send: Vec<i64> = (0..size).map(|to| count(rank, to)).collect();
+        let receive: Vec<i64> = (0..size).map(|from| count(from, rank)).collect();
+        for (axis, shape) in [(0, [send.iter().sum(), 2]), (1, [2, send.iter().sum()])] {
+            let x = matrix(context, shape[0], shape[1])?.set_requires_grad(true);
+            let f = |x: &Tensor| world.all_to_all_v_with_counts(x, axis, &send, &receive);
+            assert_calls(context, &x, &f, false, ["MPI_Alltoallv"; 2])?;
+            let (y, made) = calls(|| world.all_to_all_v(&x, axis, &send))?;
+            let made = after_agreement(context, made);
+            assert_eq!(names(&made), ["MPI_Alltoall", "MPI_Allgather", "MPI_Alltoallv"]);
+            let words = [1, 2].map(|words| 8 * words * size);
+            assert_eq!([made[0].volume, made[1].volume], words, "small messages");
+            assert_eq!(made[0].context, made[1].context);
+            assert_ne!(made[0].context, made[2].context, "a context for control");
+            assert_derivatives(context, (&x, &y), &made[2..], &["MPI_Alltoallv"])?;
+        }
     }
     Ok(())
 }
@@ -190,11 +217,12 @@ fn beyond_an_int(context: &Context) -> Result<()> {
     let x = matrix(context, 2 * size, 1)?;
     let parts: Vec<i64> = (0..size).map(|_| 2).collect();
     let wholes: Vec<i64> = (0..size).map(|_| 2 * size).collect();
-    let operations: [(&str, Operation); 4] = [
+    let operations: [(&str, Operation); 5] = [
         (moved("MPI_Alltoallv_c"), &|x| world.all_gather_with_counts(x, 0, &wholes)),
         (moved("MPI_Gatherv_c"), &|x| world.gather_with_counts(x, 0, &wholes, 0)),
-        (moved("MPI_Scatterv_c"), &|x| world.scatter_with_counts(x, 0, &parts, 0)),
+        (moved("MPI_Scatterv_c"), &|x| world.scatter(x, 0, &parts, 0)),
         (moved("MPI_Alltoallv_c"), &|x| world.all_to_all_with_counts(x, 0, &wholes, 0, &wholes)),
+        (moved("MPI_Alltoallv_c"), &|x| world.all_to_all_v_with_counts(x, 0, &parts, &parts)),
     ];
     for (name, f) in operations {
         testing::set_largest_count(1);

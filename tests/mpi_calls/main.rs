@@ -39,7 +39,7 @@ fn after_agreement(context: &Context, mut made: Vec<Call>) -> Vec<Call> {
     while distance < context.world.size() {
         for name in ["MPI_Irecv", "MPI_Isend"] {
             let message = made.remove(0);
-            assert_eq!((message.name, message.volume), (name, 40));
+            assert_eq!((message.name, message.volume), (name, 56));
         }
         distance *= 2;
     }

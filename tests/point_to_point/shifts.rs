@@ -12,6 +12,7 @@ use crate::ways::{TAG, WAYS, Way, check_ring};
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
         a_ring_in_every_way,
+        a_ring_from_any_rank,
         every_kind,
         every_layout,
         small_and_large_messages,
@@ -52,6 +53,45 @@ fn a_ring_in_every_way(context: &Context) -> Result<()> {
     for length in [1, 300_000] {
         let x = testing::random(world, &[length], Kind::Double)?;
         testing::assert_serial(world, &x, f, |xs| serial::shift(xs, 1))?;
+    }
+    Ok(())
+}
+
+/// What a rank receives from any is sent back to the one that it came from.
+fn a_ring_from_any_rank(context: &Context) -> Result<()> {
+    let mut all = communicators(&context.world);
+    let tape = context.world.tape();
+    all.push(("tape", (*tape).clone()));
+    for (_, comm) in all {
+        let (right, left) = neighbours(&comm);
+        let f = |x: &Tensor| {
+            // No message of another call may be taken for this one's.
+            comm.barrier()?;
+            let y = comm.sendrecv(x, right, x, Source::Any, TAG)?;
+            comm.barrier()?;
+            Ok(y)
+        };
+        let x = testing::random(&comm, &[2, 3], Kind::Double)?;
+        testing::assert_adjoint(&comm, &x, f)?;
+        testing::assert_serial(&comm, &x, f, |xs| serial::shift(xs, 1))?;
+        // From any to nobody, and from nobody: the last rank's neighbour is the first.
+        let last = comm.size() - 1;
+        let to = if comm.rank() < last { right } else { PROC_NULL };
+        let from = if comm.rank() > 0 { Source::Any } else { PROC_NULL.into() };
+        let g = |x: &Tensor| {
+            comm.barrier()?;
+            let y = comm.sendrecv(x, to, x, from, TAG)?;
+            comm.barrier()?;
+            Ok(y)
+        };
+        testing::assert_serial(&comm, &x, g, |xs| {
+            let mut ys = serial::shift(xs, 1);
+            ys[0] = ys[0].zeros_like();
+            ys
+        })?;
+        // It has resolved to the left neighbour.
+        let rank = Tensor::from_slice(&[comm.rank()]);
+        assert_eq!(f(&rank)?, Tensor::from_slice(&[left]));
     }
     Ok(())
 }

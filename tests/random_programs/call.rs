@@ -22,6 +22,8 @@ pub enum Call {
     ReduceScatter(i64, Counts, Op),
     /// The axis that is joined, and the one that is cut.
     AllToAll(i64, Counts, i64, Counts),
+    /// What each rank sends to each, and whether they know what they receive.
+    AllToAllV(i64, Vec<Vec<i64>>, bool),
 }
 
 /// Each rank's extent.
@@ -63,7 +65,8 @@ impl Call {
     }
 
     pub fn run(&self, comm: &Communicator, x: &Tensor) -> Result<Tensor> {
-        let own = |counts: &[i64]| counts[comm.rank().unsigned_abs() as usize];
+        let rank = comm.rank().unsigned_abs() as usize;
+        let own = |counts: &[i64]| counts[rank];
         match self {
             Self::AllReduce(op) => comm.all_reduce(x, *op),
             Self::Reduce(op, root) => comm.reduce(x, *op, *root),
@@ -84,24 +87,29 @@ impl Call {
                 comm.scatter(x, *axis, own(counts), *root)
             }
             Self::Scatter(axis, Counts::Known(counts), root) => {
-                comm.scatter_with_counts(x, *axis, counts, *root)
+                comm.scatter(x, *axis, counts, *root)
             }
             Self::ReduceScatter(axis, Counts::Own(counts), op) => {
                 comm.reduce_scatter(x, *axis, own(counts), *op)
             }
             Self::ReduceScatter(axis, Counts::Known(counts), op) => {
-                comm.reduce_scatter_with_counts(x, *axis, counts, *op)
+                comm.reduce_scatter(x, *axis, counts, *op)
             }
             Self::AllToAll(axis, Counts::Known(counts), cut, Counts::Known(cuts)) => {
                 comm.all_to_all_with_counts(x, *axis, counts, *cut, cuts)
             }
             Self::AllToAll(axis, _, cut, cuts) => comm.all_to_all(x, *axis, *cut, own(cuts.all())),
+            Self::AllToAllV(axis, matrix, false) => comm.all_to_all_v(x, *axis, &matrix[rank]),
+            Self::AllToAllV(axis, matrix, true) => {
+                comm.all_to_all_v_with_counts(x, *axis, &matrix[rank], &column(matrix, rank))
+            }
         }
     }
 
     /// None where it cannot be started.
     pub fn start(&self, comm: &Communicator, x: &Tensor) -> Option<Result<Request>> {
-        let own = |counts: &[i64]| counts[comm.rank().unsigned_abs() as usize];
+        let rank = comm.rank().unsigned_abs() as usize;
+        let own = |counts: &[i64]| counts[rank];
         Some(match self {
             Self::AllReduce(op) => comm.iall_reduce(x, *op),
             Self::Reduce(op, root) => comm.ireduce(x, *op, *root),
@@ -121,18 +129,22 @@ impl Call {
                 comm.iscatter(x, *axis, own(counts), *root)
             }
             Self::Scatter(axis, Counts::Known(counts), root) => {
-                comm.iscatter_with_counts(x, *axis, counts, *root)
+                comm.iscatter(x, *axis, counts, *root)
             }
             Self::ReduceScatter(axis, Counts::Own(counts), op) => {
                 comm.ireduce_scatter(x, *axis, own(counts), *op)
             }
             Self::ReduceScatter(axis, Counts::Known(counts), op) => {
-                comm.ireduce_scatter_with_counts(x, *axis, counts, *op)
+                comm.ireduce_scatter(x, *axis, counts, *op)
             }
             Self::AllToAll(axis, Counts::Known(counts), cut, Counts::Known(cuts)) => {
                 comm.iall_to_all_with_counts(x, *axis, counts, *cut, cuts)
             }
             Self::AllToAll(axis, _, cut, cuts) => comm.iall_to_all(x, *axis, *cut, own(cuts.all())),
+            Self::AllToAllV(axis, matrix, false) => comm.iall_to_all_v(x, *axis, &matrix[rank]),
+            Self::AllToAllV(axis, matrix, true) => {
+                comm.iall_to_all_v_with_counts(x, *axis, &matrix[rank], &column(matrix, rank))
+            }
         })
     }
 
@@ -167,8 +179,13 @@ impl Call {
             Self::AllToAll(axis, _, cut, counts) => {
                 serial::all_to_all(xs, *axis, *cut, counts.all())
             }
+            Self::AllToAllV(axis, matrix, _) => serial::all_to_all_v(xs, *axis, matrix),
         }
     }
+}
+
+fn column(matrix: &[Vec<i64>], rank: usize) -> Vec<i64> {
+    matrix.iter().map(|row| row[rank]).collect()
 }
 
 fn fold(xs: &[Tensor], f: impl Fn(&Tensor, &Tensor) -> Tensor) -> Tensor {

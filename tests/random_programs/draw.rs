@@ -311,12 +311,18 @@ impl Draft {
         let counts =
             if known { Counts::Known(extents.clone()) } else { Counts::Own(extents.clone()) };
         let at = self.signed(axis, dim);
-        match self.random.below(4) {
+        match self.random.below(6) {
             0 => Call::Gather(at, counts, root),
             1 => Call::AllGather(at, counts),
             2 => {
                 let cuts = self.partition(extents[root.unsigned_abs() as usize]);
                 Call::Scatter(at, cuts, root)
+            }
+            3 | 4 => {
+                let row = |extent: &i64| match self.partition(*extent) {
+                    Counts::Known(row) | Counts::Own(row) => row,
+                };
+                Call::AllToAllV(at, extents.iter().map(row).collect(), known)
             }
             _ => {
                 let other = self.random.below(dim);
@@ -382,7 +388,11 @@ impl Draft {
         let (y, by) = (self.var(), self.random.below(self.ranks));
         let around = self.random.one_in(2);
         let in_parts = self.random.one_in(2);
-        let mut shift = Shift { by, around, shapes: x.shapes.clone(), in_parts };
+        // Who receives from anybody must not get what is for another receive.
+        let any_source = self.random.one_in(4);
+        let tag = if any_source { 100 + Tag::try_from(y).expect("names are few") } else { 7 };
+        let shapes = x.shapes.clone();
+        let mut shift = Shift { by, around, shapes, in_parts, any_source, tag };
         for rank in 0..self.ranks {
             if let Some(from) = shift.peer(rank, self.ranks, false) {
                 shift.shapes[rank].clone_from(&x.shapes[from]);

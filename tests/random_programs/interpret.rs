@@ -207,11 +207,15 @@ impl Own {
         let peer = |to| shift.peer(self.rank, ranks, to).map_or(PROC_NULL, as_rank);
         let (to, from) = (peer(true), peer(false));
         let like = Tensor::zeros(&shift.shapes[self.rank][..], REAL);
+        let source = match shift.any_source && from != PROC_NULL {
+            true => Source::Any,
+            false => Source::Rank(from),
+        };
         if !shift.in_parts {
-            return comm.sendrecv(x, to, &like, from, 7);
+            return comm.sendrecv(x, to, &like, source, shift.tag);
         }
-        let request = comm.isend(x, to, 7)?;
-        let result = comm.recv(&like, from, 7)?;
+        let request = comm.isend(x, to, shift.tag)?;
+        let result = comm.recv(&like, source, shift.tag)?;
         let _ = request.wait()?;
         Ok(result)
     }

@@ -117,6 +117,8 @@ pub struct Shift {
     pub shapes: Vec<Vec<i64>>,
     /// By `isend`, `recv` and `wait`, not by `sendrecv`.
     pub in_parts: bool,
+    pub any_source: bool,
+    pub tag: Tag,
 }
 
 /// Work of each rank on its own tensors.

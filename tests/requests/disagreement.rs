@@ -85,7 +85,7 @@ fn started_calls_that_differ(context: &Context) -> Result<()> {
             "  op: Op::Max on {most}; Op::Min on {last}",
         ),
         (
-            &|c| c.ireduce_scatter_with_counts(&long, 0, &all, Op::Prod),
+            &|c| c.ireduce_scatter(&long, 0, &all, Op::Prod),
             &|c| c.ireduce(&long, Op::Prod, 0),
             "  operation: reduce_scatter on {most}; reduce on {last}",
         ),
