@@ -32,7 +32,7 @@ fn around(x: &Tensor, inner: impl Fn() -> Result<()> + Send + Sync + 'static) ->
 fn nested(y: Tensor, depth: usize) -> Tensor {
     (0..depth).fold(y, |inner, _| {
         let inner = Mutex::new(inner);
-        around(&variable(), move || go_back(&inner.lock().unwrap()))
+        around(&variable(), move || go_back(&inner.lock()))
     })
 }
 
@@ -78,7 +78,7 @@ fn passes_of_another_tape_leave_calls_out() {
     let inner = Mutex::new(twice(&tape, &x));
     let of_other = Arc::clone(&other);
     let within = around(&z, move || {
-        let (outcome, left_out) = pass_of(&of_other, &inner.lock().unwrap());
+        let (outcome, left_out) = pass_of(&of_other, &inner.lock());
         outcome.and(left_out)
     });
     let (outcome, left_out) = pass_of(&tape, &within);
@@ -93,7 +93,7 @@ fn a_pass_within_a_pass_of_one_tape_leaves_it_as_it_was() {
     let inner = Mutex::new(twice(&tape, &x));
     let within = Arc::clone(&tape);
     let y = around(&twice(&tape, &z), move || {
-        let (outcome, left_out) = pass_of(&within, &inner.lock().unwrap());
+        let (outcome, left_out) = pass_of(&within, &inner.lock());
         outcome.and(left_out)
     });
     let (outcome, left_out) = pass_of(&tape, &y);
