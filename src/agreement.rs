@@ -10,55 +10,22 @@ mod rounds;
 mod texts;
 mod turn;
 
-use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::communicator::{Communicator, Rank, index};
+use crate::base::check::Check;
+use crate::base::error::{Error, Result};
+use crate::base::op::Op;
+use crate::base::rank::{Rank, index};
+use crate::base::site::Site;
+use crate::base::way::Way;
+use crate::communicator::Communicator;
 use crate::datatype::Datatype;
-use crate::error::{Error, Result};
-use crate::reduction::Op;
-use crate::site::Site;
 pub(crate) use description::differences;
 use description::{Line, decode};
-pub(crate) use turn::{Pending, Turn, Turns, Way};
-
-/// What the ranks compare of their calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Check {
-    /// Nothing, except in calls in which sizes travel.
-    None,
-    /// The terms of collective calls.
-    Local,
-    /// Also whether calls are recorded, and what messages hold.
-    Collective,
-}
-
-impl Check {
-    /// What `MPI4TCH_CHECK` says; by default all in debug builds.
-    pub(crate) fn from_environment() -> Result<Self> {
-        match std::env::var_os("MPI4TCH_CHECK") {
-            None if cfg!(debug_assertions) => Ok(Self::Collective),
-            None => Ok(Self::Local),
-            Some(value) => Self::parse(value),
-        }
-    }
-
-    fn parse(value: OsString) -> Result<Self> {
-        match value.to_str() {
-            Some("none") => Ok(Self::None),
-            Some("local") => Ok(Self::Local),
-            Some("collective") => Ok(Self::Collective),
-            _ => Err(Error::Setting {
-                name: "MPI4TCH_CHECK",
-                value: value.to_string_lossy().into_owned(),
-                needed: "none, local or collective",
-            }),
-        }
-    }
-}
+pub(crate) use turn::{Pending, Turn, Turns};
 
 /// What all ranks must agree on about a call, and what each tells the others.
 #[derive(Debug, Default)]

@@ -16,7 +16,7 @@ use std::ptr;
 
 use tch::Tensor;
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 pub(crate) use node::{Backward, InPlace, live_pullbacks, record};
 pub(crate) use recording::{Recording, is_recording};
 pub(crate) use tensor::{View, alias, empty, pin, take_grad, unpin, version};

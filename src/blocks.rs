@@ -15,9 +15,9 @@ use std::sync::Arc;
 use tch::{TchError, Tensor};
 
 use crate::autograd::Recording;
+use crate::base::error::{Error, Result};
 use crate::buffer::Output;
 use crate::datatype::Datatype;
-use crate::error::{Error, Result};
 
 /// An axis, and each rank's extent along it.
 #[derive(Clone, Debug)]

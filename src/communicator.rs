@@ -10,23 +10,16 @@ use std::sync::Arc;
 
 use mpi_sys::MPI_Comm;
 
-use crate::agreement::{Admission, Check, Turns, agree_on};
+use crate::agreement::{Admission, Turns, agree_on};
+use crate::base::check::Check;
+use crate::base::error::{Error, Result, check};
+use crate::base::rank::Rank;
+use crate::base::site::Site;
 use crate::environment::Environment;
-use crate::error::{Error, Result, check};
 use crate::request::Messages;
-use crate::site::Site;
 use crate::tape::Record;
 
 pub(crate) use lineage::Node;
-
-/// The number of a process in a communicator, from 0.
-pub type Rank = i32;
-
-/// Where the rank's entry is in a list of one per rank.
-#[inline]
-pub(crate) fn index(rank: Rank) -> usize {
-    rank.unsigned_abs() as usize
-}
 
 /// A group of ranks that communicate with each other and with nobody else.
 ///

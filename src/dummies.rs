@@ -3,8 +3,8 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::autograd::{self, Recording, View, is_recording};
+use crate::base::error::{Error, Result};
 use crate::datatype::{Class, Datatype};
-use crate::error::{Error, Result};
 
 /// `x`, made to depend on the dummies: the backward pass reaches what they come from, and reaches
 /// it only after what is made from the result.

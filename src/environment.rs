@@ -15,13 +15,13 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::agreement::Check;
+use crate::base::check::Check;
+use crate::base::error::{Error, Result, check};
+use crate::base::site::Site;
+use crate::base::thread_level::ThreadLevel;
 use crate::communicator::{Communicator, return_errors};
-use crate::error::{Error, Result, check};
-use crate::site::Site;
 use crate::watch::{self, Limits, Watch};
 
-pub use access::ThreadLevel;
 use access::flag;
 pub(crate) use access::{Environment, Handles};
 pub use library::Library;

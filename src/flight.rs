@@ -18,12 +18,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::agreement::{Proposal, Turn, Way};
+use crate::agreement::{Proposal, Turn};
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+use crate::base::way::Way;
 use crate::buffer::Pinned;
 use crate::call::{Launch, Made};
 use crate::communicator::Communicator;
-use crate::error::{Error, Result};
-use crate::site::Site;
 use crate::watch;
 
 /// A call that was started.

@@ -164,6 +164,7 @@
 
 mod agreement;
 mod autograd;
+mod base;
 mod blocks;
 mod buffer;
 mod call;
@@ -172,7 +173,6 @@ mod communicator;
 pub mod datatype;
 mod dummies;
 mod environment;
-mod error;
 mod flight;
 pub mod guide;
 mod operator;
@@ -181,7 +181,6 @@ mod reduction;
 mod request;
 #[cfg(feature = "rsmpi")]
 pub mod rsmpi;
-mod site;
 mod status;
 mod tape;
 pub mod testing;
@@ -190,13 +189,16 @@ mod watch;
 pub use mpi_sys;
 pub use tch;
 
-pub use communicator::{Communicator, Rank};
+pub use base::error::{Error, Result};
+pub use base::op::Op;
+pub use base::rank::Rank;
+pub use base::tag::Tag;
+pub use base::thread_level::ThreadLevel;
+pub use communicator::Communicator;
 pub use dummies::join_dummies;
-pub use environment::{Library, ThreadLevel, Universe, initialize, initialize_with, run};
-pub use error::{Error, Result};
-pub use reduction::Op;
+pub use environment::{Library, Universe, initialize, initialize_with, run};
 pub use request::{Request, Test, wait_all, wait_any, wait_some};
-pub use status::{PROC_NULL, Source, Status, Tag, TagMatch};
+pub use status::{PROC_NULL, Source, Status, TagMatch};
 pub use tape::Tape;
 
 /// The README's code, compiled and run with the documentation's.

@@ -13,14 +13,15 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::agreement::{Admission, Agreed, Proposal, Terms, Turn, Way, agree, refuse};
+use crate::agreement::{Admission, Agreed, Proposal, Terms, Turn, agree, refuse};
 use crate::autograd::{self, View};
+use crate::base::error::Result;
+use crate::base::site::Site;
+use crate::base::way::Way;
 use crate::buffer::Input;
 use crate::call::Plan;
 use crate::communicator::Communicator;
-use crate::error::Result;
 use crate::flight::Start;
-use crate::site::Site;
 use crate::tape::{self, Traffic};
 
 /// A map on the tuple of all ranks' tensors, carried out by one MPI call.

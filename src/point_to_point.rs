@@ -7,14 +7,16 @@ mod operators;
 
 use tch::Tensor;
 
+use crate::base::error::{Error, Result, check};
+use crate::base::rank::Rank;
+use crate::base::tag::Tag;
 use crate::buffer::Input;
 use crate::call::Header;
-use crate::communicator::{Communicator, Rank};
+use crate::communicator::Communicator;
 use crate::dummies::join_dummies;
-use crate::error::{Error, Result, check};
 use crate::operator::{Blocking, Mode, apply};
 use crate::request::{Nonblocking, Request};
-use crate::status::{Envelope, PROC_NULL, Source, Status, Tag, TagMatch};
+use crate::status::{Envelope, PROC_NULL, Source, Status, TagMatch};
 use operators::{Receive, Send, SendReceive};
 
 impl Communicator {

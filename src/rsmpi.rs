@@ -19,8 +19,8 @@ use mpi::raw::{AsRaw, FromRaw};
 use mpi::topology::{CartesianCommunicator, SimpleCommunicator};
 
 use crate::agreement::agree_on;
+use crate::base::error::{Error, Result, check};
 use crate::communicator::Communicator;
-use crate::error::{Error, Result, check};
 
 type Theirs = mpi::ffi::MPI_Comm;
 type Ours = mpi_sys::MPI_Comm;

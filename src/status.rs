@@ -7,11 +7,8 @@ use std::sync::{Arc, OnceLock};
 use mpi_sys::MPI_Status;
 use tch::Kind;
 
-use crate::communicator::Rank;
-
-/// The number by which messages between the same ranks are told apart, from 0.
-#[doc(alias = "MPI_TAG_UB")]
-pub type Tag = i32;
+use crate::base::rank::Rank;
+use crate::base::tag::Tag;
 
 /// The rank that does not exist: what is sent to it goes nowhere, and what is received from it is
 /// nothing. A shift along ranks that do not form a ring names it at both ends.

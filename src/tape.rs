@@ -20,9 +20,9 @@ use tch::Tensor;
 
 use crate::agreement::{Terms, Told, agree};
 use crate::autograd::{self, View};
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
 use crate::communicator::Communicator;
-use crate::error::{Error, Result};
-use crate::site::Site;
 pub(crate) use comparison::Traffic;
 use comparison::{decode, differences, encode, fingerprint};
 use record::first_token;

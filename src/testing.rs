@@ -19,9 +19,9 @@ use tch::{Kind, Tensor};
 
 use crate::agreement::agree_on;
 use crate::autograd::{self, View};
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
 use crate::communicator::Communicator;
-use crate::error::{Error, Result};
-use crate::site::Site;
 use crate::tape::{self, Tape};
 
 /// A random tensor, different on each rank: normal for floating-point and complex kinds, small

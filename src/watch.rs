@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::communicator::Rank;
-use crate::error::{Error, Result};
-use crate::site::Site;
+use crate::base::error::{Error, Result};
+use crate::base::rank::Rank;
+use crate::base::site::Site;
 
 /// What a job that was ended returns, as of `timeout(1)`.
 const EXIT_CODE: i32 = 124;

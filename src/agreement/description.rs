@@ -105,9 +105,9 @@ pub(crate) fn differences(all: &[Vec<(String, String)>]) -> String {
 mod tests {
     use super::*;
     use crate::agreement::Terms;
+    use crate::base::op::Op;
+    use crate::base::site::Site;
     use crate::datatype::Datatype;
-    use crate::reduction::Op;
-    use crate::site::Site;
 
     #[test]
     fn differences_name_the_ranks() {

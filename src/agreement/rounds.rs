@@ -14,9 +14,9 @@ use std::ffi::c_int;
 
 use mpi_sys::MPI_Request;
 
+use crate::base::error::{Result, check};
+use crate::base::tag::Tag;
 use crate::communicator::Communicator;
-use crate::error::{Result, check};
-use crate::status::Tag;
 
 /// How many words are combined.
 pub(super) const WORDS: usize = 5;

@@ -7,9 +7,11 @@ use std::ffi::c_int;
 
 use mpi_sys::MPI_Request;
 
-use crate::communicator::{Communicator, Rank, index};
-use crate::error::{Result, check};
-use crate::status::{Status, Tag};
+use crate::base::error::{Result, check};
+use crate::base::rank::{Rank, index};
+use crate::base::tag::Tag;
+use crate::communicator::Communicator;
+use crate::status::Status;
 
 /// The most bytes of a text: few enough to be on their way at once.
 pub(super) const LONGEST: usize = 2048;

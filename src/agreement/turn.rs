@@ -18,20 +18,11 @@ use parking_lot::{Mutex, MutexGuard};
 use super::description::{AT, LAST, Line, PLACE, encode};
 use super::rounds::{Rounds, WORDS};
 use super::texts::Texts;
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+use crate::base::tag::Tag;
+use crate::base::way::Way;
 use crate::communicator::Communicator;
-use crate::error::{Error, Result};
-use crate::site::Site;
-use crate::status::Tag;
-
-/// How a call is made once the ranks agree. All ranks make it the same way, as MPI's blocking
-/// functions do not match those that start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Way {
-    /// By MPI's blocking function.
-    Waits,
-    /// By the function that starts: some rank has other work that must go on meanwhile.
-    Polls,
-}
 
 /// The places of a communicator's collective calls.
 #[derive(Debug, Default)]

@@ -5,8 +5,8 @@ use std::any::Any;
 use mpi_sys::MPI_Request;
 
 use super::message::{Arrival, Header, Look, is_truncation};
-use crate::agreement::Way;
-use crate::error::{Result, check};
+use crate::base::error::{Result, check};
+use crate::base::way::Way;
 use crate::status::Status;
 
 /// What a call leaves behind.

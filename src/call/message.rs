@@ -16,13 +16,15 @@ use tch::Tensor;
 
 use super::buffers::{Buffers, as_int};
 use super::{Made, wide};
-use crate::agreement::Check;
 use crate::autograd::View;
-use crate::communicator::{Communicator, Rank};
+use crate::base::check::Check;
+use crate::base::error::{Error, Result, check};
+use crate::base::rank::Rank;
+use crate::base::site::Site;
+use crate::base::tag::Tag;
+use crate::communicator::Communicator;
 use crate::datatype::Datatype;
-use crate::error::{Error, Result, check};
-use crate::site::Site;
-use crate::status::{Envelope, Status, Tag};
+use crate::status::{Envelope, Status};
 
 /// What a message brings beside its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use mpi_sys::{MPI_Aint, MPI_Count, MPI_Datatype, MPI_Op};
 use super::Made;
 use super::buffers::{Buffers, mpi};
 use super::message::Temporary;
+use crate::base::error::Result;
+use crate::base::rank::{Rank, index};
 use crate::blocks::Parts;
-use crate::communicator::{Rank, index};
-use crate::error::Result;
 
 /// Parts as these functions take them.
 struct Wide {

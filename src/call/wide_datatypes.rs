@@ -11,9 +11,9 @@ use mpi_sys::{MPI_Aint, MPI_Datatype, MPI_Op};
 use super::Made;
 use super::buffers::{Buffers, LARGEST_REDUCED, mpi, pieces};
 use super::message::Temporary;
+use crate::base::error::Result;
+use crate::base::rank::{Rank, index};
 use crate::blocks::Parts;
-use crate::communicator::{Rank, index};
-use crate::error::Result;
 
 pub(super) fn all_gather(buffers: &Buffers, made: &mut Made, parts: &Parts) -> Result<()> {
     let size = parts.counts.len();

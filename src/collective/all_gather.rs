@@ -7,13 +7,13 @@ use tch::Tensor;
 use super::counts::Counts;
 use super::reduce_scatter::ReduceScatter;
 use crate::agreement::{Agreed, Terms};
+use crate::base::error::Result;
+use crate::base::op::Op;
 use crate::blocks::{Blocks, axis_of};
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::Communicator;
-use crate::error::Result;
 use crate::operator::{Blocking, Operator, apply};
-use crate::reduction::Op;
 use crate::request::{Nonblocking, Request};
 
 impl Communicator {

@@ -6,14 +6,15 @@ use tch::Tensor;
 
 use super::nonlinear::{Extremum, Product};
 use crate::agreement::{Agreed, Terms};
+use crate::base::error::Result;
+use crate::base::op::Op;
+use crate::base::site::Site;
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::Communicator;
-use crate::error::Result;
 use crate::operator::{Blocking, Mode, Operator, apply_in_place, apply_nonlinear, replace};
-use crate::reduction::{self, Op};
+use crate::reduction;
 use crate::request::{Nonblocking, Request};
-use crate::site::Site;
 
 impl Communicator {
     /// Combines `x` over all ranks with `op`; every rank receives the result.

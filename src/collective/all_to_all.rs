@@ -7,11 +7,12 @@ use tch::Tensor;
 
 use super::counts::Counts;
 use crate::agreement::{Agreed, Terms};
+use crate::base::error::Result;
+use crate::base::rank::index;
 use crate::blocks::{Blocks, axis_of, check_shape, elements_of_row};
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::communicator::{Communicator, index};
-use crate::error::Result;
+use crate::communicator::Communicator;
 use crate::operator::{Blocking, Operator, apply};
 use crate::request::{Nonblocking, Request};
 

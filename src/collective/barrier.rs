@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 use crate::agreement::{Agreed, Terms};
+use crate::base::error::Result;
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::Communicator;
-use crate::error::Result;
 use crate::operator::{Blocking, Mode, Operator, apply};
 use crate::request::{Nonblocking, Request};
 

@@ -6,12 +6,13 @@ use tch::Tensor;
 
 use super::reduce::Reduce;
 use crate::agreement::{Agreed, Terms};
+use crate::base::error::Result;
+use crate::base::op::Op;
+use crate::base::rank::Rank;
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::communicator::{Communicator, Rank};
-use crate::error::Result;
+use crate::communicator::Communicator;
 use crate::operator::{Blocking, Operator, apply, apply_in_place};
-use crate::reduction::Op;
 use crate::request::{Nonblocking, Request};
 
 impl Communicator {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::agreement::{Agreed, Told};
-use crate::communicator::{Communicator, index};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::base::rank::index;
+use crate::communicator::Communicator;
 
 /// Each rank's extent along an axis.
 #[derive(Clone, Debug)]

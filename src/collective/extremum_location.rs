@@ -5,10 +5,10 @@ use tch::Tensor;
 use super::all_reduce::AllReduce;
 use super::nonlinear;
 use crate::autograd::{Recording, View};
+use crate::base::error::Result;
+use crate::base::op::Op;
 use crate::communicator::Communicator;
-use crate::error::Result;
 use crate::operator::{Blocking, Mode};
-use crate::reduction::Op;
 
 impl Communicator {
     /// The largest value over all ranks, and the lowest rank that has it, element by element.

@@ -7,11 +7,12 @@ use tch::Tensor;
 use super::counts::Counts;
 use super::scatter::Scatter;
 use crate::agreement::{Agreed, Terms};
+use crate::base::error::Result;
+use crate::base::rank::Rank;
 use crate::blocks::{Blocks, axis_of};
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::communicator::{Communicator, Rank};
-use crate::error::Result;
+use crate::communicator::Communicator;
 use crate::operator::{Blocking, Operator, apply};
 use crate::request::{Nonblocking, Request};
 

@@ -6,10 +6,10 @@ use tch::{Kind, Tensor};
 use super::all_reduce::AllReduce;
 use super::scan::{self, End};
 use crate::autograd::{self, Recording};
+use crate::base::error::Result;
+use crate::base::op::Op;
 use crate::communicator::Communicator;
-use crate::error::Result;
 use crate::operator::{Derivative, Mode, apply};
-use crate::reduction::Op;
 
 /// Of `y = all_reduce(x, Max)` or `Min`: `x̄_s = (m_s / k) · Σ_r ȳ_r` with `m_s = [x_s = y]` and
 /// `k = Σ_s m_s`. Ties share, so no mass is lost. Σȳ and k travel in one call.

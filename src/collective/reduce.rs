@@ -8,14 +8,16 @@ use super::all_reduce::all_reduce;
 use super::broadcast::Broadcast;
 use crate::agreement::{Agreed, Terms};
 use crate::autograd::View;
+use crate::base::error::Result;
+use crate::base::op::Op;
+use crate::base::rank::Rank;
+use crate::base::site::Site;
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::communicator::{Communicator, Rank};
-use crate::error::Result;
+use crate::communicator::Communicator;
 use crate::operator::{Blocking, Mode, Operator, apply_in_place, replace};
-use crate::reduction::{self, Op};
+use crate::reduction;
 use crate::request::{Nonblocking, Request};
-use crate::site::Site;
 
 /// Whether MPI reduces in place. MPICH 4.0.2 ends with a segmentation fault, as it reads from the address
 /// that `MPI_IN_PLACE` is: seen in plain C on 2 ranks, where the root is not rank 0 and the tensor not

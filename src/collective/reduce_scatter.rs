@@ -9,13 +9,15 @@ use super::all_reduce::all_reduce;
 use super::counts::Counts;
 use crate::agreement::{Agreed, Terms};
 use crate::autograd::View;
+use crate::base::error::Result;
+use crate::base::op::Op;
+use crate::base::rank::index;
 use crate::blocks::{Blocks, axis_of};
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::communicator::{Communicator, index};
-use crate::error::Result;
+use crate::communicator::Communicator;
 use crate::operator::{Blocking, Mode, Operator};
-use crate::reduction::{self, Op};
+use crate::reduction;
 use crate::request::{Nonblocking, Request};
 
 impl Communicator {

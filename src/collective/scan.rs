@@ -9,14 +9,16 @@ use super::counts::Counts;
 use super::nonlinear;
 use crate::agreement::{Agreed, Terms};
 use crate::autograd::View;
+use crate::base::error::{Error, Result};
+use crate::base::op::Op;
+use crate::base::rank::{Rank, index};
+use crate::base::site::Site;
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::communicator::{Communicator, Rank, index};
-use crate::error::{Error, Result};
+use crate::communicator::Communicator;
 use crate::operator::{Blocking, Mode, Operator, apply};
-use crate::reduction::{self, Op};
+use crate::reduction;
 use crate::request::{Nonblocking, Request};
-use crate::site::Site;
 
 impl Communicator {
     /// Combines the `x` of this rank and of those before it with `op`.

@@ -2,11 +2,12 @@
 
 use std::mem::ManuallyDrop;
 
-use super::{Communicator, index};
-use crate::agreement::Way;
+use super::Communicator;
+use crate::base::error::{Error, Result};
+use crate::base::rank::index;
+use crate::base::site::Site;
+use crate::base::way::Way;
 use crate::call::{Made, mpi};
-use crate::error::{Error, Result};
-use crate::site::Site;
 
 impl Communicator {
     /// Every rank's words, by the control context. Collective; all ranks are in the same call, and

@@ -7,9 +7,9 @@ use mpi_sys::MPI_Comm;
 
 use super::Communicator;
 use crate::agreement::{Terms, agree};
+use crate::base::error::{Error, Result, check};
+use crate::base::site::Site;
 use crate::environment::{self, Environment};
-use crate::error::{Error, Result, check};
-use crate::site::Site;
 
 impl Communicator {
     /// A communicator of the same ranks with contexts of its own: messages on the one never meet

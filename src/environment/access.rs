@@ -8,13 +8,14 @@ use std::thread::ThreadId;
 use mpi_sys::MPI_Datatype;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::agreement::Check;
+use crate::base::check::Check;
+use crate::base::error::{Error, Result, check};
+use crate::base::site::Site;
+use crate::base::tag::Tag;
+use crate::base::thread_level::ThreadLevel;
 use crate::communicator::Node;
-use crate::error::{Error, Result, check};
 use crate::flight::Flights;
 use crate::reduction::OwnOps;
-use crate::site::Site;
-use crate::status::Tag;
 use crate::watch::{self, Watch};
 
 /// What every communicator refers to: whether MPI may be called, and by whom, and the handles
@@ -268,45 +269,6 @@ unsafe extern "C" fn close_environment(
 pub(crate) enum Leave<'a> {
     Alone(#[expect(dead_code, reason = "held for its Drop")] RwLockWriteGuard<'a, ()>),
     Shared(#[expect(dead_code, reason = "held for its Drop")] RwLockReadGuard<'a, ()>),
-}
-
-/// Which threads may call MPI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ThreadLevel {
-    /// The program has one thread.
-    #[doc(alias = "MPI_THREAD_SINGLE")]
-    Single,
-    /// Only the main thread calls MPI; a call from another is an [`Error::Thread`].
-    #[doc(alias = "MPI_THREAD_FUNNELED")]
-    Funneled,
-    /// Any thread calls MPI, one at a time: a call of this crate that waits lets others in. Those that
-    /// make communicators do not: one thread at a time may make them. Nor do blocking calls without
-    /// [checks](crate#checks-across-ranks).
-    #[doc(alias = "MPI_THREAD_SERIALIZED")]
-    Serialized,
-    /// Any thread calls MPI at any time.
-    #[doc(alias = "MPI_THREAD_MULTIPLE")]
-    Multiple,
-}
-
-impl ThreadLevel {
-    pub(super) fn to_mpi(self) -> c_int {
-        match self {
-            Self::Single => mpi_sys::MPI_THREAD_SINGLE,
-            Self::Funneled => mpi_sys::MPI_THREAD_FUNNELED,
-            Self::Serialized => mpi_sys::MPI_THREAD_SERIALIZED,
-            Self::Multiple => mpi_sys::MPI_THREAD_MULTIPLE,
-        }
-    }
-
-    fn from_mpi(level: c_int) -> Self {
-        match level {
-            l if l == mpi_sys::MPI_THREAD_MULTIPLE => Self::Multiple,
-            l if l == mpi_sys::MPI_THREAD_SERIALIZED => Self::Serialized,
-            l if l == mpi_sys::MPI_THREAD_FUNNELED => Self::Funneled,
-            _ => Self::Single,
-        }
-    }
 }
 
 /// `MPI_TAG_UB`.

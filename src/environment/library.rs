@@ -1,7 +1,7 @@
 //! [`Library`]: which MPI it is, and whether it is the one that the program was made for.
 
-use super::ThreadLevel;
-use crate::error::{Error, Result, check};
+use crate::base::error::{Error, Result, check};
+use crate::base::thread_level::ThreadLevel;
 
 /// The MPI library in use.
 #[derive(Clone, Debug)]

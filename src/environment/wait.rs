@@ -2,9 +2,9 @@
 //! each is watched, and none keeps other threads, or other calls that were started, from going on.
 
 use super::Environment;
-use crate::agreement::Way;
-use crate::error::Result;
-use crate::site::Site;
+use crate::base::error::Result;
+use crate::base::site::Site;
+use crate::base::way::Way;
 
 /// How often a wait looks before it lets other processes run: for about 100 µs.
 const SPINS: u32 = 500;

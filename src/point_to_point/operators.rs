@@ -6,13 +6,15 @@ use tch::Tensor;
 
 use crate::agreement::{Agreed, Terms};
 use crate::autograd::View;
+use crate::base::error::{Error, Result};
+use crate::base::rank::Rank;
+use crate::base::tag::Tag;
 use crate::blocks::elements;
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Message, Plan};
-use crate::communicator::{Communicator, Rank};
-use crate::error::{Error, Result};
+use crate::communicator::Communicator;
 use crate::operator::Operator;
-use crate::status::{Envelope, PROC_NULL, Source, Tag, TagMatch};
+use crate::status::{Envelope, PROC_NULL, Source, TagMatch};
 use crate::tape::Traffic;
 
 /// The adjoint of [`Receive`].

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 use mpi_sys::{MPI_Datatype, MPI_Op};
 use tch::Kind;
 
-use super::Op;
-use crate::error::{Result, check};
+use crate::base::error::{Result, check};
+use crate::base::op::Op;
 
 /// The ops that MPI lacks, made at initialization.
 #[derive(Debug)]

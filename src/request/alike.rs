@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::communicator::Rank;
-use crate::status::{Envelope, PROC_NULL, Source, Tag, TagMatch};
+use crate::base::rank::Rank;
+use crate::base::tag::Tag;
+use crate::status::{Envelope, PROC_NULL, Source, TagMatch};
 use crate::tape::{Record, Traffic};
 
 /// What a queue of messages has in common.

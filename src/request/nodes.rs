@@ -9,12 +9,12 @@ use tch::Tensor;
 use super::{Nonblocking, Request};
 use crate::agreement::Admission;
 use crate::autograd::{self, Recording};
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
 use crate::buffer::Output;
 use crate::communicator::Communicator;
 use crate::datatype::Datatype;
-use crate::error::{Error, Result};
 use crate::operator::Derivative;
-use crate::site::Site;
 use crate::tape::{self, Pulled, Traffic};
 
 /// The node of a wait that is to be recorded.

@@ -15,9 +15,9 @@ use tch::Tensor;
 use super::alike::Key;
 use super::nodes::WaitNode;
 use super::queues::Queues;
+use crate::base::error::Result;
+use crate::base::site::Site;
 use crate::communicator::Communicator;
-use crate::error::Result;
-use crate::site::Site;
 use crate::tape::{self, Record, Traffic};
 
 /// The wait that a request owes the graph.

@@ -3,8 +3,8 @@
 use tch::Tensor;
 
 use super::Request;
-use crate::error::{Error, Result};
-use crate::site::Site;
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
 
 /// Waits for all requests, and returns their results in order.
 ///

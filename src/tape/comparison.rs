@@ -4,9 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::agreement;
-use crate::communicator::Rank;
-use crate::site::Site;
-use crate::status::{Envelope, PROC_NULL, Tag};
+use crate::base::rank::Rank;
+use crate::base::site::Site;
+use crate::base::tag::Tag;
+use crate::status::{Envelope, PROC_NULL};
 
 /// Which ranks take part in a call, for what ranks compare of their tapes.
 #[derive(Clone, Debug)]

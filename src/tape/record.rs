@@ -9,10 +9,10 @@ use tch::Tensor;
 use super::comparison::{Entry, Traffic};
 use crate::agreement::{Proposal, refuse};
 use crate::autograd::{self, Backward, View};
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
 use crate::communicator::Communicator;
 use crate::datatype::{Class, Datatype};
-use crate::error::{Error, Result};
-use crate::site::Site;
 
 /// What a tape has recorded.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use std::panic::Location;
 
 use tch::Kind;
 
-use crate::communicator::Rank;
-use crate::reduction::Op;
+use crate::base::op::Op;
+use crate::base::rank::Rank;
 
 /// What every fallible call of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -236,7 +236,7 @@ pub enum Error {
         /// The operation.
         call: &'static str,
         /// The thread level that MPI was initialized with.
-        level: crate::environment::ThreadLevel,
+        level: crate::base::thread_level::ThreadLevel,
         /// What would be allowed.
         needed: &'static str,
     },
