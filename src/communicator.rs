@@ -19,7 +19,7 @@ use crate::environment::Environment;
 use crate::request::Messages;
 use crate::tape::Record;
 
-pub(crate) use lineage::Node;
+use lineage::Node;
 
 /// A group of ranks that communicate with each other and with nobody else.
 ///

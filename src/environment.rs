@@ -23,7 +23,7 @@ use crate::communicator::{Communicator, return_errors};
 use crate::watch::{self, Limits, Watch};
 
 use access::flag;
-pub(crate) use access::{Environment, Handles};
+pub(crate) use access::{Environment, FreedAtEnd, Handles};
 pub use library::Library;
 
 /// Starts MPI with [`ThreadLevel::Serialized`], which is what the autograd engine needs: it may

@@ -274,7 +274,7 @@ impl Communicator {
         // SAFETY: `parent` is a communicator; `forward` outlives the call.
         check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut forward) })?;
         let made = Self::build(forward, None, environment)?;
-        environment.keep(&made.inner.node);
+        environment.free_at_end(made.inner.node.clone());
         Ok(made)
     }
 }

@@ -1,6 +1,7 @@
 //! Who may call MPI, and when: between its start and its end, on the threads that it allows.
 
 use std::ffi::{c_int, c_void};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ThreadId;
@@ -13,7 +14,6 @@ use crate::base::error::{Error, Result, check};
 use crate::base::site::Site;
 use crate::base::tag::Tag;
 use crate::base::thread_level::ThreadLevel;
-use crate::communicator::Node;
 use crate::flight::Flights;
 use crate::reduction::OwnOps;
 use crate::watch::{self, Watch};
@@ -36,8 +36,8 @@ pub(crate) struct Environment {
     /// Held during each call, so that the end waits for those under way.
     calls: RwLock<()>,
     finalized: AtomicBool,
-    /// The communicators that were made from none of this crate's, in order of creation.
-    roots: Mutex<Vec<Arc<Node>>>,
+    /// What is freed at the end, in order of creation.
+    freed_at_end: Mutex<Vec<Arc<dyn FreedAtEnd>>>,
     /// The calls under way.
     flights: Flights,
     watch: Arc<Watch>,
@@ -49,6 +49,16 @@ pub(crate) struct Environment {
     last_error: Mutex<Option<String>>,
     /// The largest tag.
     largest_tag: Tag,
+}
+
+/// What this crate made of MPI's and keeps until the end.
+pub(crate) trait FreedAtEnd: fmt::Debug + Send + Sync {
+    /// Frees it. Adds a line to `left` for each thing that was left over.
+    ///
+    /// # Safety
+    /// MPI can be called, no call uses it any more, and all ranks free what they have in common in
+    /// one order.
+    unsafe fn free(&self, left: &mut Vec<String>);
 }
 
 /// Handles that MPI has not, but makes.
@@ -86,7 +96,7 @@ impl Environment {
             main: std::thread::current().id(),
             calls: RwLock::new(()),
             finalized: AtomicBool::new(false),
-            roots: Mutex::new(Vec::new()),
+            freed_at_end: Mutex::default(),
             flights: Flights::default(),
             watch,
             has_threads: AtomicBool::new(false),
@@ -181,9 +191,9 @@ impl Environment {
         self.calls.write()
     }
 
-    /// Takes a communicator over, to free it at the end.
-    pub(crate) fn keep(&self, root: &Arc<Node>) {
-        self.roots.lock().push(Arc::clone(root));
+    /// Keeps something, to free it at the end.
+    pub(crate) fn free_at_end(&self, kept: Arc<dyn FreedAtEnd>) {
+        self.freed_at_end.lock().push(kept);
     }
 
     /// Frees what was made, and then calls `finish`; from then on [`enter`](Self::enter) refuses.
@@ -201,11 +211,11 @@ impl Environment {
         // SAFETY: MPI is there, and no call of this crate reaches it any more.
         let mut left = unsafe { self.flights.end() };
         left.append(&mut self.left.lock());
-        let roots = std::mem::take(&mut *self.roots.lock());
-        for root in roots {
+        let kept = std::mem::take(&mut *self.freed_at_end.lock());
+        for kept in kept {
             // SAFETY: MPI is there, and no call of this crate reaches it any more; all ranks free
             // what is left.
-            unsafe { root.free(&mut left) };
+            unsafe { kept.free(&mut left) };
         }
         for mut op in self.handles.ops.handles() {
             // SAFETY: an op that this crate made, freed once; no call uses it any more.
