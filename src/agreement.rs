@@ -195,7 +195,7 @@ impl Proposal {
         match error {
             None => Ok(Some(proposal)),
             Some(error) => {
-                comm.environment().flights().refuse(proposal);
+                comm.flights().refuse(proposal);
                 Err(error)
             }
         }
@@ -244,7 +244,7 @@ impl Drop for Proposal {
         if let Some(inner) = self.0.take().filter(|inner| !inner.pending.has_ended()) {
             let comm = inner.pending.comm().clone();
             comm.turns().withdraw(inner.pending.place());
-            comm.environment().flights().refuse(Self(Some(inner)));
+            comm.flights().refuse(Self(Some(inner)));
         }
     }
 }

@@ -16,7 +16,9 @@ use crate::base::error::{Error, Result, check};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::environment::Environment;
+use crate::flight::Flights;
 use crate::request::Messages;
+use crate::runtime::Runtime;
 use crate::tape::Record;
 
 use lineage::Node;
@@ -54,7 +56,7 @@ struct Inner {
     _parent: Option<Arc<Inner>>,
     rank: Rank,
     size: Rank,
-    environment: Arc<Environment>,
+    runtime: Runtime,
     /// The messages of the forward pass that are to be waited for.
     messages: Messages,
     /// The order of its collective calls.
@@ -71,11 +73,7 @@ enum Pass {
 impl Communicator {
     /// Adds to a communicator that was just made what makes it one of this crate. Collective over
     /// it, with leave to call MPI.
-    fn build(
-        forward: MPI_Comm,
-        parent: Option<&Arc<Inner>>,
-        environment: &Arc<Environment>,
-    ) -> Result<Self> {
+    fn build(forward: MPI_Comm, parent: Option<&Arc<Inner>>, runtime: &Runtime) -> Result<Self> {
         return_errors(forward)?;
         let backward = context(forward)?;
         let control = context(forward)?;
@@ -85,10 +83,10 @@ impl Communicator {
         // SAFETY: as above.
         check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(forward, &mut size) })?;
         let node = Arc::new(Node::new(forward, backward, control));
-        let (_parent, environment) = (parent.cloned(), Arc::clone(environment));
+        let (_parent, runtime) = (parent.cloned(), runtime.clone());
         let messages = Messages::default();
         let turns = Arc::default();
-        let inner = Arc::new(Inner { node, _parent, rank, size, environment, messages, turns });
+        let inner = Arc::new(Inner { node, _parent, rank, size, runtime, messages, turns });
         Ok(Self { inner, pass: Pass::Forward, record: None, origin: None, admission: None })
     }
 
@@ -247,7 +245,12 @@ impl Communicator {
 
     #[inline]
     pub(crate) fn environment(&self) -> &Environment {
-        &self.inner.environment
+        &self.inner.runtime.environment
+    }
+
+    /// The calls that were started, on all communicators.
+    pub(crate) fn flights(&self) -> &Flights {
+        &self.inner.runtime.flights
     }
 
     /// The context of the crate's own messages.

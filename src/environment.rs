@@ -20,10 +20,11 @@ use crate::base::error::{Error, Result, check};
 use crate::base::site::Site;
 use crate::base::thread_level::ThreadLevel;
 use crate::communicator::{Communicator, return_errors};
+use crate::runtime::Runtime;
 use crate::watch::{self, Limits, Watch};
 
 use access::flag;
-pub(crate) use access::{Environment, FreedAtEnd, Handles};
+pub(crate) use access::{Environment, FreedAtEnd, Handles, StartedCalls};
 pub use library::Library;
 
 /// Starts MPI with [`ThreadLevel::Serialized`], which is what the autograd engine needs: it may
@@ -87,7 +88,7 @@ pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
     let shared = Arc::new(Shared::start(level)?);
     current.shared = Arc::downgrade(&shared);
     current.owner = shared.owner.then_some(thread);
-    *ENVIRONMENT.lock() = Arc::downgrade(&shared.environment);
+    shared.runtime.make_current();
     Ok(Universe { shared, not_send: PhantomData })
 }
 
@@ -99,18 +100,8 @@ struct Current {
 
 static CURRENT: Mutex<Current> = Mutex::new(Current { shared: Weak::new(), owner: None });
 
-/// Its environment, which communicators keep alive beyond its end. Whoever takes this does not
-/// become the one that finalizes MPI.
-static ENVIRONMENT: Mutex<Weak<Environment>> = Mutex::new(Weak::new());
-
-/// The environment of the universe, for calls that start from none.
-pub(crate) fn current(call: &'static str) -> Result<Arc<Environment>> {
-    let environment = ENVIRONMENT.lock().upgrade();
-    if let Some(environment) = environment {
-        return Ok(environment);
-    }
-    let finalized = flag("MPI_Finalized", mpi_sys::MPI_Finalized)?;
-    Err(if finalized { Error::Finalized { call } } else { Error::Uninitialized { call } })
+pub(crate) fn is_finalized() -> Result<bool> {
+    flag("MPI_Finalized", mpi_sys::MPI_Finalized)
 }
 
 /// MPI, from [`initialize`] to the drop of the last `Universe`, which finalizes what it
@@ -160,9 +151,9 @@ impl Universe {
         if let Some(comm) = self.shared.this.get() {
             return Ok(comm.clone());
         }
-        let environment = &self.shared.environment;
-        let adopt = || Communicator::adopt(mpi_sys::MPI_COMM_SELF, environment);
-        let comm = environment.call(Site::new("self_comm"), adopt)?;
+        let runtime = &self.shared.runtime;
+        let adopt = || Communicator::adopt(mpi_sys::MPI_COMM_SELF, runtime);
+        let comm = runtime.environment.call(Site::new("self_comm"), adopt)?;
         // A universe stays on its thread, so nobody else has come first.
         Ok(self.shared.this.get_or_init(|| comm).clone())
     }
@@ -206,7 +197,7 @@ struct Shared {
     world: Communicator,
     /// Made when first asked for.
     this: OnceLock<Communicator>,
-    environment: Arc<Environment>,
+    runtime: Runtime,
     library: Library,
     /// Whether it was this crate that initialized MPI.
     owner: bool,
@@ -247,16 +238,17 @@ impl Shared {
                 return Err(error);
             }
         };
-        let environment = Arc::new(Environment::create(settings)?);
+        let runtime = Runtime::create(settings)?;
+        let environment = &runtime.environment;
         let library = Library::query(version, environment.level())?;
         let world = {
-            let adopt = || Communicator::adopt(mpi_sys::MPI_COMM_WORLD, &environment);
+            let adopt = || Communicator::adopt(mpi_sys::MPI_COMM_WORLD, &runtime);
             environment.call(Site::new("initialize"), adopt)?
         };
         if !owner {
             environment.close_at_finalize()?;
         }
-        let shared = Self { world, this: OnceLock::new(), environment, library, owner };
+        let shared = Self { world, this: OnceLock::new(), runtime, library, owner };
         // Where it fails, dropping the rest ends MPI.
         library::check_launcher(shared.world.size())?;
         Ok(shared)
@@ -307,7 +299,7 @@ impl Shared {
     /// was left over.
     fn end(&self, site: Site) -> Vec<String> {
         if !self.owner {
-            return self.environment.close(site, || ());
+            return self.runtime.environment.close(site, || ());
         }
         if self.world.size() > 1 {
             if std::thread::panicking() {
@@ -320,7 +312,7 @@ impl Shared {
         // SAFETY: MPI is initialized, and this is the thread that did it: a universe is not Send,
         // and `initialize` gives none to another thread. No call of this crate is under way, and
         // none follows.
-        self.environment.close(site, || unsafe {
+        self.runtime.environment.close(site, || unsafe {
             mpi_sys::MPI_Finalize();
         })
     }
@@ -330,7 +322,7 @@ impl Shared {
     ///
     /// By MPI's own communicator: on this crate's, ranks may have started different calls.
     fn meet(&self, site: Site) -> Result<()> {
-        let environment = &*self.environment;
+        let environment = &*self.runtime.environment;
         let mut request = mpi_sys::MPI_REQUEST_NULL;
         environment.call(site, || {
             // SAFETY: MPI is there, as `call` gives leave.

@@ -7,13 +7,13 @@
 //!
 //! A collective call that the ranks are still agreeing on waits in the queue of its communicator.
 //! Whoever waits for anything, or starts anything, lets those at the head of each queue go on
-//! ([`Flights::advance`]): a rank that waits on one communicator must not hold up the ranks of
+//! ([`StartedCalls::advance`]): a rank that waits on one communicator must not hold up the ranks of
 //! another.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -25,6 +25,7 @@ use crate::base::way::Way;
 use crate::buffer::Pinned;
 use crate::call::{Launch, Made};
 use crate::communicator::Communicator;
+use crate::environment::StartedCalls;
 use crate::watch;
 
 /// A call that was started.
@@ -100,8 +101,7 @@ impl Flight {
         buffers: [Pinned; 2],
         start: Start,
     ) -> Result<Self> {
-        let environment = comm.environment();
-        let flights = environment.flights();
+        let (environment, flights) = (comm.environment(), comm.flights());
         let receives = launch.receives();
         let (stage, now) = match start {
             Start::Now => (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, None))),
@@ -136,7 +136,7 @@ impl Flight {
             None => flights.queue(&flight.0),
         }
         // SAFETY: `enter` gave leave to call MPI.
-        unsafe { flights.advance() };
+        unsafe { environment.advance() };
         Ok(flight)
     }
 
@@ -149,7 +149,7 @@ impl Flight {
         let environment = self.0.comm.environment();
         let _leave = environment.enter(self.0.site.call)?;
         // SAFETY: `enter` gave leave to call MPI.
-        unsafe { environment.flights().advance() };
+        unsafe { environment.advance() };
         // SAFETY: as above.
         unsafe { self.look() }
     }
@@ -183,7 +183,7 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        let flights = self.0.comm.environment().flights();
+        let flights = self.0.comm.flights();
         if self.0.progress().has_ended() {
             self.0.leave();
             flights.remove(self.0.number);
@@ -275,8 +275,6 @@ impl Progress {
 #[derive(Default)]
 pub(crate) struct Flights {
     list: Mutex<List>,
-    /// How many are in a queue.
-    queued: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -310,13 +308,7 @@ impl Flights {
     fn queue(&self, call: &Arc<Call>) {
         let mut list = self.list();
         list.queues.entry(call.comm.identity()).or_default().push_back(Arc::clone(call));
-        self.queued.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Whether calls wait for their turn, so that nobody may wait inside MPI.
-    #[inline]
-    pub(crate) fn are_queued(&self) -> bool {
-        self.queued.load(Ordering::Relaxed) != 0
+        call.comm.environment().note_queued();
     }
 
     /// Goes on telling the other ranks that this one does not make a call that they start.
@@ -333,44 +325,6 @@ impl Flights {
         });
         self.queue(&call);
         self.list().orphans.push_back(call);
-    }
-
-    /// Lets the calls at the head of each queue go on.
-    ///
-    /// # Safety
-    /// MPI can be called.
-    #[inline]
-    pub(crate) unsafe fn advance(&self) {
-        if self.are_queued() {
-            // SAFETY: passed on to the caller.
-            unsafe { self.advance_queues() };
-        }
-    }
-
-    /// # Safety
-    /// MPI can be called.
-    unsafe fn advance_queues(&self) {
-        let List { queues, .. } = &mut *self.list();
-        queues.retain(|_, queue| {
-            let mut window = WINDOW.min(queue.len());
-            while let Some(first) = queue.front() {
-                let mut progress = first.progress();
-                // SAFETY: passed on to the caller.
-                unsafe { progress.advance() };
-                if progress.is_proposed() {
-                    break;
-                }
-                drop(progress);
-                queue.pop_front();
-                self.queued.fetch_sub(1, Ordering::Relaxed);
-                window = WINDOW.min(queue.len());
-            }
-            for call in queue.range(1.min(window)..window) {
-                // SAFETY: passed on to the caller.
-                unsafe { call.progress().advance() };
-            }
-            !queue.is_empty()
-        });
     }
 
     /// Lets go of calls that nobody waits for and that have ended. It stops at the second that has not,
@@ -394,13 +348,35 @@ impl Flights {
             }
         }
     }
+}
 
-    /// Ends all calls, and returns a line for each that does not end. For MPI's end, when no other
-    /// call is made.
-    ///
-    /// # Safety
-    /// MPI can be called.
-    pub(crate) unsafe fn end(&self) -> Vec<String> {
+impl StartedCalls for Flights {
+    /// Lets the calls at the head of each queue go on.
+    unsafe fn advance(&self) {
+        let List { queues, .. } = &mut *self.list();
+        queues.retain(|_, queue| {
+            let mut window = WINDOW.min(queue.len());
+            while let Some(first) = queue.front() {
+                let mut progress = first.progress();
+                // SAFETY: passed on to the caller.
+                unsafe { progress.advance() };
+                if progress.is_proposed() {
+                    break;
+                }
+                drop(progress);
+                first.comm.environment().note_unqueued();
+                queue.pop_front();
+                window = WINDOW.min(queue.len());
+            }
+            for call in queue.range(1.min(window)..window) {
+                // SAFETY: passed on to the caller.
+                unsafe { call.progress().advance() };
+            }
+            !queue.is_empty()
+        });
+    }
+
+    unsafe fn end(&self) -> Vec<String> {
         let calls = std::mem::take(&mut self.list().calls);
         let mut left: Vec<Arc<Call>> = calls.into_values().collect();
         let is_left = |call: &Arc<Call>| !call.progress().has_ended();

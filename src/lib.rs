@@ -181,6 +181,7 @@ mod reduction;
 mod request;
 #[cfg(feature = "rsmpi")]
 pub mod rsmpi;
+mod runtime;
 mod status;
 mod tape;
 pub mod testing;

@@ -1,15 +1,13 @@
 //! Making communicators, and what other libraries know them by.
 
-use std::mem::MaybeUninit;
-use std::sync::Arc;
-
 use mpi_sys::MPI_Comm;
+use std::mem::MaybeUninit;
 
 use super::Communicator;
 use crate::agreement::{Terms, agree};
 use crate::base::error::{Error, Result, check};
 use crate::base::site::Site;
-use crate::environment::{self, Environment};
+use crate::runtime::Runtime;
 
 impl Communicator {
     /// A communicator of the same ranks with contexts of its own: messages on the one never meet
@@ -165,7 +163,7 @@ impl Communicator {
     #[doc(alias = "MPI_Comm_f2c")]
     #[track_caller]
     pub fn from_fortran(handle: i32) -> Result<Self> {
-        let environment = environment::current("from_fortran")?;
+        let environment = Runtime::current("from_fortran")?.environment;
         let comm = {
             let _guard = environment.enter("from_fortran")?;
             // SAFETY: MPI is initialized; the call takes any integer.
@@ -247,7 +245,7 @@ impl Communicator {
             if made == mpi_sys::MPI_COMM_NULL {
                 return Ok(None);
             }
-            let child = Self::build(made, Some(&self.inner), &self.inner.environment)?;
+            let child = Self::build(made, Some(&self.inner), &self.inner.runtime)?;
             node.fill_entry(&child.inner);
             Ok(Some(child))
         });
@@ -260,21 +258,21 @@ impl Communicator {
     /// A duplicate of someone else's communicator.
     #[track_caller]
     fn take_in(call: &'static str, comm: MPI_Comm) -> Result<Self> {
-        let environment = environment::current(call)?;
-        environment.call(Site::new(call), || {
+        let runtime = Runtime::current(call)?;
+        runtime.environment.call(Site::new(call), || {
             check_intra(call, comm)?;
-            Self::adopt(comm, &environment)
+            Self::adopt(comm, &runtime)
         })
     }
 
     /// Makes a communicator from `parent`, which stays its owner's. Collective over `parent`, with
     /// leave to call MPI.
-    pub(crate) fn adopt(parent: MPI_Comm, environment: &Arc<Environment>) -> Result<Self> {
+    pub(crate) fn adopt(parent: MPI_Comm, runtime: &Runtime) -> Result<Self> {
         let mut forward = mpi_sys::MPI_COMM_NULL;
         // SAFETY: `parent` is a communicator; `forward` outlives the call.
         check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut forward) })?;
-        let made = Self::build(forward, None, environment)?;
-        environment.free_at_end(made.inner.node.clone());
+        let made = Self::build(forward, None, runtime)?;
+        runtime.environment.free_at_end(made.inner.node.clone());
         Ok(made)
     }
 }

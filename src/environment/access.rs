@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::ThreadId;
 
 use mpi_sys::MPI_Datatype;
@@ -14,7 +14,6 @@ use crate::base::error::{Error, Result, check};
 use crate::base::site::Site;
 use crate::base::tag::Tag;
 use crate::base::thread_level::ThreadLevel;
-use crate::flight::Flights;
 use crate::reduction::OwnOps;
 use crate::watch::{self, Watch};
 
@@ -38,8 +37,10 @@ pub(crate) struct Environment {
     finalized: AtomicBool,
     /// What is freed at the end, in order of creation.
     freed_at_end: Mutex<Vec<Arc<dyn FreedAtEnd>>>,
-    /// The calls under way.
-    flights: Flights,
+    /// The calls that were started and have not ended.
+    started: Arc<dyn StartedCalls>,
+    /// How many of them wait for their turn.
+    queued: AtomicUsize,
     watch: Arc<Watch>,
     /// Whether other threads than `main` have called MPI.
     has_threads: AtomicBool,
@@ -49,6 +50,21 @@ pub(crate) struct Environment {
     last_error: Mutex<Option<String>>,
     /// The largest tag.
     largest_tag: Tag,
+}
+
+/// The calls that were started and have not ended.
+pub(crate) trait StartedCalls: fmt::Debug + Send + Sync {
+    /// Lets those that wait for their turn go on.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn advance(&self);
+
+    /// Ends all of them, when no other call is made. Returns a line for each that does not end.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn end(&self) -> Vec<String>;
 }
 
 /// What this crate made of MPI's and keeps until the end.
@@ -70,7 +86,10 @@ pub(crate) struct Handles {
 }
 
 impl Environment {
-    pub(super) fn create(settings: (Check, Arc<Watch>)) -> Result<Self> {
+    pub(crate) fn create(
+        settings: (Check, Arc<Watch>),
+        started: Arc<dyn StartedCalls>,
+    ) -> Result<Self> {
         let (check_level, watch) = settings;
         let mut level = 0;
         // SAFETY: MPI is initialized; `level` outlives the call.
@@ -97,7 +116,8 @@ impl Environment {
             calls: RwLock::new(()),
             finalized: AtomicBool::new(false),
             freed_at_end: Mutex::default(),
-            flights: Flights::default(),
+            started,
+            queued: AtomicUsize::new(0),
             watch,
             has_threads: AtomicBool::new(false),
             left: Mutex::default(),
@@ -120,8 +140,32 @@ impl Environment {
         self.check
     }
 
-    pub(crate) fn flights(&self) -> &Flights {
-        &self.flights
+    /// Whether started calls wait for their turn, so that nobody may wait inside MPI.
+    #[inline]
+    pub(super) fn are_queued(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) != 0
+    }
+
+    /// Notes that a started call waits for its turn.
+    pub(crate) fn note_queued(&self) {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that one waits no more.
+    pub(crate) fn note_unqueued(&self) {
+        self.queued.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Lets the started calls that wait for their turn go on.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    #[inline]
+    pub(crate) unsafe fn advance(&self) {
+        if self.are_queued() {
+            // SAFETY: passed on to the caller.
+            unsafe { self.started.advance() };
+        }
     }
 
     pub(crate) fn largest_tag(&self) -> Tag {
@@ -209,7 +253,7 @@ impl Environment {
             return Vec::new();
         }
         // SAFETY: MPI is there, and no call of this crate reaches it any more.
-        let mut left = unsafe { self.flights.end() };
+        let mut left = unsafe { self.started.end() };
         left.append(&mut self.left.lock());
         let kept = std::mem::take(&mut *self.freed_at_end.lock());
         for kept in kept {

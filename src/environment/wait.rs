@@ -24,7 +24,7 @@ impl Environment {
             {
                 let _leave = self.enter(site.call)?;
                 // SAFETY: `enter` gave leave to call MPI.
-                unsafe { self.flights().advance() };
+                unsafe { self.advance() };
                 if let Some(result) = poll()? {
                     return Ok(result);
                 }
@@ -51,10 +51,6 @@ impl Environment {
     /// that would keep other threads or other calls from going on.
     #[inline]
     pub(crate) fn way(&self) -> Way {
-        if self.has_waiting_threads() || self.flights().are_queued() {
-            Way::Polls
-        } else {
-            Way::Waits
-        }
+        if self.has_waiting_threads() || self.are_queued() { Way::Polls } else { Way::Waits }
     }
 }
