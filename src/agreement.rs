@@ -22,7 +22,7 @@ use crate::base::rank::{Rank, index};
 use crate::base::site::Site;
 use crate::base::way::Way;
 use crate::communicator::Communicator;
-use crate::datatype::Datatype;
+use crate::environment::datatype::Datatype;
 pub(crate) use description::differences;
 use description::{Line, decode};
 pub(crate) use turn::{Pending, Turn, Turns};

@@ -13,7 +13,7 @@ use tch::{TchError, Tensor};
 use crate::autograd::{self, Recording, View};
 use crate::base::error::{Error, Result};
 use crate::blocks::{Blocks, elements};
-use crate::datatype::Datatype;
+use crate::environment::datatype::Datatype;
 
 /// A tensor to send: checked, in host memory; for MPI to read after
 /// [`contiguous`](Self::contiguous), [`packed`](Self::packed) or [`replaced`](Self::replaced).

@@ -15,7 +15,7 @@ use crate::base::check::Check;
 use crate::base::error::{Error, Result, check};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
-use crate::environment::Environment;
+use crate::environment::{Environment, return_errors};
 use crate::flight::Flights;
 use crate::request::Messages;
 use crate::runtime::Runtime;
@@ -304,12 +304,4 @@ fn context(parent: MPI_Comm) -> Result<MPI_Comm> {
     check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut duplicate) })?;
     return_errors(duplicate)?;
     Ok(duplicate)
-}
-
-/// Lets MPI return errors instead of aborting.
-pub(crate) fn return_errors(context: MPI_Comm) -> Result<()> {
-    // SAFETY: a communicator, and one of MPI's own error handlers.
-    check("MPI_Comm_set_errhandler", unsafe {
-        mpi_sys::MPI_Comm_set_errhandler(context, mpi_sys::MPI_ERRORS_RETURN)
-    })
 }

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::autograd::{self, Recording, View, is_recording};
 use crate::base::error::{Error, Result};
-use crate::datatype::{Class, Datatype};
+use crate::environment::datatype::{Class, Datatype};
 
 /// `x`, made to depend on the dummies: the backward pass reaches what they come from, and reaches
 /// it only after what is made from the result.

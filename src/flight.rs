@@ -26,7 +26,7 @@ use crate::buffer::Pinned;
 use crate::call::{Launch, Made};
 use crate::communicator::Communicator;
 use crate::environment::StartedCalls;
-use crate::watch;
+use crate::environment::watch;
 
 /// A call that was started.
 pub(crate) struct Flight(Arc<Call>);

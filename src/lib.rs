@@ -170,7 +170,6 @@ mod buffer;
 mod call;
 mod collective;
 mod communicator;
-pub mod datatype;
 mod dummies;
 mod environment;
 mod flight;
@@ -182,10 +181,9 @@ mod request;
 #[cfg(feature = "rsmpi")]
 pub mod rsmpi;
 mod runtime;
-mod status;
 mod tape;
 pub mod testing;
-mod watch;
+mod universe;
 
 pub use mpi_sys;
 pub use tch;
@@ -197,10 +195,12 @@ pub use base::tag::Tag;
 pub use base::thread_level::ThreadLevel;
 pub use communicator::Communicator;
 pub use dummies::join_dummies;
-pub use environment::{Library, Universe, initialize, initialize_with, run};
+pub use environment::datatype;
+pub use environment::library::Library;
+pub use environment::status::{PROC_NULL, Source, Status, TagMatch};
 pub use request::{Request, Test, wait_all, wait_any, wait_some};
-pub use status::{PROC_NULL, Source, Status, TagMatch};
 pub use tape::Tape;
+pub use universe::{Universe, initialize, initialize_with, run};
 
 /// The README's code, compiled and run with the documentation's.
 #[cfg(doctest)]

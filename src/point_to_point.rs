@@ -14,9 +14,9 @@ use crate::buffer::Input;
 use crate::call::Header;
 use crate::communicator::Communicator;
 use crate::dummies::join_dummies;
+use crate::environment::status::{Envelope, PROC_NULL, Source, Status, TagMatch};
 use crate::operator::{Blocking, Mode, apply};
 use crate::request::{Nonblocking, Request};
-use crate::status::{Envelope, PROC_NULL, Source, Status, TagMatch};
 use operators::{Receive, Send, SendReceive};
 
 impl Communicator {

@@ -3,9 +3,7 @@
 //! MPI defines no op for 16-bit floating point; its `MPI_MAX` and `MPI_MIN` lose a NaN or keep it
 //! depending on the order of the ranks; and sums of 8 and 16 bits wrap in some libraries and
 //! saturate in others, in Open MPI 4.1 depending on the index. For these, `MPI_Op_create` takes the
-//! functions of [`own_ops`].
-
-mod own_ops;
+//! functions of [`own_ops`](crate::environment::own_ops).
 
 use mpi_sys::MPI_Op;
 use tch::{Kind, Tensor};
@@ -16,9 +14,9 @@ use crate::base::op::Op;
 use crate::base::rank::Rank;
 use crate::buffer::Input;
 use crate::communicator::Communicator;
-use crate::datatype::{Class, Datatype};
+use crate::environment::datatype::{Class, Datatype};
+use crate::environment::own_ops::OwnOps;
 use crate::operator::{Mode, Operator, apply};
-pub(crate) use own_ops::OwnOps;
 
 impl Op {
     /// Whether a reduction can change `x` in place by one MPI call.

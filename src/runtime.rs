@@ -4,11 +4,10 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::base::check::Check;
 use crate::base::error::{Error, Result};
+use crate::base::thread_level::ThreadLevel;
 use crate::environment::{self, Environment};
 use crate::flight::Flights;
-use crate::watch::Watch;
 
 /// What all communicators of the program share.
 #[derive(Clone, Debug)]
@@ -23,9 +22,10 @@ pub(crate) struct Runtime {
 static CURRENT: Mutex<(Weak<Environment>, Weak<Flights>)> = Mutex::new((Weak::new(), Weak::new()));
 
 impl Runtime {
-    pub(crate) fn create(settings: (Check, Arc<Watch>)) -> Result<Self> {
+    /// Starts MPI, or finds it started: see [`Environment::start`].
+    pub(crate) fn start(level: ThreadLevel) -> Result<Self> {
         let flights = Arc::new(Flights::default());
-        let environment = Arc::new(Environment::create(settings, flights.clone())?);
+        let environment = Arc::new(Environment::start(level, flights.clone())?);
         Ok(Self { environment, flights })
     }
 

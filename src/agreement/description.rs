@@ -107,7 +107,7 @@ mod tests {
     use crate::agreement::Terms;
     use crate::base::op::Op;
     use crate::base::site::Site;
-    use crate::datatype::Datatype;
+    use crate::environment::datatype::Datatype;
 
     #[test]
     fn differences_name_the_ranks() {

@@ -11,7 +11,7 @@ use crate::base::error::{Result, check};
 use crate::base::rank::{Rank, index};
 use crate::base::tag::Tag;
 use crate::communicator::Communicator;
-use crate::status::Status;
+use crate::environment::status::Status;
 
 /// The most bytes of a text: few enough to be on their way at once.
 pub(super) const LONGEST: usize = 2048;

@@ -23,8 +23,8 @@ use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::base::tag::Tag;
 use crate::communicator::Communicator;
-use crate::datatype::Datatype;
-use crate::status::{Envelope, Status};
+use crate::environment::datatype::Datatype;
+use crate::environment::status::{Envelope, Status};
 
 /// What a message brings beside its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

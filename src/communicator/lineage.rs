@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 
 use super::Inner;
 use crate::environment::FreedAtEnd;
-use crate::status::Status;
+use crate::environment::status::Status;
 
 /// The contexts of a communicator, and the entries of those made from it.
 #[derive(Debug)]

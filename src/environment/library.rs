@@ -79,7 +79,7 @@ const ALLOW_SINGLETONS: &str = "MPI4TCH_ALLOW_SINGLETONS";
 /// # Errors
 /// `Error::Launcher` in such a world, unless `MPI4TCH_ALLOW_SINGLETONS` is 1; `Error::Setting` if it
 /// is neither 0 nor 1. The variable is not read in other worlds, whose ranks would have to agree.
-pub(super) fn check_launcher(size: i32) -> Result<()> {
+pub(crate) fn check_launcher(size: i32) -> Result<()> {
     // As set by Open MPI, by MPICH and its kin, and by Slurm for one step.
     const VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
     if size > 1 {

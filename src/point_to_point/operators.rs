@@ -13,8 +13,8 @@ use crate::blocks::elements;
 use crate::buffer::Input;
 use crate::call::{Call, Finish, Message, Plan};
 use crate::communicator::Communicator;
+use crate::environment::status::{Envelope, PROC_NULL, Source, TagMatch};
 use crate::operator::Operator;
-use crate::status::{Envelope, PROC_NULL, Source, TagMatch};
 use crate::tape::Traffic;
 
 /// The adjoint of [`Receive`].

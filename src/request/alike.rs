@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::base::rank::Rank;
 use crate::base::tag::Tag;
-use crate::status::{Envelope, PROC_NULL, Source, TagMatch};
+use crate::environment::status::{Envelope, PROC_NULL, Source, TagMatch};
 use crate::tape::{Record, Traffic};
 
 /// What a queue of messages has in common.
@@ -97,7 +97,7 @@ fn started_with(envelope: &Envelope) -> (Part<Rank>, Part<Tag>) {
 mod tests {
     use super::super::queues::Queues;
     use super::*;
-    use crate::status::Status;
+    use crate::environment::status::Status;
 
     const RANKS: [Source; 4] =
         [Source::Rank(0), Source::Rank(1), Source::Rank(PROC_NULL), Source::Any];

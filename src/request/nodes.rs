@@ -13,7 +13,7 @@ use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::buffer::Output;
 use crate::communicator::Communicator;
-use crate::datatype::Datatype;
+use crate::environment::datatype::Datatype;
 use crate::operator::Derivative;
 use crate::tape::{self, Pulled, Traffic};
 

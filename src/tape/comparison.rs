@@ -7,7 +7,7 @@ use crate::agreement;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::base::tag::Tag;
-use crate::status::{Envelope, PROC_NULL};
+use crate::environment::status::{Envelope, PROC_NULL};
 
 /// Which ranks take part in a call, for what ranks compare of their tapes.
 #[derive(Clone, Debug)]

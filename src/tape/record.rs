@@ -12,7 +12,7 @@ use crate::autograd::{self, Backward, View};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::communicator::Communicator;
-use crate::datatype::{Class, Datatype};
+use crate::environment::datatype::{Class, Datatype};
 
 /// What a tape has recorded.
 #[derive(Debug)]

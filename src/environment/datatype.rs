@@ -14,7 +14,8 @@
 use mpi_sys::MPI_Datatype;
 use tch::Kind;
 
-use crate::environment::Handles;
+use super::own_ops::OwnOps;
+use crate::base::error::{Result, check};
 
 /// What MPI can do with a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +80,42 @@ impl Datatype {
             // `of` makes no other kind than these two.
             _ => handles.two_bytes,
         }
+    }
+}
+
+/// Handles that MPI has not, but makes.
+#[derive(Debug)]
+pub(crate) struct Handles {
+    /// The datatype of the 16-bit floating-point kinds.
+    pub(crate) two_bytes: MPI_Datatype,
+    pub(crate) ops: OwnOps,
+}
+
+impl Handles {
+    /// Makes them, once MPI is initialized.
+    pub(super) fn create() -> Result<Self> {
+        let mut two_bytes = mpi_sys::MPI_DATATYPE_NULL;
+        // SAFETY: MPI is initialized; `two_bytes` outlives the call.
+        check("MPI_Type_contiguous", unsafe {
+            mpi_sys::MPI_Type_contiguous(2, mpi_sys::MPI_BYTE, &mut two_bytes)
+        })?;
+        // SAFETY: a datatype that was just made.
+        check("MPI_Type_commit", unsafe { mpi_sys::MPI_Type_commit(&mut two_bytes) })?;
+        Ok(Self { two_bytes, ops: OwnOps::create()? })
+    }
+
+    /// Frees them.
+    ///
+    /// # Safety
+    /// MPI can be called, this is called once, and no call uses them any more.
+    pub(super) unsafe fn free(&self) {
+        for mut op in self.ops.handles() {
+            // SAFETY: an op that this crate made; the caller vouches for the rest.
+            let _ = unsafe { mpi_sys::MPI_Op_free(&mut op) };
+        }
+        let mut two_bytes = self.two_bytes;
+        // SAFETY: a datatype that this crate made; the caller vouches for the rest.
+        let _ = unsafe { mpi_sys::MPI_Type_free(&mut two_bytes) };
     }
 }
 

@@ -52,7 +52,7 @@ impl OwnOps {
     }
 
     #[inline]
-    pub(super) fn get(&self, op: Op, kind: Kind) -> MPI_Op {
+    pub(crate) fn get(&self, op: Op, kind: Kind) -> MPI_Op {
         let half = match kind {
             Kind::Float => return self.float.get(op),
             Kind::Double => return self.double.get(op),
@@ -67,7 +67,7 @@ impl OwnOps {
     }
 
     #[inline]
-    pub(super) fn wrapping_sum(&self, kind: Kind) -> Option<MPI_Op> {
+    pub(crate) fn wrapping_sum(&self, kind: Kind) -> Option<MPI_Op> {
         match kind {
             Kind::Uint8 => Some(self.uint8_sum),
             Kind::Int8 => Some(self.int8_sum),

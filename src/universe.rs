@@ -1,31 +1,21 @@
 //! MPI's start and end: [`initialize`] and the [`Universe`].
 
-mod access;
-mod library;
-mod wait;
-
-use std::ffi::c_int;
 use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::ThreadId;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::base::check::Check;
-use crate::base::error::{Error, Result, check};
+use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::thread_level::ThreadLevel;
-use crate::communicator::{Communicator, return_errors};
+use crate::communicator::Communicator;
+use crate::environment::library::{self, Library};
+use crate::environment::{is_finalized, watch};
 use crate::runtime::Runtime;
-use crate::watch::{self, Limits, Watch};
-
-use access::flag;
-pub(crate) use access::{Environment, FreedAtEnd, Handles, StartedCalls};
-pub use library::Library;
 
 /// Starts MPI with [`ThreadLevel::Serialized`], which is what the autograd engine needs: it may
 /// run the backward pass on a thread of its own.
@@ -76,7 +66,7 @@ pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
     let mut current = CURRENT.lock();
     let thread = std::thread::current().id();
     if current.owner.is_some_and(|owner| owner != thread) {
-        if flag("MPI_Finalized", mpi_sys::MPI_Finalized)? {
+        if is_finalized()? {
             return Err(Error::Finalized { call: "initialize" });
         }
         let needed = "call from the thread that initialized MPI, as that is to finalize it";
@@ -87,7 +77,7 @@ pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
     }
     let shared = Arc::new(Shared::start(level)?);
     current.shared = Arc::downgrade(&shared);
-    current.owner = shared.owner.then_some(thread);
+    current.owner = shared.runtime.environment.is_owner().then_some(thread);
     shared.runtime.make_current();
     Ok(Universe { shared, not_send: PhantomData })
 }
@@ -99,10 +89,6 @@ struct Current {
 }
 
 static CURRENT: Mutex<Current> = Mutex::new(Current { shared: Weak::new(), owner: None });
-
-pub(crate) fn is_finalized() -> Result<bool> {
-    flag("MPI_Finalized", mpi_sys::MPI_Finalized)
-}
 
 /// MPI, from [`initialize`] to the drop of the last `Universe`, which finalizes what it
 /// initialized.
@@ -187,7 +173,7 @@ impl Universe {
     /// The MPI library in use.
     #[must_use]
     pub fn library(&self) -> &Library {
-        &self.shared.library
+        self.shared.runtime.environment.library()
     }
 }
 
@@ -198,160 +184,37 @@ struct Shared {
     /// Made when first asked for.
     this: OnceLock<Communicator>,
     runtime: Runtime,
-    library: Library,
-    /// Whether it was this crate that initialized MPI.
-    owner: bool,
 }
 
 impl Shared {
     fn start(level: ThreadLevel) -> Result<Self> {
-        let version = library::version()?;
-        if flag("MPI_Finalized", mpi_sys::MPI_Finalized)? {
-            return Err(Error::Finalized { call: "initialize" });
-        }
-        let owner = !flag("MPI_Initialized", mpi_sys::MPI_Initialized)?;
-        if owner {
-            let mut provided = 0;
-            // SAFETY: MPI is not initialized yet; null for argc and argv is allowed since MPI-2.
-            let code = unsafe {
-                mpi_sys::MPI_Init_thread(
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                    level.to_mpi(),
-                    &mut provided,
-                )
-            };
-            check("MPI_Init_thread", code)?;
-            // Errors of requests are those of none of our communicators: of receives in MPICH, of
-            // started collectives in Open MPI.
-            return_errors(mpi_sys::MPI_COMM_WORLD)?;
-            return_errors(mpi_sys::MPI_COMM_SELF)?;
-        }
-        let settings = match agreed_settings() {
-            Ok(settings) => settings,
-            Err(error) => {
-                if owner {
-                    // All ranks are here, so the program can end in order.
-                    // SAFETY: MPI was initialized above, by this thread.
-                    unsafe { mpi_sys::MPI_Finalize() };
-                }
-                return Err(error);
-            }
-        };
-        let runtime = Runtime::create(settings)?;
+        let runtime = Runtime::start(level)?;
         let environment = &runtime.environment;
-        let library = Library::query(version, environment.level())?;
         let world = {
             let adopt = || Communicator::adopt(mpi_sys::MPI_COMM_WORLD, &runtime);
             environment.call(Site::new("initialize"), adopt)?
         };
-        if !owner {
+        if !environment.is_owner() {
             environment.close_at_finalize()?;
         }
-        let shared = Self { world, this: OnceLock::new(), runtime, library, owner };
+        let shared = Self { world, this: OnceLock::new(), runtime };
         // Where it fails, dropping the rest ends MPI.
         library::check_launcher(shared.world.size())?;
         Ok(shared)
     }
-}
 
-/// What the environment says: what the ranks compare of their calls, which is the most that any rank's
-/// says; and how long this rank may wait. Collective.
-fn agreed_settings() -> Result<(Check, Arc<Watch>)> {
-    let (mut rank, mut size) = (0, 0);
-    // SAFETY: MPI is initialized; `rank` outlives the call.
-    check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(mpi_sys::MPI_COMM_WORLD, &mut rank) })?;
-    // SAFETY: as above.
-    check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(mpi_sys::MPI_COMM_WORLD, &mut size) })?;
-    let limits = Limits::from_environment();
-    let watch = limits.as_ref().ok().map(|&limits| Watch::start(limits, rank, size));
-    let own = limits.and_then(|_| Check::from_environment());
-    // The level, and the last of the ranks whose values mean nothing.
-    let mut most = match &own {
-        Ok(level) => [*level as c_int, -1],
-        Err(_) => [0, rank],
-    };
-    let _watched = watch.as_ref().map(|watch| watch.enter(Site::new("initialize")));
-    // SAFETY: two integers on every rank, combined in their place.
-    check("MPI_Allreduce", unsafe {
-        mpi_sys::MPI_Allreduce(
-            mpi_sys::MPI_IN_PLACE,
-            most.as_mut_ptr().cast(),
-            2,
-            mpi_sys::MPI_INT,
-            mpi_sys::MPI_MAX,
-            mpi_sys::MPI_COMM_WORLD,
-        )
-    })?;
-    own?;
-    let [level, malformed] = most;
-    let (Some(watch), true) = (watch.clone(), malformed < 0) else {
-        let differences = format!("\n  refused: initialize: a setting on rank {malformed}");
-        return Err(Error::Mismatch { differences });
-    };
-    let levels = [Check::None, Check::Local, Check::Collective];
-    let level = levels.into_iter().find(|&check| check as c_int == level);
-    Ok((level.unwrap_or(Check::Collective), watch))
-}
-
-impl Shared {
     /// Finalizes MPI, if it was this crate that initialized it. Returns a line for each thing that
     /// was left over.
     fn end(&self, site: Site) -> Vec<String> {
-        if !self.owner {
-            return self.runtime.environment.close(site, || ());
-        }
-        if self.world.size() > 1 {
+        let environment = &self.runtime.environment;
+        if environment.is_owner() && self.world.size() > 1 {
             if std::thread::panicking() {
-                // SAFETY: MPI is initialized; the call does not return.
-                unsafe { mpi_sys::MPI_Abort(mpi_sys::MPI_COMM_WORLD, PANICKED) };
+                self.world.abort(PANICKED);
             }
             // What fails here will fail again when MPI is finalized.
-            let _ = self.meet(site);
+            let _ = environment.meet(site, self.world.rank());
         }
-        // SAFETY: MPI is initialized, and this is the thread that did it: a universe is not Send,
-        // and `initialize` gives none to another thread. No call of this crate is under way, and
-        // none follows.
-        self.runtime.environment.close(site, || unsafe {
-            mpi_sys::MPI_Finalize();
-        })
-    }
-
-    /// Waits until every rank of the program is here, and says so if that takes long. Collective over
-    /// all of them.
-    ///
-    /// By MPI's own communicator: on this crate's, ranks may have started different calls.
-    fn meet(&self, site: Site) -> Result<()> {
-        let environment = &*self.runtime.environment;
-        let mut request = mpi_sys::MPI_REQUEST_NULL;
-        environment.call(site, || {
-            // SAFETY: MPI is there, as `call` gives leave.
-            check("MPI_Ibarrier", unsafe {
-                mpi_sys::MPI_Ibarrier(mpi_sys::MPI_COMM_WORLD, &mut request)
-            })
-        })?;
-        let mut patience = Some((Instant::now(), environment.watch().patience()));
-        environment.wait(site, || {
-            let mut done = 0;
-            // SAFETY: the request is the barrier's, and `done` outlives the call.
-            check("MPI_Test", unsafe {
-                mpi_sys::MPI_Test(&mut request, &mut done, mpi_sys::MPI_STATUS_IGNORE)
-            })?;
-            if let Some((start, longest)) = patience
-                && done == 0
-                && start.elapsed() > longest
-            {
-                patience = None;
-                let last = environment.last_error();
-                let last = last.map_or(String::new(), |e| format!(" Its last error was: {e}"));
-                watch::say(&format!(
-                    "mpi4tch: rank {} has dropped its universe and waits for ranks that have not. \
-                     If it returned an error, they may be waiting for it in a call.{last}\n",
-                    self.world.rank()
-                ));
-            }
-            Ok((done != 0).then_some(()))
-        })
+        environment.finalize(site)
     }
 }
 
