@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use mpi_sys::{MPI_Comm, MPI_Op};
 use tch::{Kind, Scalar, Tensor};
 
-use crate::agreement::Turn;
 use crate::autograd::{self, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::op::Op;
@@ -32,7 +31,6 @@ use crate::buffer::{Input, Output, Pinned};
 use crate::communicator::Communicator;
 use crate::environment::datatype::Datatype;
 use crate::environment::status::Envelope;
-use crate::flight::{Flight, Start};
 use buffers::Buffers;
 pub(crate) use buffers::mpi;
 pub(crate) use made::Made;
@@ -144,10 +142,12 @@ impl Finish {
     }
 }
 
-/// A call that can be made at any time, on buffers that others keep.
+/// A call that can be made at any time.
 pub(crate) struct Launch {
     buffers: Buffers,
     call: Call,
+    /// What the call reads and writes.
+    pinned: [Pinned; 2],
 }
 
 impl Launch {
@@ -159,17 +159,17 @@ impl Launch {
     /// Starts the call.
     ///
     /// # Safety
-    /// MPI can be called. The buffers are what the call reads and writes, do not overlap, and are
-    /// there to the end of what is started.
-    pub(crate) unsafe fn run(&self, made: &mut Made) -> Result<()> {
-        // SAFETY: passed on to the caller.
+    /// MPI can be called, and `made` is kept until it has ended.
+    pub(crate) unsafe fn run(self, made: &mut Made) -> Result<()> {
+        made.pin(self.pinned);
+        // SAFETY: MPI can be called. The plan laid the buffers out; the output is new, so it does not
+        // overlap the input. Both are pinned for as long as `made` is kept.
         unsafe { self.buffers.call(&self.call, made) }
     }
 }
 
-/// A call that was started: what is under way, and what will become of it.
-pub(crate) struct Started {
-    pub(crate) flight: Flight,
+/// What becomes of a call that was started, once it has ended.
+pub(crate) struct Completion {
     written: Tensor,
     finish: Finish,
     datatype: Datatype,
@@ -177,22 +177,20 @@ pub(crate) struct Started {
     given: Option<(Tensor, i64)>,
 }
 
-impl Started {
+impl Completion {
     /// What MPI writes.
     pub(crate) fn written(&self) -> &Tensor {
         &self.written
     }
 
-    /// The result, once the flight has ended, which is waited for at `site`.
-    pub(crate) fn result(self, site: Site) -> Result<Tensor> {
-        let start = self.flight.site();
-        let made = self.flight.landed(site)?;
+    /// The result of the call, which was started at `start` and has ended.
+    pub(crate) fn result(self, start: Site, made: &Made) -> Result<Tensor> {
         if let Some((x, version)) = self.given
             && autograd::version(&x) != version
         {
             return Err(Error::InFlight { call: start.call, at: start.at });
         }
-        self.finish.apply(start, self.written, self.datatype, &made)
+        self.finish.apply(start, self.written, self.datatype, made)
     }
 }
 
@@ -205,44 +203,41 @@ pub(crate) fn set_largest_count(count: c_int) {
 }
 
 impl<'x> Plan<'x> {
-    /// Carries the call out and waits for its end: a collective one in the way that the ranks have
-    /// agreed on.
+    /// Carries the call out in the way of `made`, and waits for its end. `handed_over` is called once
+    /// MPI has been given the call, before its end is waited for.
     #[inline]
     pub(crate) fn run(
         self,
         site: Site,
         comm: &Communicator,
-        turn: Option<&Turn>,
+        made: Made,
+        handed_over: impl FnOnce(),
     ) -> Result<Tensor> {
         let output = self.output(site, comm)?;
         let buffers = self.buffers(comm, self.input.data(), output.data());
         // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
-        let made = unsafe { self.carry_out(site, comm, buffers, output.tensor(), turn) }?;
+        let made =
+            unsafe { self.carry_out(site, comm, buffers, output.tensor(), made, handed_over) }?;
         self.finish.apply(site, output.into_tensor(), self.input.datatype(), &made)
     }
 
-    /// Starts the call, for `x`, the tensor that was planned for.
-    pub(crate) fn start(
+    /// The call, to be started later, for `x`, the tensor that was planned for; and what becomes of it.
+    pub(crate) fn into_launch(
         self,
         site: Site,
         comm: &Communicator,
         x: &Tensor,
-        start: Start,
-    ) -> Result<Started> {
+    ) -> Result<(Launch, Completion)> {
         let output = self.output(site, comm)?;
         let buffers = self.buffers(comm, self.input.data(), output.data());
         let pinned =
             [Pinned::new(site.call, self.input.sent())?, Pinned::new(site.call, output.tensor())?];
-        let receives = matches!(self.call, Call::Receive(_));
-        // What is received into has only a shape.
-        let given = (!receives).then(|| (x.shallow_clone(), autograd::version(x)));
-        let launch = Launch { buffers, call: self.call };
-        // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
-        // Both are pinned.
-        let flight = unsafe { Flight::start(site, comm, launch, pinned, start) }?;
         let datatype = self.input.datatype();
+        let launch = Launch { buffers, call: self.call, pinned };
+        // What is received into has only a shape.
+        let given = (!launch.receives()).then(|| (x.shallow_clone(), autograd::version(x)));
         let written = output.into_tensor();
-        Ok(Started { flight, written, finish: self.finish, datatype, given })
+        Ok((launch, Completion { written, finish: self.finish, datatype, given }))
     }
 
     pub(crate) fn result_shape(&self) -> &[i64] {
@@ -262,14 +257,15 @@ impl<'x> Plan<'x> {
         Ok(output)
     }
 
-    /// Carries the call out so that `x`, the tensor that was planned for, becomes the result.
+    /// As [`run`](Self::run), so that `x`, the tensor that was planned for, becomes the result.
     pub(crate) fn run_in_place(
         self,
         site: Site,
         comm: &Communicator,
         x: &mut Tensor,
         data: *mut c_void,
-        turn: &Turn,
+        made: Made,
+        handed_over: impl FnOnce(),
     ) -> Result<()> {
         let copied = self.input.data() != data.cast_const();
         // What is sent is a copy of x where x does not lie as MPI would write it. The call is then
@@ -286,7 +282,7 @@ impl<'x> Plan<'x> {
         let buffers = self.buffers(comm, send, receive);
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank that writes one.
-        unsafe { self.carry_out(site, comm, buffers, x, Some(turn)) }?;
+        unsafe { self.carry_out(site, comm, buffers, x, made, handed_over) }?;
         let _recording = Recording::off();
         match self.finish.filling(self.input.datatype().kind) {
             Some(value) => drop(x.f_fill_(value)?),
@@ -310,7 +306,7 @@ impl<'x> Plan<'x> {
         }
     }
 
-    /// Makes the call and waits for its end.
+    /// Makes the call and waits for its end; see [`run`](Self::run).
     ///
     /// # Safety
     /// `buffers` has room for what the call writes, which is in `written`, and does not overlap what
@@ -322,18 +318,18 @@ impl<'x> Plan<'x> {
         comm: &Communicator,
         buffers: Buffers,
         written: &Tensor,
-        turn: Option<&Turn>,
+        mut made: Made,
+        handed_over: impl FnOnce(),
     ) -> Result<Made> {
         let environment = comm.environment();
-        let mut made = turn.map_or_else(Made::looking, |turn| Made::new(turn.way()));
         let outcome = environment.call(site, || {
             // SAFETY: the input is contiguous and holds as many elements of this datatype as the
             // plan says, the output as the caller ensures. The handles are valid, as `call` gives
             // leave.
             unsafe { buffers.call(&self.call, &mut made) }
         });
-        if let (Ok(()), Some(turn)) = (&outcome, turn) {
-            turn.made();
+        if outcome.is_ok() {
+            handed_over();
         }
         if made.has_ended() {
             return outcome.map(|()| made);

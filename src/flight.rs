@@ -22,7 +22,6 @@ use crate::agreement::{Proposal, Turn};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::way::Way;
-use crate::buffer::Pinned;
 use crate::call::{Launch, Made};
 use crate::communicator::Communicator;
 use crate::environment::StartedCalls;
@@ -69,8 +68,6 @@ struct Progress {
     stage: Stage,
     /// Whether it was MPI's end that ended it.
     was_ended: bool,
-    /// What MPI reads and writes.
-    _buffers: Option<[Pinned; 2]>,
 }
 
 enum Stage {
@@ -90,15 +87,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Flight {
     /// Starts a call, or lets it wait for its turn.
-    ///
-    /// # Safety
-    /// `buffers` are what the call reads and writes, of the sizes that it was laid out for, and do
-    /// not overlap.
-    pub(crate) unsafe fn start(
+    pub(crate) fn start(
         site: Site,
         comm: &Communicator,
         launch: Launch,
-        buffers: [Pinned; 2],
         start: Start,
     ) -> Result<Self> {
         let (environment, flights) = (comm.environment(), comm.flights());
@@ -116,7 +108,7 @@ impl Flight {
             receives,
             number,
             dropped: AtomicBool::new(false),
-            progress: Mutex::new(Progress { stage, was_ended: false, _buffers: Some(buffers) }),
+            progress: Mutex::new(Progress { stage, was_ended: false }),
         });
         let flight = Self(call);
         let _watched = environment.watch().enter(site);
@@ -126,7 +118,7 @@ impl Flight {
         match now {
             Some((launch, turn)) => {
                 if let Stage::UnderWay(made) = &mut flight.0.progress().stage {
-                    // SAFETY: the caller vouches for the buffers, which are kept to the end.
+                    // SAFETY: `enter` gave leave to call MPI; the list keeps `made` to the end.
                     unsafe { launch.run(made) }?;
                 }
                 if let Some(turn) = turn {
@@ -237,7 +229,7 @@ impl Progress {
         };
         let mut made = Made::new(Way::Polls);
         self.stage = match launch.take() {
-            // SAFETY: who started it vouched for the buffers, which are kept to the end.
+            // SAFETY: passed on to the caller; what is made is kept to the end, or forgotten.
             Some(launch) => match unsafe { launch.run(&mut made) } {
                 Ok(()) => {
                     turn.made();
@@ -246,7 +238,6 @@ impl Progress {
                 // What was launched of it goes on.
                 Err(error) => {
                     turn.failed();
-                    std::mem::forget(self._buffers.take());
                     std::mem::forget(made);
                     Stage::Failed(error)
                 }
@@ -321,7 +312,7 @@ impl Flights {
             receives: false,
             number,
             dropped: AtomicBool::new(true),
-            progress: Mutex::new(Progress { stage, was_ended: false, _buffers: None }),
+            progress: Mutex::new(Progress { stage, was_ended: false }),
         });
         self.queue(&call);
         self.list().orphans.push_back(call);

@@ -172,6 +172,7 @@ mod collective;
 mod communicator;
 mod dummies;
 mod environment;
+mod execution;
 mod flight;
 pub mod guide;
 mod operator;

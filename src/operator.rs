@@ -21,6 +21,7 @@ use crate::base::way::Way;
 use crate::buffer::Input;
 use crate::call::Plan;
 use crate::communicator::Communicator;
+use crate::execution;
 use crate::flight::Start;
 use crate::tape::{self, Traffic};
 
@@ -160,10 +161,10 @@ impl Mode for Blocking {
         let way = comm.environment().way();
         let Ready { plan, agreed, records, turn } = Ready::new(operator, site, comm, x, way)?;
         if !records {
-            return plan.run(site, comm, turn.as_deref());
+            return execution::run(plan, site, comm, turn.as_deref());
         }
         let derivative = derivative(plan.input.shape(), &agreed);
-        let y = plan.run(site, comm, turn.as_deref())?;
+        let y = execution::run(plan, site, comm, turn.as_deref())?;
         let site = Site { seal: turn.as_deref().map_or(0, Turn::seal), ..site };
         drop(turn);
         if let Some(messages) = comm.messages().filter(|_| !operator.traffic().is_collective()) {
@@ -227,7 +228,7 @@ fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor)
     let Ready { plan, agreed, records, turn } = Ready::new(operator, site, comm, x, way)?;
     let Some(turn) = turn else { unreachable!("what changes in place is collective") };
     let adjoint = records.then(|| Linear(operator.adjoint(plan.input.shape(), &agreed)));
-    plan.run_in_place(site, comm, &mut x.shallow_clone(), target.data(), &turn)?;
+    execution::run_in_place(plan, site, comm, (&mut x.shallow_clone(), target.data()), &turn)?;
     drop(turn);
     let Some(adjoint) = adjoint else { return target.bump_version(x) };
     let comm = comm.backward(site);

@@ -24,9 +24,9 @@ use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::way::Way;
 use crate::buffer::Input;
-use crate::call::Started;
 use crate::communicator::Communicator;
 use crate::dummies::join_dummies;
+use crate::execution::Started;
 use crate::operator::{Derivative, Mode, Operator, Ready, agree_on_parts};
 use nodes::Nodes;
 pub(crate) use order::Messages;
@@ -129,7 +129,7 @@ impl Mode for Nonblocking {
             let datatype = plan.input.datatype();
             Nodes::new(derivative(input, &agreed), (result.to_vec(), datatype))
         });
-        let started = plan.start(site, comm, x, start)?;
+        let started = Started::new(plan, site, comm, x, start)?;
         let owed = match nodes {
             Some(nodes) => {
                 let node = nodes.record_start(site, comm, operator.traffic(), x)?;
