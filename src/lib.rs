@@ -165,8 +165,6 @@
 mod agreement;
 mod autograd;
 mod base;
-mod blocks;
-mod buffer;
 mod call;
 mod collective;
 mod communicator;

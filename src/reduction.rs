@@ -12,7 +12,7 @@ use crate::autograd::View;
 use crate::base::error::{Error, Result};
 use crate::base::op::Op;
 use crate::base::rank::Rank;
-use crate::buffer::Input;
+use crate::call::buffer::Input;
 use crate::communicator::Communicator;
 use crate::environment::datatype::{Class, Datatype};
 use crate::environment::own_ops::OwnOps;

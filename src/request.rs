@@ -23,7 +23,7 @@ use crate::autograd::{self, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::way::Way;
-use crate::buffer::Input;
+use crate::call::buffer::Input;
 use crate::communicator::Communicator;
 use crate::dummies::join_dummies;
 use crate::execution::Started;

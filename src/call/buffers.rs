@@ -7,7 +7,7 @@ use mpi_sys::{MPI_Comm, MPI_Datatype, MPI_Op};
 use super::{Call, Made, wide};
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
-use crate::blocks::Parts;
+use crate::call::blocks::Parts;
 
 /// What every call gets.
 #[derive(Clone, Copy)]

@@ -7,7 +7,7 @@ use mpi_sys::MPI_Request;
 use super::message::{Arrival, Header, Look, is_truncation};
 use crate::base::error::{Result, check};
 use crate::base::way::Way;
-use crate::buffer::Pinned;
+use crate::call::buffer::Pinned;
 use crate::environment::status::Status;
 
 /// What a call leaves behind.

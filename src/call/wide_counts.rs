@@ -8,7 +8,7 @@ use super::buffers::{Buffers, mpi};
 use super::message::Temporary;
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
-use crate::blocks::Parts;
+use crate::call::blocks::Parts;
 
 /// Parts as these functions take them.
 struct Wide {

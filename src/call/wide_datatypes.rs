@@ -13,7 +13,7 @@ use super::buffers::{Buffers, LARGEST_REDUCED, mpi, pieces};
 use super::message::Temporary;
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
-use crate::blocks::Parts;
+use crate::call::blocks::Parts;
 
 pub(super) fn all_gather(buffers: &Buffers, made: &mut Made, parts: &Parts) -> Result<()> {
     let size = parts.counts.len();

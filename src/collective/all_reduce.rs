@@ -9,7 +9,7 @@ use crate::agreement::{Agreed, Terms};
 use crate::base::error::Result;
 use crate::base::op::Op;
 use crate::base::site::Site;
-use crate::buffer::Input;
+use crate::call::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::Communicator;
 use crate::operator::{Blocking, Mode, Operator, apply_in_place, apply_nonlinear, replace};

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use crate::agreement::{Agreed, Terms};
 use crate::base::error::Result;
-use crate::buffer::Input;
+use crate::call::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::Communicator;
 use crate::operator::{Blocking, Mode, Operator, apply};

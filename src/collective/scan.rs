@@ -13,7 +13,7 @@ use crate::base::error::{Error, Result};
 use crate::base::op::Op;
 use crate::base::rank::{Rank, index};
 use crate::base::site::Site;
-use crate::buffer::Input;
+use crate::call::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::communicator::Communicator;
 use crate::operator::{Blocking, Mode, Operator, apply};

@@ -11,7 +11,7 @@ use crate::agreement::Admission;
 use crate::autograd::{self, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
-use crate::buffer::Output;
+use crate::call::buffer::Output;
 use crate::communicator::Communicator;
 use crate::environment::datatype::Datatype;
 use crate::operator::Derivative;

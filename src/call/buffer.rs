@@ -12,7 +12,7 @@ use tch::{TchError, Tensor};
 
 use crate::autograd::{self, Recording, View};
 use crate::base::error::{Error, Result};
-use crate::blocks::{Blocks, elements};
+use crate::call::blocks::{Blocks, elements};
 use crate::environment::datatype::Datatype;
 
 /// A tensor to send: checked, in host memory; for MPI to read after

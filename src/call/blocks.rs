@@ -16,7 +16,7 @@ use tch::{TchError, Tensor};
 
 use crate::autograd::Recording;
 use crate::base::error::{Error, Result};
-use crate::buffer::Output;
+use crate::call::buffer::Output;
 use crate::environment::datatype::Datatype;
 
 /// An axis, and each rank's extent along it.

@@ -1,18 +1,4 @@
 //! An MPI call with everything that it reads and writes: a [`Plan`], to be run or started.
-//!
-//! A collective says which function it is and with what. How that function is called, blocking or
-//! not, is written once, in [`buffers`] and [`message`]; what happens where MPI's `int` cannot hold
-//! a count, in [`wide`].
-
-mod buffers;
-mod made;
-mod message;
-#[cfg(large_count)]
-#[path = "call/wide_counts.rs"]
-mod wide;
-#[cfg(not(large_count))]
-#[path = "call/wide_datatypes.rs"]
-mod wide;
 
 use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
@@ -21,20 +7,18 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use mpi_sys::{MPI_Comm, MPI_Op};
 use tch::{Kind, Scalar, Tensor};
 
+use super::buffers::Buffers;
+use super::{Made, Message, message};
 use crate::autograd::{self, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::op::Op;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
-use crate::blocks::{Blocks, Parts};
-use crate::buffer::{Input, Output, Pinned};
+use crate::call::blocks::{Blocks, Parts};
+use crate::call::buffer::{Input, Output, Pinned};
 use crate::communicator::Communicator;
 use crate::environment::datatype::Datatype;
 use crate::environment::status::Envelope;
-use buffers::Buffers;
-pub(crate) use buffers::mpi;
-pub(crate) use made::Made;
-pub(crate) use message::{Header, Message};
 
 /// An MPI call with everything that it reads and writes.
 pub(crate) struct Plan<'x> {
