@@ -1,11 +1,11 @@
-//! Compiles `src/autograd.cpp` against the libtorch that torch-sys found, and binds `wrapper.h`.
+//! Compiles `src/autograd/shim.cpp` against the libtorch that torch-sys found, and binds `wrapper.h`.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-changed=wrapper.h");
-    println!("cargo::rerun-if-changed=src/autograd.cpp");
+    println!("cargo::rerun-if-changed=src/autograd/shim.cpp");
     let libtorch = Libtorch::find();
     libtorch.compile_shim();
     make_loadable(&libtorch.lib);
@@ -53,7 +53,7 @@ impl Libtorch {
         cc::Build::new()
             .cpp(true)
             .std("c++17")
-            .file("src/autograd.cpp")
+            .file("src/autograd/shim.cpp")
             // System headers: their warnings are not ours to mend.
             .flag("-isystem")
             .flag(&self.include)

@@ -1,6 +1,5 @@
 //! [`Communicator`]: a group of ranks, with contexts of its own.
 
-mod control;
 mod creation;
 mod lineage;
 
@@ -10,16 +9,16 @@ use std::sync::Arc;
 
 use mpi_sys::MPI_Comm;
 
-use crate::agreement::{Admission, Turns, agree_on};
 use crate::base::check::Check;
 use crate::base::error::{Error, Result, check};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
+use crate::engine::agreement::{Admission, Turns, agree_on};
+use crate::engine::flight::Flights;
+use crate::engine::request::Messages;
+use crate::engine::runtime::Runtime;
+use crate::engine::tape::Record;
 use crate::environment::{Environment, return_errors};
-use crate::flight::Flights;
-use crate::request::Messages;
-use crate::runtime::Runtime;
-use crate::tape::Record;
 
 use lineage::Node;
 

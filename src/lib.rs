@@ -162,25 +162,16 @@
 //! time need a communicator each. A backward pass calls MPI on the thread that libtorch runs it
 //! on: for tensors in host memory, that of `backward`.
 
-mod agreement;
+// The folders are layers, from the lowest: base, autograd, environment, communicator, call, engine,
+// operations. A file uses what is in its own folder or below. The rest of the files stand above all.
 mod autograd;
 mod base;
 mod call;
-mod collective;
 mod communicator;
-mod dummies;
+mod engine;
 mod environment;
-mod execution;
-mod flight;
 pub mod guide;
-mod operator;
-mod point_to_point;
-mod reduction;
-mod request;
-#[cfg(feature = "rsmpi")]
-pub mod rsmpi;
-mod runtime;
-mod tape;
+mod operations;
 pub mod testing;
 mod universe;
 
@@ -193,12 +184,14 @@ pub use base::rank::Rank;
 pub use base::tag::Tag;
 pub use base::thread_level::ThreadLevel;
 pub use communicator::Communicator;
-pub use dummies::join_dummies;
+pub use engine::dummies::join_dummies;
+pub use engine::request::{Request, Test, wait_all, wait_any, wait_some};
+pub use engine::tape::Tape;
 pub use environment::datatype;
 pub use environment::library::Library;
 pub use environment::status::{PROC_NULL, Source, Status, TagMatch};
-pub use request::{Request, Test, wait_all, wait_any, wait_some};
-pub use tape::Tape;
+#[cfg(feature = "rsmpi")]
+pub use operations::rsmpi;
 pub use universe::{Universe, initialize, initialize_with, run};
 
 /// The README's code, compiled and run with the documentation's.

@@ -17,12 +17,12 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use tch::{Kind, Tensor};
 
-use crate::agreement::agree_on;
 use crate::autograd::{self, View};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::communicator::Communicator;
-use crate::tape::{self, Tape};
+use crate::engine::agreement::agree_on;
+use crate::engine::tape::{self, Tape};
 
 /// A random tensor, different on each rank: normal for floating-point and complex kinds, small
 /// integers, or truth values.

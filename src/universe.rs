@@ -13,9 +13,9 @@ use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::thread_level::ThreadLevel;
 use crate::communicator::Communicator;
+use crate::engine::runtime::Runtime;
 use crate::environment::library::{self, Library};
 use crate::environment::{is_finalized, watch};
-use crate::runtime::Runtime;
 
 /// Starts MPI with [`ThreadLevel::Serialized`], which is what the autograd engine needs: it may
 /// run the backward pass on a thread of its own.

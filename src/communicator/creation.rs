@@ -4,10 +4,10 @@ use mpi_sys::MPI_Comm;
 use std::mem::MaybeUninit;
 
 use super::Communicator;
-use crate::agreement::{Terms, agree};
 use crate::base::error::{Error, Result, check};
 use crate::base::site::Site;
-use crate::runtime::Runtime;
+use crate::engine::agreement::{Terms, agree};
+use crate::engine::runtime::Runtime;
 
 impl Communicator {
     /// A communicator of the same ranks with contexts of its own: messages on the one never meet
