@@ -10,7 +10,7 @@ use std::sync::Arc;
 use mpi_sys::MPI_Comm;
 
 use crate::base::check::Check;
-use crate::base::error::{Error, Result, check};
+use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::engine::agreement::{Admission, Turns, agree_on};
@@ -18,6 +18,7 @@ use crate::engine::flight::Flights;
 use crate::engine::request::Messages;
 use crate::engine::runtime::Runtime;
 use crate::engine::tape::Record;
+use crate::environment::error_code::check;
 use crate::environment::{Environment, return_errors};
 
 use lineage::Node;

@@ -38,13 +38,13 @@ macro_rules! mpi {
             $crate::base::way::Way::Waits => {
                 // SAFETY: what the arguments point at is as the function that calls this requires.
                 let code = unsafe { mpi_sys::$waits($($argument),*) };
-                $crate::base::error::check(stringify!($waits), code)
+                $crate::environment::error_code::check(stringify!($waits), code)
             }
             $crate::base::way::Way::Polls => {
                 let mut request = mpi_sys::MPI_REQUEST_NULL;
                 // SAFETY: as above, to the end of what is started; `request` outlives the call.
                 let code = unsafe { mpi_sys::$starts($($argument,)* &mut request) };
-                $crate::base::error::check(stringify!($starts), code)
+                $crate::environment::error_code::check(stringify!($starts), code)
                     .map(|()| $made.started(request))
             }
         }

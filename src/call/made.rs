@@ -5,9 +5,10 @@ use std::any::Any;
 use mpi_sys::MPI_Request;
 
 use super::message::{Arrival, Header, Look, is_truncation};
-use crate::base::error::{Result, check};
+use crate::base::error::Result;
 use crate::base::way::Way;
 use crate::call::buffer::Pinned;
+use crate::environment::error_code::check;
 use crate::environment::status::Status;
 
 /// What a call leaves behind.

@@ -14,6 +14,7 @@ use super::message::Temporary;
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::call::blocks::Parts;
+use crate::environment::error_code::checked;
 
 pub(super) fn all_gather(buffers: &Buffers, made: &mut Made, parts: &Parts) -> Result<()> {
     let size = parts.counts.len();
@@ -148,9 +149,9 @@ pub(super) fn elements(
 ) -> Result<Temporary> {
     let block = i64::from(largest);
     let (blocks, rest) = (count / block, count % block);
-    let whole = Temporary::new("MPI_Type_vector", |made| {
+    let whole = Temporary::new(|made| {
         // SAFETY: the element's datatype is valid; `made` is written before the return.
-        unsafe { mpi_sys::MPI_Type_vector(as_int(blocks), largest, largest, datatype, made) }
+        unsafe { checked!(MPI_Type_vector(as_int(blocks), largest, largest, datatype, made)) }
     })?;
     let end = address(blocks * block, size);
     Temporary::structure([(1, 0, whole.0), (as_int(rest), end, datatype)])

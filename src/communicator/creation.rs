@@ -4,10 +4,11 @@ use mpi_sys::MPI_Comm;
 use std::mem::MaybeUninit;
 
 use super::Communicator;
-use crate::base::error::{Error, Result, check};
+use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::engine::agreement::{Terms, agree};
 use crate::engine::runtime::Runtime;
+use crate::environment::error_code::check;
 
 impl Communicator {
     /// A communicator of the same ranks with contexts of its own: messages on the one never meet

@@ -15,7 +15,8 @@ use mpi_sys::MPI_Datatype;
 use tch::Kind;
 
 use super::own_ops::OwnOps;
-use crate::base::error::{Result, check};
+use crate::base::error::Result;
+use crate::environment::error_code::checked;
 
 /// What MPI can do with a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +97,9 @@ impl Handles {
     pub(super) fn create() -> Result<Self> {
         let mut two_bytes = mpi_sys::MPI_DATATYPE_NULL;
         // SAFETY: MPI is initialized; `two_bytes` outlives the call.
-        check("MPI_Type_contiguous", unsafe {
-            mpi_sys::MPI_Type_contiguous(2, mpi_sys::MPI_BYTE, &mut two_bytes)
-        })?;
+        unsafe { checked!(MPI_Type_contiguous(2, mpi_sys::MPI_BYTE, &mut two_bytes)) }?;
         // SAFETY: a datatype that was just made.
-        check("MPI_Type_commit", unsafe { mpi_sys::MPI_Type_commit(&mut two_bytes) })?;
+        unsafe { checked!(MPI_Type_commit(&mut two_bytes)) }?;
         Ok(Self { two_bytes, ops: OwnOps::create()? })
     }
 

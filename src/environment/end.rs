@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{Environment, is_finalized, watch};
-use crate::base::error::{Result, check};
+use crate::base::error::Result;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
+use crate::environment::error_code::checked;
 
 impl Environment {
     /// Waits until every rank of the program is here, and says so if that takes long. Collective over
@@ -19,17 +20,13 @@ impl Environment {
         let mut request = mpi_sys::MPI_REQUEST_NULL;
         self.call(site, || {
             // SAFETY: MPI is there, as `call` gives leave.
-            check("MPI_Ibarrier", unsafe {
-                mpi_sys::MPI_Ibarrier(mpi_sys::MPI_COMM_WORLD, &mut request)
-            })
+            unsafe { checked!(MPI_Ibarrier(mpi_sys::MPI_COMM_WORLD, &mut request)) }
         })?;
         let mut patience = Some((Instant::now(), self.watch().patience()));
         self.wait(site, || {
             let mut done = 0;
             // SAFETY: the request is the barrier's, and `done` outlives the call.
-            check("MPI_Test", unsafe {
-                mpi_sys::MPI_Test(&mut request, &mut done, mpi_sys::MPI_STATUS_IGNORE)
-            })?;
+            unsafe { checked!(MPI_Test(&mut request, &mut done, mpi_sys::MPI_STATUS_IGNORE)) }?;
             if let Some((start, longest)) = patience
                 && done == 0
                 && start.elapsed() > longest
@@ -94,19 +91,17 @@ impl Environment {
         let mut key = 0;
         // SAFETY: the callback has the signature that MPI calls it with, and lives as long as the
         // program; `key` outlives the call.
-        check("MPI_Comm_create_keyval", unsafe {
-            mpi_sys::MPI_Comm_create_keyval(
+        unsafe {
+            checked!(MPI_Comm_create_keyval(
                 mpi_sys::MPI_COMM_NULL_COPY_FN,
                 Some(close_environment),
                 &mut key,
                 std::ptr::null_mut(),
-            )
-        })?;
+            ))
+        }?;
         let environment = Arc::into_raw(Arc::clone(self)).cast_mut().cast();
         // SAFETY: the attribute is a reference of its own, which the callback takes back.
-        check("MPI_Comm_set_attr", unsafe {
-            mpi_sys::MPI_Comm_set_attr(mpi_sys::MPI_COMM_SELF, key, environment)
-        })
+        unsafe { checked!(MPI_Comm_set_attr(mpi_sys::MPI_COMM_SELF, key, environment)) }
     }
 }
 

@@ -4,6 +4,7 @@
 mod access;
 pub mod datatype;
 mod end;
+pub(crate) mod error_code;
 pub(crate) mod library;
 pub(crate) mod own_ops;
 mod start;
@@ -20,9 +21,10 @@ use std::thread::ThreadId;
 use parking_lot::{Mutex, RwLock};
 
 use crate::base::check::Check;
-use crate::base::error::{Error, Result, check};
+use crate::base::error::{Error, Result};
 use crate::base::tag::Tag;
 use crate::base::thread_level::ThreadLevel;
+use crate::environment::error_code::{check, checked};
 use datatype::Handles;
 use library::Library;
 use watch::Watch;
@@ -187,9 +189,7 @@ pub(crate) fn is_finalized() -> Result<bool> {
 /// Lets MPI return the errors of a communicator instead of aborting.
 pub(crate) fn return_errors(context: mpi_sys::MPI_Comm) -> Result<()> {
     // SAFETY: a communicator, and one of MPI's own error handlers.
-    check("MPI_Comm_set_errhandler", unsafe {
-        mpi_sys::MPI_Comm_set_errhandler(context, mpi_sys::MPI_ERRORS_RETURN)
-    })
+    unsafe { checked!(MPI_Comm_set_errhandler(context, mpi_sys::MPI_ERRORS_RETURN)) }
 }
 
 fn flag(call: &'static str, query: unsafe extern "C" fn(*mut c_int) -> c_int) -> Result<bool> {

@@ -7,8 +7,9 @@ use half::{bf16, f16};
 use mpi_sys::{MPI_Datatype, MPI_Op};
 use tch::Kind;
 
-use crate::base::error::{Result, check};
+use crate::base::error::Result;
 use crate::base::op::Op;
+use crate::environment::error_code::checked;
 
 /// The ops that MPI lacks, made at initialization.
 #[derive(Debug)]
@@ -112,8 +113,7 @@ fn create(function: Function) -> Result<MPI_Op> {
     let mut op = mpi_sys::MPI_OP_NULL;
     // SAFETY: the function has the signature of MPI_User_function, lives as long as the program
     // and cannot unwind; `op` is written before the call returns.
-    let code = unsafe { mpi_sys::MPI_Op_create(Some(function), 1, &mut op) };
-    check("MPI_Op_create", code)?;
+    unsafe { checked!(MPI_Op_create(Some(function), 1, &mut op)) }?;
     Ok(op)
 }
 

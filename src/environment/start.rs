@@ -11,10 +11,11 @@ use super::library::{self, Library};
 use super::watch::{Limits, Watch};
 use super::{Environment, StartedCalls, flag, is_finalized, return_errors};
 use crate::base::check::Check;
-use crate::base::error::{Error, Result, check};
+use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::tag::Tag;
 use crate::base::thread_level::ThreadLevel;
+use crate::environment::error_code::checked;
 
 impl Environment {
     /// Starts MPI, or finds it started. Collective over all ranks of the program.
@@ -29,15 +30,14 @@ impl Environment {
         if owner {
             let mut provided = 0;
             // SAFETY: MPI is not initialized yet; null for argc and argv is allowed since MPI-2.
-            let code = unsafe {
-                mpi_sys::MPI_Init_thread(
+            unsafe {
+                checked!(MPI_Init_thread(
                     std::ptr::null_mut(),
                     std::ptr::null_mut(),
                     level.to_mpi(),
                     &mut provided,
-                )
-            };
-            check("MPI_Init_thread", code)?;
+                ))
+            }?;
             // Errors of requests are those of none of our communicators: of receives in MPICH, of
             // started collectives in Open MPI.
             return_errors(mpi_sys::MPI_COMM_WORLD)?;
@@ -66,7 +66,7 @@ impl Environment {
         let (check_level, watch) = settings;
         let mut level = 0;
         // SAFETY: MPI is initialized; `level` outlives the call.
-        check("MPI_Query_thread", unsafe { mpi_sys::MPI_Query_thread(&mut level) })?;
+        unsafe { checked!(MPI_Query_thread(&mut level)) }?;
         let level = ThreadLevel::from_mpi(level);
         if level < ThreadLevel::Serialized
             && !flag("MPI_Is_thread_main", mpi_sys::MPI_Is_thread_main)?
@@ -100,9 +100,9 @@ impl Environment {
 fn agreed_settings() -> Result<(Check, Arc<Watch>)> {
     let (mut rank, mut size) = (0, 0);
     // SAFETY: MPI is initialized; `rank` outlives the call.
-    check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(mpi_sys::MPI_COMM_WORLD, &mut rank) })?;
+    unsafe { checked!(MPI_Comm_rank(mpi_sys::MPI_COMM_WORLD, &mut rank)) }?;
     // SAFETY: as above.
-    check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(mpi_sys::MPI_COMM_WORLD, &mut size) })?;
+    unsafe { checked!(MPI_Comm_size(mpi_sys::MPI_COMM_WORLD, &mut size)) }?;
     let limits = Limits::from_environment();
     let watch = limits.as_ref().ok().map(|&limits| Watch::start(limits, rank, size));
     let own = limits.and_then(|_| Check::from_environment());
@@ -113,16 +113,16 @@ fn agreed_settings() -> Result<(Check, Arc<Watch>)> {
     };
     let _watched = watch.as_ref().map(|watch| watch.enter(Site::new("initialize")));
     // SAFETY: two integers on every rank, combined in their place.
-    check("MPI_Allreduce", unsafe {
-        mpi_sys::MPI_Allreduce(
+    unsafe {
+        checked!(MPI_Allreduce(
             mpi_sys::MPI_IN_PLACE,
             most.as_mut_ptr().cast(),
             2,
             mpi_sys::MPI_INT,
             mpi_sys::MPI_MAX,
             mpi_sys::MPI_COMM_WORLD,
-        )
-    })?;
+        ))
+    }?;
     own?;
     let [level, malformed] = most;
     let (Some(watch), true) = (watch.clone(), malformed < 0) else {
@@ -138,14 +138,14 @@ fn agreed_settings() -> Result<(Check, Arc<Watch>)> {
 fn largest_tag() -> Result<Tag> {
     let (mut value, mut found) = (std::ptr::null_mut::<c_int>(), 0);
     // SAFETY: the value of this attribute is a pointer to an int; both outlive the call.
-    check("MPI_Comm_get_attr", unsafe {
-        mpi_sys::MPI_Comm_get_attr(
+    unsafe {
+        checked!(MPI_Comm_get_attr(
             mpi_sys::MPI_COMM_WORLD,
             mpi_sys::MPI_TAG_UB,
             (&raw mut value).cast(),
             &mut found,
-        )
-    })?;
+        ))
+    }?;
     // SAFETY: where it was found, MPI has pointed the value at an int of its own.
     let value = unsafe { value.as_ref() }.filter(|_| found != 0);
     // What every MPI allows (MPI 3.1, section 8.1.2).

@@ -7,7 +7,7 @@ mod operators;
 
 use tch::Tensor;
 
-use crate::base::error::{Error, Result, check};
+use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::base::tag::Tag;
 use crate::call::Header;
@@ -16,6 +16,7 @@ use crate::communicator::Communicator;
 use crate::engine::dummies::join_dummies;
 use crate::engine::operator::{Blocking, Mode, apply};
 use crate::engine::request::{Nonblocking, Request};
+use crate::environment::error_code::check;
 use crate::environment::status::{Envelope, PROC_NULL, Source, Status, TagMatch};
 use operators::{Receive, Send, SendReceive};
 

@@ -18,9 +18,10 @@
 use mpi::raw::{AsRaw, FromRaw};
 use mpi::topology::{CartesianCommunicator, SimpleCommunicator};
 
-use crate::base::error::{Error, Result, check};
+use crate::base::error::{Error, Result};
 use crate::communicator::Communicator;
 use crate::engine::agreement::agree_on;
+use crate::environment::error_code::check;
 
 type Theirs = mpi::ffi::MPI_Comm;
 type Ours = mpi_sys::MPI_Comm;

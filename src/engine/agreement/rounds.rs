@@ -14,9 +14,10 @@ use std::ffi::c_int;
 
 use mpi_sys::MPI_Request;
 
-use crate::base::error::{Result, check};
+use crate::base::error::Result;
 use crate::base::tag::Tag;
 use crate::communicator::Communicator;
+use crate::environment::error_code::checked;
 
 /// How many words are combined.
 pub(super) const WORDS: usize = 5;
@@ -56,14 +57,14 @@ impl Rounds {
             }
             let mut done = 0;
             // SAFETY: both requests are of this round, whose words stay in place.
-            check("MPI_Testall", unsafe {
-                mpi_sys::MPI_Testall(
+            unsafe {
+                checked!(MPI_Testall(
                     2,
                     self.requests.as_mut_ptr(),
                     &mut done,
                     mpi_sys::MPI_STATUSES_IGNORE,
-                )
-            })?;
+                ))
+            }?;
             if done == 0 {
                 return Ok(None);
             }
@@ -85,8 +86,8 @@ impl Rounds {
         let bytes = c_int::try_from(size_of::<[u64; WORDS]>()).unwrap_or(c_int::MAX);
         let [own, came] = &mut *self.words;
         // SAFETY: `came` has room for as many bytes, and stays in place until the end.
-        check("MPI_Irecv", unsafe {
-            mpi_sys::MPI_Irecv(
+        unsafe {
+            checked!(MPI_Irecv(
                 came.as_mut_ptr().cast(),
                 bytes,
                 mpi_sys::MPI_BYTE,
@@ -94,11 +95,11 @@ impl Rounds {
                 self.tag,
                 context,
                 &mut self.requests[0],
-            )
-        })?;
+            ))
+        }?;
         // SAFETY: `own` has as many bytes, and stays as it is until the end.
-        check("MPI_Isend", unsafe {
-            mpi_sys::MPI_Isend(
+        unsafe {
+            checked!(MPI_Isend(
                 own.as_ptr().cast(),
                 bytes,
                 mpi_sys::MPI_BYTE,
@@ -106,8 +107,8 @@ impl Rounds {
                 self.tag,
                 context,
                 &mut self.requests[1],
-            )
-        })
+            ))
+        }
     }
 }
 

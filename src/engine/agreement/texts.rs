@@ -7,10 +7,11 @@ use std::ffi::c_int;
 
 use mpi_sys::MPI_Request;
 
-use crate::base::error::{Result, check};
+use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::base::tag::Tag;
 use crate::communicator::Communicator;
+use crate::environment::error_code::checked;
 use crate::environment::status::Status;
 
 /// The most bytes of a text: few enough to be on their way at once.
@@ -39,8 +40,8 @@ impl Texts {
         for rank in (0..comm.size()).filter(|&rank| rank != comm.rank()) {
             let mut request = mpi_sys::MPI_REQUEST_NULL;
             // SAFETY: the text has as many bytes, and stays as it is until the end.
-            check("MPI_Isend", unsafe {
-                mpi_sys::MPI_Isend(
+            unsafe {
+                checked!(MPI_Isend(
                     texts.own.as_ptr().cast(),
                     length,
                     mpi_sys::MPI_BYTE,
@@ -48,8 +49,8 @@ impl Texts {
                     tag,
                     comm.control(),
                     &mut request,
-                )
-            })?;
+                ))
+            }?;
             texts.sends.push(request);
         }
         Ok(texts)
@@ -69,9 +70,7 @@ impl Texts {
         while let Some(request) = self.sends.last_mut() {
             let mut done = 0;
             // SAFETY: the request is of a send whose text is kept.
-            check("MPI_Test", unsafe {
-                mpi_sys::MPI_Test(request, &mut done, mpi_sys::MPI_STATUS_IGNORE)
-            })?;
+            unsafe { checked!(MPI_Test(request, &mut done, mpi_sys::MPI_STATUS_IGNORE)) }?;
             if done == 0 {
                 return Ok(None);
             }
@@ -89,24 +88,24 @@ unsafe fn receive(comm: &Communicator, rank: Rank, tag: Tag) -> Result<Option<Ve
     let (mut found, mut message) = (0, mpi_sys::MPI_MESSAGE_NULL);
     let mut status = Status::none();
     // SAFETY: the context is a communicator; the others outlive the call.
-    check("MPI_Improbe", unsafe {
-        mpi_sys::MPI_Improbe(rank, tag, comm.control(), &mut found, &mut message, &mut status)
-    })?;
+    unsafe {
+        checked!(MPI_Improbe(rank, tag, comm.control(), &mut found, &mut message, &mut status))
+    }?;
     if found == 0 {
         return Ok(None);
     }
     let length = usize::try_from(Status::of(&status).bytes).unwrap_or(0);
     let mut text = vec![0_u8; length.max(1)];
     // SAFETY: `text` has room for the message, which has been looked at.
-    check("MPI_Mrecv", unsafe {
-        mpi_sys::MPI_Mrecv(
+    unsafe {
+        checked!(MPI_Mrecv(
             text.as_mut_ptr().cast(),
             c_int::try_from(length).unwrap_or(0),
             mpi_sys::MPI_BYTE,
             &mut message,
             mpi_sys::MPI_STATUS_IGNORE,
-        )
-    })?;
+        ))
+    }?;
     text.truncate(length);
     Ok(Some(text))
 }
