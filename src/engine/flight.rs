@@ -157,9 +157,9 @@ impl Flight {
 
     /// Waits for its end at `site`, in turn with other threads' calls. Returns what it left behind.
     pub(crate) fn landed(self, site: Site) -> Result<Made> {
-        self.0.comm.environment().wait(site, || {
+        self.0.comm.environment().wait_until(site, || {
             // SAFETY: `wait` gives leave to call MPI.
-            Ok(unsafe { self.look() }?.then_some(()))
+            unsafe { self.look() }
         })?;
         let mut progress = self.0.progress();
         if progress.was_ended {

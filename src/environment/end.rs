@@ -23,7 +23,7 @@ impl Environment {
             unsafe { checked!(MPI_Ibarrier(mpi_sys::MPI_COMM_WORLD, &mut request)) }
         })?;
         let mut patience = Some((Instant::now(), self.watch().patience()));
-        self.wait(site, || {
+        self.wait_until(site, || {
             let mut done = 0;
             // SAFETY: the request is the barrier's, and `done` outlives the call.
             unsafe { checked!(MPI_Test(&mut request, &mut done, mpi_sys::MPI_STATUS_IGNORE)) }?;
@@ -39,7 +39,7 @@ impl Environment {
                      If it returned an error, they may be waiting for it in a call.{last}\n"
                 ));
             }
-            Ok((done != 0).then_some(()))
+            Ok(done != 0)
         })
     }
 

@@ -1,5 +1,5 @@
-//! Waiting for other ranks. Every wait of this crate is made by one of the two functions here, so
-//! each is watched, and none keeps other threads, or other calls that were started, from going on.
+//! Waiting for other ranks. Every wait of this crate is made by one of the functions here, so each
+//! is watched, and none keeps other threads, or other calls that were started, from going on.
 
 use super::Environment;
 use crate::base::error::Result;
@@ -36,6 +36,16 @@ impl Environment {
                 std::thread::yield_now();
             }
         }
+    }
+
+    /// As [`wait`](Self::wait), until `has_come` says so.
+    #[inline]
+    pub(crate) fn wait_until(
+        &self,
+        site: Site,
+        mut has_come: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
+        self.wait(site, || Ok(has_come()?.then_some(())))
     }
 
     /// Makes one call of MPI's, which may wait inside MPI: for other ranks that are certain to make
