@@ -1,11 +1,11 @@
-//! Compiles `src/autograd.cpp` against the libtorch that torch-sys found, and binds `wrapper.h`.
+//! Compiles `src/autograd/shim.cpp` against the libtorch that torch-sys found, and binds `wrapper.h`.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-changed=wrapper.h");
-    println!("cargo::rerun-if-changed=src/autograd.cpp");
+    println!("cargo::rerun-if-changed=src/autograd/shim.cpp");
     let libtorch = Libtorch::find();
     libtorch.compile_shim();
     make_loadable(&libtorch.lib);
@@ -53,7 +53,7 @@ impl Libtorch {
         cc::Build::new()
             .cpp(true)
             .std("c++17")
-            .file("src/autograd.cpp")
+            .file("src/autograd/shim.cpp")
             // System headers: their warnings are not ours to mend.
             .flag("-isystem")
             .flag(&self.include)
@@ -98,10 +98,11 @@ fn pass_on_what_mpi_has() {
 }
 
 fn bind_wrapper() {
+    let headers = env::var("DEP_MPI4TCH_MPI_COMPILER_HEADERS").ok().filter(|it| !it.is_empty());
     bindgen::Builder::default()
         .header("wrapper.h")
-        // libclang from the Python registry has no headers of its own; gcc's serve as well.
-        .clang_args(compiler_include().map(|folder| format!("-I{}", folder.display())))
+        // libclang from the Python registry has no headers of its own.
+        .clang_args(headers.iter().flat_map(|folder| ["-idirafter", folder]))
         .allowlist_item("mpi4tch_.*")
         .rust_edition(bindgen::RustEdition::Edition2024)
         .layout_tests(false)
@@ -110,19 +111,6 @@ fn bind_wrapper() {
         .expect("bindgen cannot read wrapper.h")
         .write_to_file(out_dir().join("wrapper.rs"))
         .expect("cannot write the bindings of wrapper.h");
-}
-
-/// The folder with the C compiler's `stddef.h`.
-fn compiler_include() -> Option<PathBuf> {
-    let output = cc::Build::new()
-        .get_compiler()
-        .to_command()
-        .arg("-print-file-name=include")
-        .output()
-        .ok()?;
-    let folder = String::from_utf8(output.stdout).ok()?;
-    let folder = Path::new(folder.trim());
-    folder.is_absolute().then(|| folder.to_owned())
 }
 
 fn out_dir() -> PathBuf {

@@ -1,4 +1,4 @@
-/* The C face of src/autograd.cpp. It is included there and read by bindgen in
+/* The C face of src/autograd/shim.cpp. It is included there and read by bindgen in
  * build.rs, so the two sides cannot disagree.
  *
  * A function that can fail returns an error text, which the caller frees with

@@ -4,6 +4,8 @@
 
 #[path = "build/bindings.rs"]
 mod bindings;
+#[path = "build/compiler.rs"]
+mod compiler;
 #[path = "build/installation.rs"]
 mod installation;
 #[path = "build/launcher.rs"]
@@ -30,8 +32,9 @@ fn build() -> Result<(), String> {
     libclang::load()?;
     let mpi = probe::probe()?;
     shim::compile(&mpi);
-    let features = bindings::generate(&mpi);
+    let headers = compiler::headers();
+    let features = bindings::generate(&mpi, headers.as_deref());
     report::link(&mpi);
-    report::describe(&mpi, &features);
+    report::describe(&mpi, &features, headers);
     Ok(())
 }

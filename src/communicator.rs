@@ -1,6 +1,5 @@
 //! [`Communicator`]: a group of ranks, with contexts of its own.
 
-mod control;
 mod creation;
 mod group;
 mod identity;
@@ -13,23 +12,19 @@ use std::sync::Arc;
 use mpi_sys::MPI_Comm;
 use parking_lot::Mutex;
 
-use crate::agreement::{Admission, Check, Turns, agree_on};
-use crate::environment::Environment;
-use crate::error::{Error, Result, check};
-use crate::site::Site;
-use crate::tape::Record;
+use crate::base::check::Check;
+use crate::base::error::{Error, Result};
+use crate::base::rank::Rank;
+use crate::base::site::Site;
+use crate::engine::agreement::{Admission, Turns, agree_on};
+use crate::engine::flight::Flights;
+use crate::engine::runtime::Runtime;
+use crate::engine::tape::Record;
+use crate::environment::error_code::check;
+use crate::environment::{Environment, return_errors};
 
 pub(crate) use identity::Identity;
-pub(crate) use lineage::Node;
-
-/// The number of a process in a communicator, from 0.
-pub type Rank = i32;
-
-/// Where the rank's entry is in a list of one per rank.
-#[inline]
-pub(crate) fn index(rank: Rank) -> usize {
-    rank.unsigned_abs() as usize
-}
+use lineage::Node;
 
 /// A group of ranks that communicate with each other and with nobody else.
 ///
@@ -66,7 +61,7 @@ struct Inner {
     _parent: Option<Arc<Inner>>,
     rank: Rank,
     size: Rank,
-    environment: Arc<Environment>,
+    runtime: Runtime,
     identity: Identity,
     /// The call that made it.
     made: Site,
@@ -92,7 +87,7 @@ impl Communicator {
         site: Site,
         forward: MPI_Comm,
         parent: Option<&Arc<Inner>>,
-        environment: &Arc<Environment>,
+        runtime: &Runtime,
     ) -> Result<Self> {
         return_errors(forward)?;
         let backward = context(forward)?;
@@ -104,10 +99,9 @@ impl Communicator {
         check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(forward, &mut size) })?;
         let identity = Identity::agree(control)?;
         let node = Arc::new(Node::new(forward, backward, control));
-        let (_parent, environment) = (parent.cloned(), Arc::clone(environment));
+        let (_parent, runtime) = (parent.cloned(), runtime.clone());
         let (made, turns) = (site, Arc::default());
-        let inner =
-            Arc::new(Inner { node, _parent, rank, size, environment, identity, made, turns });
+        let inner = Arc::new(Inner { node, _parent, rank, size, runtime, identity, made, turns });
         Ok(Self {
             inner,
             pass: Pass::Forward,
@@ -288,7 +282,12 @@ impl Communicator {
 
     #[inline]
     pub(crate) fn environment(&self) -> &Environment {
-        &self.inner.environment
+        &self.inner.runtime.environment
+    }
+
+    /// The calls that were started, on all communicators.
+    pub(crate) fn flights(&self) -> &Flights {
+        &self.inner.runtime.flights
     }
 
     /// The context of the crate's own messages.
@@ -358,12 +357,4 @@ fn context(parent: MPI_Comm) -> Result<MPI_Comm> {
     check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut duplicate) })?;
     return_errors(duplicate)?;
     Ok(duplicate)
-}
-
-/// Lets MPI return errors instead of aborting.
-pub(crate) fn return_errors(context: MPI_Comm) -> Result<()> {
-    // SAFETY: a communicator, and one of MPI's own error handlers.
-    check("MPI_Comm_set_errhandler", unsafe {
-        mpi_sys::MPI_Comm_set_errhandler(context, mpi_sys::MPI_ERRORS_RETURN)
-    })
 }

@@ -166,44 +166,38 @@
 //! time need a communicator each. A backward pass calls MPI on the thread that libtorch runs it
 //! on: for tensors in host memory, that of `backward`.
 
-mod agreement;
+// The folders are layers, from the lowest: base, autograd, environment, communicator, call, engine,
+// operations. A file uses what is in its own folder or below. The rest of the files stand above all.
 mod autograd;
-mod blocks;
-mod buffer;
+mod base;
 mod call;
-mod collective;
 mod communicator;
-mod custom;
-pub mod datatype;
-mod dummies;
+mod engine;
 mod environment;
-mod error;
-mod flight;
 pub mod guide;
-mod operator;
-mod point_to_point;
-mod reduction;
-mod request;
-#[cfg(feature = "rsmpi")]
-pub mod rsmpi;
-mod site;
-mod status;
-mod tape;
+mod operations;
 pub mod testing;
-mod watch;
+mod universe;
 
 pub use mpi_sys;
 pub use tch;
 
-pub use collective::Counts;
-pub use communicator::{Communicator, Rank};
-pub use dummies::join_dummies;
-pub use environment::{Library, ThreadLevel, Universe, initialize, initialize_with, run};
-pub use error::{Error, Result};
-pub use reduction::Op;
-pub use request::{Request, Test, wait_all, wait_any, wait_some};
-pub use status::{PROC_NULL, Source, Status, Tag, TagMatch};
-pub use tape::{PassOptions, Tape};
+pub use base::error::{Error, Result};
+pub use base::op::Op;
+pub use base::rank::Rank;
+pub use base::tag::Tag;
+pub use base::thread_level::ThreadLevel;
+pub use communicator::Communicator;
+pub use engine::dummies::join_dummies;
+pub use engine::request::{Request, Test, wait_all, wait_any, wait_some};
+pub use engine::tape::{PassOptions, Tape};
+pub use environment::datatype;
+pub use environment::library::Library;
+pub use environment::status::{PROC_NULL, Source, Status, TagMatch};
+pub use operations::Counts;
+#[cfg(feature = "rsmpi")]
+pub use operations::rsmpi;
+pub use universe::{Universe, initialize, initialize_with, run};
 
 /// The README's code, compiled and run with the documentation's.
 #[cfg(doctest)]

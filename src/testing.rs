@@ -19,12 +19,12 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use tch::{Kind, Tensor};
 
-use crate::agreement::agree_on;
 use crate::autograd::{self, View};
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
 use crate::communicator::Communicator;
-use crate::error::{Error, Result};
-use crate::site::Site;
-use crate::tape::{self, PassOptions, Record};
+use crate::engine::agreement::agree_on;
+use crate::engine::tape::{self, PassOptions, Record};
 
 /// A random tensor, different on each rank: normal for floating-point and complex kinds, small
 /// integers, or truth values.

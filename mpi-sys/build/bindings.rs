@@ -1,7 +1,6 @@
 //! Runs bindgen on `shim.h`, which includes `mpi.h`.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use bindgen::callbacks::{IntKind, ParseCallbacks};
 
@@ -37,13 +36,14 @@ const FEATURES: [(&str, &str); 4] = [
 
 /// Writes `bindings.rs`; returns each of the optional features with whether it
 /// is there.
-pub fn generate(mpi: &Installation) -> Vec<(&'static str, bool)> {
+pub fn generate(mpi: &Installation, headers: Option<&str>) -> Vec<(&'static str, bool)> {
     let includes = mpi.include_paths.iter().map(|path| format!("-I{}", path.display()));
     let integers = INTEGERS.map(|(name, rust)| format!("pub type {name} = {rust};"));
     let bindings = bindgen::Builder::default()
         .header("shim.h")
         .clang_args(includes)
-        .clang_args(compiler_headers())
+        // Searched last, so that clang's own come first.
+        .clang_args(headers.iter().flat_map(|folder| ["-idirafter", folder]))
         .allowlist_function(NAMES)
         .allowlist_type(NAMES)
         .allowlist_var(NAMES)
@@ -126,22 +126,4 @@ fn is_integer_constant(line: &str) -> bool {
         return false;
     };
     line.starts_with("pub const ") && value.parse::<i32>().is_ok()
-}
-
-/// Where `stddef.h` is: libclang alone, as packaged without clang, has none,
-/// and takes the C compiler's. Searched last, so that clang's own come first.
-fn compiler_headers() -> Vec<String> {
-    let compiler = cc::Build::new().cargo_metadata(false).get_compiler();
-    let output = Command::new(compiler.path()).arg("-print-file-name=include").output();
-    match output {
-        Ok(output) if output.status.success() => {
-            let folder = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            if Path::new(&folder).is_dir() {
-                vec!["-idirafter".to_owned(), folder]
-            } else {
-                Vec::new()
-            }
-        }
-        _ => Vec::new(),
-    }
 }

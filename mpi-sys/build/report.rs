@@ -54,7 +54,7 @@ fn is_default(folder: &Path) -> bool {
 
 /// States vendor and versions as cfgs, constants of this crate, and `DEP_…`
 /// variables of its dependants.
-pub fn describe(mpi: &Installation, features: &[(&str, bool)]) {
+pub fn describe(mpi: &Installation, features: &[(&str, bool)], headers: Option<String>) {
     let (major, minor) = mpi.standard;
     let standard = format!("{major}.{minor}");
     let vendor = mpi.vendor.to_string();
@@ -89,6 +89,7 @@ pub fn describe(mpi: &Installation, features: &[(&str, bool)]) {
         ("include", include),
         ("lib", lib),
         ("mpiexec", launcher),
+        ("compiler_headers", headers.unwrap_or_default()),
     ];
     for (name, value) in metadata {
         println!("cargo::metadata={name}={value}");

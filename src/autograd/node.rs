@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tch::Tensor;
 
 use super::{Recording, check, own, pointers, shim};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// What a pullback gets.
 pub(crate) struct Backward {

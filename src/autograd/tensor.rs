@@ -6,7 +6,7 @@ use std::ptr;
 use tch::Tensor;
 
 use super::{check, own, own_text, shim};
-use crate::error::Result;
+use crate::base::error::Result;
 
 /// What a collective asks of a tensor, read in one call.
 #[derive(Clone, Copy)]

@@ -5,9 +5,9 @@ use std::ffi::{c_int, c_void};
 use mpi_sys::{MPI_Comm, MPI_Datatype, MPI_Op};
 
 use super::{Call, Made, wide};
-use crate::blocks::Parts;
-use crate::communicator::{Rank, index};
-use crate::error::Result;
+use crate::base::error::Result;
+use crate::base::rank::{Rank, index};
+use crate::call::blocks::Parts;
 
 /// What every call gets.
 #[derive(Clone, Copy)]
@@ -35,16 +35,16 @@ pub(super) const LARGEST_REDUCED: c_int = 1 << 30;
 macro_rules! mpi {
     ($made:expr, $waits:ident | $starts:ident($($argument:expr),* $(,)?)) => {
         match $made.way() {
-            $crate::agreement::Way::Waits => {
+            $crate::base::way::Way::Waits => {
                 // SAFETY: what the arguments point at is as the function that calls this requires.
                 let code = unsafe { mpi_sys::$waits($($argument),*) };
-                $crate::error::check(stringify!($waits), code)
+                $crate::environment::error_code::check(stringify!($waits), code)
             }
-            $crate::agreement::Way::Polls => {
+            $crate::base::way::Way::Polls => {
                 let mut request = mpi_sys::MPI_REQUEST_NULL;
                 // SAFETY: as above, to the end of what is started; `request` outlives the call.
                 let code = unsafe { mpi_sys::$starts($($argument,)* &mut request) };
-                $crate::error::check(stringify!($starts), code)
+                $crate::environment::error_code::check(stringify!($starts), code)
                     .map(|()| $made.started(request))
             }
         }

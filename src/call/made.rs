@@ -5,9 +5,11 @@ use std::any::Any;
 use mpi_sys::MPI_Request;
 
 use super::message::{Arrival, Header, Look, is_truncation};
-use crate::agreement::Way;
-use crate::error::{Result, check};
-use crate::status::Status;
+use crate::base::error::Result;
+use crate::base::way::Way;
+use crate::call::buffer::Pinned;
+use crate::environment::error_code::check;
+use crate::environment::status::Status;
 
 /// What a call leaves behind.
 pub(crate) struct Made {
@@ -24,13 +26,23 @@ pub(crate) struct Made {
     pub(super) header: Option<Box<Header>>,
     /// What MPI reads until the end of what was started.
     lists: Vec<Box<dyn Any + Send>>,
+    /// The tensors that it reads and writes until then, where nobody else keeps them.
+    pinned: Option<[Pinned; 2]>,
 }
 
 impl Made {
     /// For a call that is made in this way.
     pub(crate) fn new(way: Way) -> Self {
-        let (requests, lists) = (Vec::new(), Vec::new());
-        Self { way, requests, looks: false, look: None, arrival: None, header: None, lists }
+        Self {
+            way,
+            requests: Vec::new(),
+            looks: false,
+            look: None,
+            arrival: None,
+            header: None,
+            lists: Vec::new(),
+            pinned: None,
+        }
     }
 
     /// For a call that is started and then waited for at once.
@@ -45,6 +57,11 @@ impl Made {
     /// Notes a call that was started.
     pub(crate) fn started(&mut self, request: MPI_Request) {
         self.requests.push(request);
+    }
+
+    /// Keeps the tensors that the call reads and writes.
+    pub(super) fn pin(&mut self, pinned: [Pinned; 2]) {
+        self.pinned = Some(pinned);
     }
 
     /// Keeps what MPI reads until the end of the call, however that is made.

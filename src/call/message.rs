@@ -16,13 +16,16 @@ use tch::Tensor;
 
 use super::buffers::{Buffers, as_int};
 use super::{Made, wide};
-use crate::agreement::Check;
 use crate::autograd::View;
-use crate::communicator::{Communicator, Rank};
-use crate::datatype::Datatype;
-use crate::error::{Error, Result, check};
-use crate::site::Site;
-use crate::status::{Envelope, Status, Tag};
+use crate::base::check::Check;
+use crate::base::error::{Error, Result};
+use crate::base::rank::Rank;
+use crate::base::site::Site;
+use crate::base::tag::Tag;
+use crate::communicator::Communicator;
+use crate::environment::datatype::Datatype;
+use crate::environment::error_code::checked;
+use crate::environment::status::{Envelope, Status};
 
 /// What a message brings beside its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,13 +96,12 @@ impl Buffers {
         let header = message.header.map(|header| made.keep(vec![header]).cast_mut());
         let Layout { start, count, datatype, _made: _held } =
             self.layout(self.send.cast_mut(), message.count, header)?;
-        let mut request = mpi_sys::MPI_REQUEST_NULL;
+        let (peer, tag, mut request) = (message.peer, message.tag, mpi_sys::MPI_REQUEST_NULL);
         // SAFETY: the buffer holds what is sent, to the end of what is started; the request
         // outlives the call.
-        check("MPI_Isend", unsafe {
-            let (peer, tag) = (message.peer, message.tag);
-            mpi_sys::MPI_Isend(start, count, datatype, peer, tag, self.context, &mut request)
-        })?;
+        unsafe {
+            checked!(MPI_Isend(start, count, datatype, peer, tag, self.context, &mut request))
+        }?;
         made.started(request);
         Ok(())
     }
@@ -111,13 +113,12 @@ impl Buffers {
         }
         let Layout { start, count, datatype, _made: _held } =
             self.incoming(made, message, OVERRUNS)?;
-        let mut request = mpi_sys::MPI_REQUEST_NULL;
+        let (peer, tag, mut request) = (message.peer, message.tag, mpi_sys::MPI_REQUEST_NULL);
         // SAFETY: the buffer has room for what the layout describes, to the end of what is started;
         // the request outlives the call.
-        check("MPI_Irecv", unsafe {
-            let (peer, tag) = (message.peer, message.tag);
-            mpi_sys::MPI_Irecv(start, count, datatype, peer, tag, self.context, &mut request)
-        })?;
+        unsafe {
+            checked!(MPI_Irecv(start, count, datatype, peer, tag, self.context, &mut request))
+        }?;
         made.started(request);
         Ok(())
     }
@@ -199,12 +200,11 @@ impl Look {
     pub(super) unsafe fn receive(&self, made: &mut Made) -> Result<bool> {
         let Self { buffers, message } = self;
         let (mut found, mut handle) = (0, mpi_sys::MPI_MESSAGE_NULL);
-        let mut status = Status::none();
+        let (peer, tag, mut status) = (message.peer, message.tag, Status::none());
         // SAFETY: the context is a communicator; the others outlive the call.
-        check("MPI_Improbe", unsafe {
-            let (peer, tag) = (message.peer, message.tag);
-            mpi_sys::MPI_Improbe(peer, tag, buffers.context, &mut found, &mut handle, &mut status)
-        })?;
+        unsafe {
+            checked!(MPI_Improbe(peer, tag, buffers.context, &mut found, &mut handle, &mut status))
+        }?;
         if found == 0 {
             return Ok(false);
         }
@@ -214,9 +214,7 @@ impl Look {
         let mut request = mpi_sys::MPI_REQUEST_NULL;
         // SAFETY: the buffer has room for what the layout describes, to the end of what is started;
         // the others outlive the call.
-        check("MPI_Imrecv", unsafe {
-            mpi_sys::MPI_Imrecv(start, count, datatype, &mut handle, &mut request)
-        })?;
+        unsafe { checked!(MPI_Imrecv(start, count, datatype, &mut handle, &mut request)) }?;
         made.started(request);
         Ok(true)
     }
@@ -234,7 +232,7 @@ struct Layout {
 fn address(start: *mut c_void) -> Result<MPI_Aint> {
     let mut address = 0;
     // SAFETY: the call takes any address; the result outlives it.
-    check("MPI_Get_address", unsafe { mpi_sys::MPI_Get_address(start, &mut address) })?;
+    unsafe { checked!(MPI_Get_address(start, &mut address)) }?;
     Ok(address)
 }
 
@@ -319,12 +317,9 @@ pub(super) fn check_received(
 pub(super) struct Temporary(pub(super) MPI_Datatype);
 
 impl Temporary {
-    pub(super) fn new(
-        name: &'static str,
-        make: impl FnOnce(&mut MPI_Datatype) -> c_int,
-    ) -> Result<Self> {
+    pub(super) fn new(make: impl FnOnce(&mut MPI_Datatype) -> Result<()>) -> Result<Self> {
         let mut datatype = mpi_sys::MPI_DATATYPE_NULL;
-        check(name, make(&mut datatype))?;
+        make(&mut datatype)?;
         Ok(Self(datatype))
     }
 
@@ -335,16 +330,16 @@ impl Temporary {
         let (counts, addresses, types) =
             (blocks.map(|b| b.0), blocks.map(|b| b.1), blocks.map(|b| b.2));
         let count = c_int::try_from(N).unwrap_or(c_int::MAX);
-        let whole = Self::new("MPI_Type_create_struct", |made| {
+        let whole = Self::new(|made| {
             // SAFETY: each list has N entries; the datatypes are valid.
             unsafe {
-                mpi_sys::MPI_Type_create_struct(
+                checked!(MPI_Type_create_struct(
                     count,
                     counts.as_ptr(),
                     addresses.as_ptr(),
                     types.as_ptr(),
                     made,
-                )
+                ))
             }
         })?;
         whole.commit()?;
@@ -354,7 +349,7 @@ impl Temporary {
     pub(super) fn commit(&self) -> Result<()> {
         let mut datatype = self.0;
         // SAFETY: a datatype that was made and not freed; committing leaves the handle as it is.
-        check("MPI_Type_commit", unsafe { mpi_sys::MPI_Type_commit(&mut datatype) })
+        unsafe { checked!(MPI_Type_commit(&mut datatype)) }
     }
 }
 

@@ -6,9 +6,10 @@ use mpi_sys::{MPI_Aint, MPI_Count, MPI_Datatype, MPI_Op};
 use super::Made;
 use super::buffers::{Buffers, mpi};
 use super::message::Temporary;
-use crate::blocks::Parts;
-use crate::communicator::{Rank, index};
-use crate::error::Result;
+use crate::base::error::Result;
+use crate::base::rank::{Rank, index};
+use crate::call::blocks::Parts;
+use crate::environment::error_code::checked;
 
 /// Parts as these functions take them.
 struct Wide {
@@ -123,8 +124,8 @@ pub(super) fn elements(
     count: i64,
     _largest: i32,
 ) -> Result<Temporary> {
-    Temporary::new("MPI_Type_contiguous_c", |made| {
+    Temporary::new(|made| {
         // SAFETY: the element's datatype is valid; `made` is written before the return.
-        unsafe { mpi_sys::MPI_Type_contiguous_c(count, datatype, made) }
+        unsafe { checked!(MPI_Type_contiguous_c(count, datatype, made)) }
     })
 }

@@ -11,9 +11,10 @@ use mpi_sys::{MPI_Aint, MPI_Datatype, MPI_Op};
 use super::Made;
 use super::buffers::{Buffers, LARGEST_REDUCED, mpi, pieces};
 use super::message::Temporary;
-use crate::blocks::Parts;
-use crate::communicator::{Rank, index};
-use crate::error::Result;
+use crate::base::error::Result;
+use crate::base::rank::{Rank, index};
+use crate::call::blocks::Parts;
+use crate::environment::error_code::checked;
 
 pub(super) fn all_gather(buffers: &Buffers, made: &mut Made, parts: &Parts) -> Result<()> {
     let size = parts.counts.len();
@@ -148,9 +149,9 @@ pub(super) fn elements(
 ) -> Result<Temporary> {
     let block = i64::from(largest);
     let (blocks, rest) = (count / block, count % block);
-    let whole = Temporary::new("MPI_Type_vector", |made| {
+    let whole = Temporary::new(|made| {
         // SAFETY: the element's datatype is valid; `made` is written before the return.
-        unsafe { mpi_sys::MPI_Type_vector(as_int(blocks), largest, largest, datatype, made) }
+        unsafe { checked!(MPI_Type_vector(as_int(blocks), largest, largest, datatype, made)) }
     })?;
     let end = address(blocks * block, size);
     Temporary::structure([(1, 0, whole.0), (as_int(rest), end, datatype)])

@@ -1,15 +1,14 @@
 //! Making communicators, and what other libraries know them by.
 
-use std::mem::MaybeUninit;
-use std::sync::Arc;
-
 use mpi_sys::MPI_Comm;
+use std::mem::MaybeUninit;
 
 use super::Communicator;
-use crate::agreement::{Terms, agree};
-use crate::environment::{self, Environment};
-use crate::error::{Error, Result, check};
-use crate::site::Site;
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+use crate::engine::agreement::{Terms, agree};
+use crate::engine::runtime::Runtime;
+use crate::environment::error_code::check;
 
 impl Communicator {
     /// A communicator of the same ranks with contexts of its own: messages on the one never meet
@@ -165,7 +164,7 @@ impl Communicator {
     #[doc(alias = "MPI_Comm_f2c")]
     #[track_caller]
     pub fn from_fortran(handle: i32) -> Result<Self> {
-        let environment = environment::current("from_fortran")?;
+        let environment = Runtime::current("from_fortran")?.environment;
         let comm = {
             let _guard = environment.enter("from_fortran")?;
             // SAFETY: MPI is initialized; the call takes any integer.
@@ -247,7 +246,7 @@ impl Communicator {
             if made == mpi_sys::MPI_COMM_NULL {
                 return Ok(None);
             }
-            let child = Self::build(site, made, Some(&self.inner), &self.inner.environment)?;
+            let child = Self::build(site, made, Some(&self.inner), &self.inner.runtime)?;
             node.fill_entry(&child.inner);
             Ok(Some(Self { record: self.record.clone(), ..child }))
         });
@@ -260,26 +259,22 @@ impl Communicator {
     /// A duplicate of someone else's communicator.
     #[track_caller]
     fn take_in(call: &'static str, comm: MPI_Comm) -> Result<Self> {
-        let environment = environment::current(call)?;
+        let runtime = Runtime::current(call)?;
         let site = Site::new(call);
-        environment.call(site, || {
+        runtime.environment.call(site, || {
             check_intra(call, comm)?;
-            Self::adopt(site, comm, &environment)
+            Self::adopt(site, comm, &runtime)
         })
     }
 
     /// Makes a communicator from `parent`, which stays its owner's. Collective over `parent`, with
     /// leave to call MPI.
-    pub(crate) fn adopt(
-        site: Site,
-        parent: MPI_Comm,
-        environment: &Arc<Environment>,
-    ) -> Result<Self> {
+    pub(crate) fn adopt(site: Site, parent: MPI_Comm, runtime: &Runtime) -> Result<Self> {
         let mut forward = mpi_sys::MPI_COMM_NULL;
         // SAFETY: `parent` is a communicator; `forward` outlives the call.
         check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut forward) })?;
-        let made = Self::build(site, forward, None, environment)?;
-        environment.keep(&made.inner.node);
+        let made = Self::build(site, forward, None, runtime)?;
+        runtime.environment.free_at_end(made.inner.node.clone());
         Ok(made)
     }
 }

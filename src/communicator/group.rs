@@ -1,7 +1,9 @@
 //! Which ranks a communicator has, as ranks of another.
 
-use super::{Communicator, Rank, index};
-use crate::error::{Result, check};
+use super::Communicator;
+use crate::base::error::Result;
+use crate::base::rank::{Rank, index};
+use crate::environment::error_code::check;
 
 impl Communicator {
     /// For each rank of this communicator the rank that the same process has in `other`; `None` for

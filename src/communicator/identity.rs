@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use mpi_sys::MPI_Comm;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Result, check};
+use crate::base::error::Result;
+use crate::environment::error_code::check;
 
 /// A name that the ranks of a communicator agree on when it is made, and that no other communicator
 /// of the program has: each group of a split has one of its own.

@@ -28,7 +28,8 @@ use mpi_sys::MPI_Comm;
 use parking_lot::Mutex;
 
 use super::Inner;
-use crate::status::Status;
+use crate::environment::FreedAtEnd;
+use crate::environment::status::Status;
 
 /// The contexts of a communicator, and the entries of those made from it.
 #[derive(Debug)]
@@ -111,14 +112,12 @@ impl Node {
             *child = Child { node: Some(Arc::clone(&inner.node)), holders: Arc::downgrade(inner) };
         }
     }
+}
 
-    /// Frees the contexts, and those of all that was made from it. Adds a line to `left` for each
-    /// message that was left over.
-    ///
-    /// # Safety
-    /// MPI can be called, no call uses them any more, and all ranks free what they have in common
-    /// in one order.
-    pub(crate) unsafe fn free(&self, left: &mut Vec<String>) {
+impl FreedAtEnd for Node {
+    /// Frees the contexts, and those of all that was made from it. The lines are of messages that were
+    /// left over.
+    unsafe fn free(&self, left: &mut Vec<String>) {
         for (context, pass) in [(self.forward, "forward"), (self.backward, "backward")] {
             // SAFETY: passed on to the caller.
             left.extend(unsafe { unreceived(context, pass) });

@@ -1,127 +1,14 @@
 //! Who may call MPI, and when: between its start and its end, on the threads that it allows.
 
-use std::ffi::{c_int, c_void};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::ThreadId;
+use std::sync::atomic::Ordering;
 
-use mpi_sys::MPI_Datatype;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 
-use crate::agreement::Check;
-use crate::communicator::Node;
-use crate::error::{Error, Result, check};
-use crate::flight::Flights;
-use crate::reduction::OwnOps;
-use crate::site::Site;
-use crate::status::Tag;
-use crate::watch::{self, Watch};
-
-/// What every communicator refers to: whether MPI may be called, and by whom, and the handles
-/// that were made at the start.
-///
-/// The order of locks: leave to call MPI ([`Environment::enter`]) comes before all others, as whoever
-/// has it may take any of them, and nobody who holds another may ask for leave. Of the others, that
-/// of the list of calls under way comes before that of a single call, and that before the order of a
-/// communicator's calls; and that of a communicator's children before those of the children. While
-/// any of the rest is held, nothing waits.
-#[derive(Debug)]
-pub(crate) struct Environment {
-    handles: Handles,
-    level: ThreadLevel,
-    check: Check,
-    /// The thread that initialized: the one that may call MPI below [`ThreadLevel::Serialized`].
-    main: ThreadId,
-    /// Held during each call, so that the end waits for those under way.
-    calls: RwLock<()>,
-    finalized: AtomicBool,
-    /// The communicators that were made from none of this crate's, in order of creation.
-    roots: Mutex<Vec<Arc<Node>>>,
-    /// The calls under way.
-    flights: Flights,
-    watch: Arc<Watch>,
-    /// Whether other threads than `main` have called MPI.
-    has_threads: AtomicBool,
-    /// What was left over of communicators that have been freed.
-    left: Mutex<Vec<String>>,
-    /// What failed last.
-    last_error: Mutex<Option<String>>,
-    /// The largest tag.
-    largest_tag: Tag,
-}
-
-/// Handles that MPI has not, but makes.
-#[derive(Debug)]
-pub(crate) struct Handles {
-    /// The datatype of the 16-bit floating-point kinds.
-    pub(crate) two_bytes: MPI_Datatype,
-    pub(crate) ops: OwnOps,
-}
+use super::Environment;
+use crate::base::error::{Error, Result};
+use crate::base::thread_level::ThreadLevel;
 
 impl Environment {
-    pub(super) fn create(settings: (Check, Arc<Watch>)) -> Result<Self> {
-        let (check_level, watch) = settings;
-        let mut level = 0;
-        // SAFETY: MPI is initialized; `level` outlives the call.
-        check("MPI_Query_thread", unsafe { mpi_sys::MPI_Query_thread(&mut level) })?;
-        let level = ThreadLevel::from_mpi(level);
-        if level < ThreadLevel::Serialized
-            && !flag("MPI_Is_thread_main", mpi_sys::MPI_Is_thread_main)?
-        {
-            let needed = "initialize on the main thread";
-            return Err(Error::Thread { call: "initialize", level, needed });
-        }
-        let mut two_bytes = mpi_sys::MPI_DATATYPE_NULL;
-        // SAFETY: MPI is initialized; `two_bytes` outlives the call.
-        check("MPI_Type_contiguous", unsafe {
-            mpi_sys::MPI_Type_contiguous(2, mpi_sys::MPI_BYTE, &mut two_bytes)
-        })?;
-        // SAFETY: a datatype that was just made.
-        check("MPI_Type_commit", unsafe { mpi_sys::MPI_Type_commit(&mut two_bytes) })?;
-        Ok(Self {
-            handles: Handles { two_bytes, ops: OwnOps::create()? },
-            level,
-            check: check_level,
-            main: std::thread::current().id(),
-            calls: RwLock::new(()),
-            finalized: AtomicBool::new(false),
-            roots: Mutex::new(Vec::new()),
-            flights: Flights::default(),
-            watch,
-            has_threads: AtomicBool::new(false),
-            left: Mutex::default(),
-            last_error: Mutex::default(),
-            largest_tag: largest_tag()?,
-        })
-    }
-
-    pub(super) fn level(&self) -> ThreadLevel {
-        self.level
-    }
-
-    pub(crate) fn handles(&self) -> &Handles {
-        &self.handles
-    }
-
-    /// Which calls the ranks compare before they make them.
-    #[inline]
-    pub(crate) fn check(&self) -> Check {
-        self.check
-    }
-
-    pub(crate) fn flights(&self) -> &Flights {
-        &self.flights
-    }
-
-    pub(crate) fn largest_tag(&self) -> Tag {
-        self.largest_tag
-    }
-
-    #[inline]
-    pub(crate) fn watch(&self) -> &Watch {
-        &self.watch
-    }
-
     /// Whether a thread that waits inside MPI, as this one may, would keep others waiting.
     #[inline]
     pub(super) fn has_waiting_threads(&self) -> bool {
@@ -132,21 +19,6 @@ impl Environment {
             self.has_threads.store(true, Ordering::Relaxed);
         }
         self.has_threads.load(Ordering::Relaxed)
-    }
-
-    /// Whether MPI has not been finalized.
-    pub(crate) fn is_open(&self) -> bool {
-        !self.finalized.load(Ordering::Relaxed)
-    }
-
-    /// Remembers what failed, to tell it where other ranks wait for this one in vain.
-    #[cold]
-    pub(crate) fn note(&self, error: &Error) {
-        *self.last_error.lock() = Some(error.to_string());
-    }
-
-    pub(super) fn last_error(&self) -> Option<String> {
-        self.last_error.lock().clone()
     }
 
     /// Whether this thread may call MPI, as things stand.
@@ -176,163 +48,13 @@ impl Environment {
         self.calls.read()
     }
 
-    fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+    pub(super) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
         self.calls.write()
     }
-
-    /// Takes a communicator over, to free it at the end.
-    pub(crate) fn keep(&self, root: &Arc<Node>) {
-        self.roots.lock().push(Arc::clone(root));
-    }
-
-    /// Frees what was made, and then calls `finish`; from then on [`enter`](Self::enter) refuses.
-    /// Returns a line for each thing that was left over.
-    pub(super) fn close(&self, site: Site, finish: impl FnOnce()) -> Vec<String> {
-        let _watched = self.watch.enter(site);
-        let _guard = self.alone();
-        if self.finalized.swap(true, Ordering::Relaxed) {
-            return Vec::new();
-        }
-        if flag("MPI_Finalized", mpi_sys::MPI_Finalized).unwrap_or(true) {
-            // Whoever initialized MPI has finalized it under us; nothing may be freed any more.
-            return Vec::new();
-        }
-        // SAFETY: MPI is there, and no call of this crate reaches it any more.
-        let mut left = unsafe { self.flights.end() };
-        left.append(&mut self.left.lock());
-        let roots = std::mem::take(&mut *self.roots.lock());
-        for root in roots {
-            // SAFETY: MPI is there, and no call of this crate reaches it any more; all ranks free
-            // what is left.
-            unsafe { root.free(&mut left) };
-        }
-        for mut op in self.handles.ops.handles() {
-            // SAFETY: an op that this crate made, freed once; no call uses it any more.
-            let _ = unsafe { mpi_sys::MPI_Op_free(&mut op) };
-        }
-        let mut two_bytes = self.handles.two_bytes;
-        // SAFETY: a datatype that this crate made, freed once; no call uses it any more.
-        let _ = unsafe { mpi_sys::MPI_Type_free(&mut two_bytes) };
-        finish();
-        left
-    }
-
-    /// Keeps lines of what was left over, to be told at the end.
-    pub(crate) fn leave(&self, lines: Vec<String>) {
-        let mut left = self.left.lock();
-        for line in lines {
-            if !left.contains(&line) {
-                left.push(line);
-            }
-        }
-    }
-
-    /// Closes when MPI is finalized by who initialized it, while MPI can still be called: MPI begins
-    /// its end by deleting the attributes of `MPI_COMM_SELF` (MPI 4.0, section 11.2.4).
-    pub(super) fn close_at_finalize(self: &Arc<Self>) -> Result<()> {
-        let mut key = 0;
-        // SAFETY: the callback has the signature that MPI calls it with, and lives as long as the
-        // program; `key` outlives the call.
-        check("MPI_Comm_create_keyval", unsafe {
-            mpi_sys::MPI_Comm_create_keyval(
-                mpi_sys::MPI_COMM_NULL_COPY_FN,
-                Some(close_environment),
-                &mut key,
-                std::ptr::null_mut(),
-            )
-        })?;
-        let environment = Arc::into_raw(Arc::clone(self)).cast_mut().cast();
-        // SAFETY: the attribute is a reference of its own, which the callback takes back.
-        check("MPI_Comm_set_attr", unsafe {
-            mpi_sys::MPI_Comm_set_attr(mpi_sys::MPI_COMM_SELF, key, environment)
-        })
-    }
-}
-
-/// `MPI_Comm_delete_attr_function` of an environment.
-unsafe extern "C" fn close_environment(
-    _comm: mpi_sys::MPI_Comm,
-    _key: c_int,
-    environment: *mut c_void,
-    _extra: *mut c_void,
-) -> c_int {
-    // SAFETY: `close_at_finalize` made the attribute from an Arc; it is deleted once.
-    let environment = unsafe { Arc::from_raw(environment.cast_const().cast::<Environment>()) };
-    for line in environment.close(Site::new("finalize"), || ()) {
-        watch::say(&format!("mpi4tch: {line}\n"));
-    }
-    mpi_sys::MPI_SUCCESS
 }
 
 /// Leave to call MPI: alone, or beside other threads.
 pub(crate) enum Leave<'a> {
     Alone(#[expect(dead_code, reason = "held for its Drop")] RwLockWriteGuard<'a, ()>),
     Shared(#[expect(dead_code, reason = "held for its Drop")] RwLockReadGuard<'a, ()>),
-}
-
-/// Which threads may call MPI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ThreadLevel {
-    /// The program has one thread.
-    #[doc(alias = "MPI_THREAD_SINGLE")]
-    Single,
-    /// Only the main thread calls MPI; a call from another is an [`Error::Thread`].
-    #[doc(alias = "MPI_THREAD_FUNNELED")]
-    Funneled,
-    /// Any thread calls MPI, one at a time: a call of this crate that waits lets others in. Those that
-    /// make communicators do not: one thread at a time may make them. Nor do blocking calls without
-    /// [checks](crate#checks-across-ranks).
-    #[doc(alias = "MPI_THREAD_SERIALIZED")]
-    Serialized,
-    /// Any thread calls MPI at any time.
-    #[doc(alias = "MPI_THREAD_MULTIPLE")]
-    Multiple,
-}
-
-impl ThreadLevel {
-    pub(super) fn to_mpi(self) -> c_int {
-        match self {
-            Self::Single => mpi_sys::MPI_THREAD_SINGLE,
-            Self::Funneled => mpi_sys::MPI_THREAD_FUNNELED,
-            Self::Serialized => mpi_sys::MPI_THREAD_SERIALIZED,
-            Self::Multiple => mpi_sys::MPI_THREAD_MULTIPLE,
-        }
-    }
-
-    fn from_mpi(level: c_int) -> Self {
-        match level {
-            l if l == mpi_sys::MPI_THREAD_MULTIPLE => Self::Multiple,
-            l if l == mpi_sys::MPI_THREAD_SERIALIZED => Self::Serialized,
-            l if l == mpi_sys::MPI_THREAD_FUNNELED => Self::Funneled,
-            _ => Self::Single,
-        }
-    }
-}
-
-/// `MPI_TAG_UB`.
-fn largest_tag() -> Result<Tag> {
-    let (mut value, mut found) = (std::ptr::null_mut::<c_int>(), 0);
-    // SAFETY: the value of this attribute is a pointer to an int; both outlive the call.
-    check("MPI_Comm_get_attr", unsafe {
-        mpi_sys::MPI_Comm_get_attr(
-            mpi_sys::MPI_COMM_WORLD,
-            mpi_sys::MPI_TAG_UB,
-            (&raw mut value).cast(),
-            &mut found,
-        )
-    })?;
-    // SAFETY: where it was found, MPI has pointed the value at an int of its own.
-    let value = unsafe { value.as_ref() }.filter(|_| found != 0);
-    // What every MPI allows (MPI 3.1, section 8.1.2).
-    Ok(value.copied().unwrap_or(32767))
-}
-
-pub(super) fn flag(
-    call: &'static str,
-    query: unsafe extern "C" fn(*mut c_int) -> c_int,
-) -> Result<bool> {
-    let mut flag = 0;
-    // SAFETY: the queries passed here write one int.
-    check(call, unsafe { query(&mut flag) })?;
-    Ok(flag != 0)
 }

@@ -1,7 +1,8 @@
 //! [`Library`]: which MPI it is, and whether it is the one that the program was made for.
 
-use super::ThreadLevel;
-use crate::error::{Error, Result, check};
+use crate::base::error::{Error, Result};
+use crate::base::thread_level::ThreadLevel;
+use crate::environment::error_code::checked;
 
 /// The MPI library in use.
 #[derive(Clone, Debug)]
@@ -15,9 +16,7 @@ impl Library {
     pub(super) fn query(version: String, thread_level: ThreadLevel) -> Result<Self> {
         let mut standard = (0, 0);
         // SAFETY: both numbers outlive the call.
-        check("MPI_Get_version", unsafe {
-            mpi_sys::MPI_Get_version(&mut standard.0, &mut standard.1)
-        })?;
+        unsafe { checked!(MPI_Get_version(&mut standard.0, &mut standard.1)) }?;
         Ok(Self { version, standard, thread_level })
     }
 
@@ -63,9 +62,7 @@ fn library_version() -> Result<String> {
     let mut text = vec![0_u8; mpi_sys::MPI_MAX_LIBRARY_VERSION_STRING as usize];
     let mut length = 0;
     // SAFETY: `text` has the bytes that MPI may write; the call is allowed at any time.
-    check("MPI_Get_library_version", unsafe {
-        mpi_sys::MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length)
-    })?;
+    unsafe { checked!(MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length)) }?;
     text.truncate(usize::try_from(length).unwrap_or(0));
     Ok(String::from_utf8_lossy(&text).trim_end_matches(['\0', '\n']).to_owned())
 }
@@ -79,7 +76,7 @@ const ALLOW_SINGLETONS: &str = "MPI4TCH_ALLOW_SINGLETONS";
 /// # Errors
 /// `Error::Launcher` in such a world, unless `MPI4TCH_ALLOW_SINGLETONS` is 1; `Error::Setting` if it
 /// is neither 0 nor 1. The variable is not read in other worlds, whose ranks would have to agree.
-pub(super) fn check_launcher(size: i32) -> Result<()> {
+pub(crate) fn check_launcher(size: i32) -> Result<()> {
     // As set by Open MPI, by MPICH and its kin, and by Slurm for one step.
     const VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
     if size > 1 {

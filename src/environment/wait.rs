@@ -1,10 +1,10 @@
-//! Waiting for other ranks. Every wait of this crate is made by one of the two functions here, so
-//! each is watched, and none keeps other threads, or other calls that were started, from going on.
+//! Waiting for other ranks. Every wait of this crate is made by one of the functions here, so each
+//! is watched, and none keeps other threads, or other calls that were started, from going on.
 
 use super::Environment;
-use crate::agreement::Way;
-use crate::error::Result;
-use crate::site::Site;
+use crate::base::error::Result;
+use crate::base::site::Site;
+use crate::base::way::Way;
 
 /// How often a wait looks before it lets other processes run: for about 100 µs.
 const SPINS: u32 = 500;
@@ -24,7 +24,7 @@ impl Environment {
             {
                 let _leave = self.enter(site.call)?;
                 // SAFETY: `enter` gave leave to call MPI.
-                unsafe { self.flights().advance() };
+                unsafe { self.advance() };
                 if let Some(result) = poll()? {
                     return Ok(result);
                 }
@@ -36,6 +36,16 @@ impl Environment {
                 std::thread::yield_now();
             }
         }
+    }
+
+    /// As [`wait`](Self::wait), until `has_come` says so.
+    #[inline]
+    pub(crate) fn wait_until(
+        &self,
+        site: Site,
+        mut has_come: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
+        self.wait(site, || Ok(has_come()?.then_some(())))
     }
 
     /// Makes one call of MPI's, which may wait inside MPI: for other ranks that are certain to make
@@ -51,10 +61,6 @@ impl Environment {
     /// that would keep other threads or other calls from going on.
     #[inline]
     pub(crate) fn way(&self) -> Way {
-        if self.has_waiting_threads() || self.flights().are_queued() {
-            Way::Polls
-        } else {
-            Way::Waits
-        }
+        if self.has_waiting_threads() || self.are_queued() { Way::Polls } else { Way::Waits }
     }
 }

@@ -1,0 +1,312 @@
+// The one place that speaks C++ to libtorch: an autograd node that owns a Rust pullback.
+// Its Rust side is beside it, in src/autograd/; wrapper.h is the border.
+
+#include "../../wrapper.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/MemoryOverlap.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/headeronly/version.h>
+
+namespace {
+
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// Nodes are held by std::shared_ptr, with a deleter that frees long chains of them iteratively, not
+// by recursion; from libtorch 2.13 on by c10::intrusive_ptr, which sees to that itself.
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
+template <typename Node, typename... Args>
+auto make_node(Args &&...args) {
+  return c10::make_intrusive<Node>(std::forward<Args>(args)...);
+}
+#else
+template <typename Node, typename... Args>
+auto make_node(Args &&...args) {
+  return std::shared_ptr<Node>(new Node(std::forward<Args>(args)...), torch::autograd::deleteNode);
+}
+#endif
+
+const at::Tensor &tensor(const void *pointer) { return *static_cast<const at::Tensor *>(pointer); }
+
+variable_list tensors(const mpi4tch_tensor *pointers, size_t count) {
+  variable_list list;
+  list.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    list.push_back(pointers[i] == nullptr ? at::Tensor() : tensor(pointers[i]));
+  }
+  return list;
+}
+
+// Hands a tensor to the other side, which owns it from then on.
+mpi4tch_tensor give(at::Tensor t) { return t.defined() ? new at::Tensor(std::move(t)) : nullptr; }
+
+// Takes back what the other side gave.
+at::Tensor take(mpi4tch_tensor pointer) {
+  if (pointer == nullptr) return {};
+  std::unique_ptr<at::Tensor> owned(static_cast<at::Tensor *>(pointer));
+  return std::move(*owned);
+}
+
+// Runs `body` and turns what it throws into the error text that the C functions return.
+template <typename Body>
+char *guarded(Body &&body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error &error) {
+    const char *text = error.what_without_backtrace();
+    return mpi4tch_text(text, std::strlen(text));
+  } catch (const std::exception &error) {
+    return mpi4tch_text(error.what(), std::strlen(error.what()));
+  } catch (...) {
+    static constexpr char text[] = "unknown C++ exception";
+    return mpi4tch_text(text, sizeof text - 1);
+  }
+}
+
+// Calls the Rust closure, and drops it with the last reference to the node.
+class Pullback {
+ public:
+  explicit Pullback(mpi4tch_pullback rust) : rust_(rust) {}
+  Pullback(const Pullback &) = delete;
+  Pullback &operator=(const Pullback &) = delete;
+  ~Pullback() { rust_.drop(rust_.state); }
+
+  // `why_not` tells why there are no saved tensors, if there are none.
+  variable_list operator()(variable_list cotangents, variable_list saved, const char *why_not,
+                           size_t inputs) const {
+    std::vector<mpi4tch_tensor> given, kept, gradients(inputs, nullptr);
+    for (auto &cotangent : cotangents) given.push_back(give(std::move(cotangent)));
+    for (auto &value : saved) kept.push_back(give(std::move(value)));
+    const mpi4tch_backward backward{given.data(), given.size(),     kept.data(),     kept.size(),
+                                    why_not,      gradients.data(), gradients.size()};
+    char *error = rust_.call(rust_.state, &backward);
+    variable_list result;
+    for (mpi4tch_tensor gradient : gradients) result.push_back(take(gradient));
+    if (error != nullptr) {
+      const std::unique_ptr<char, decltype(&mpi4tch_free)> text(error, mpi4tch_free);
+      throw std::runtime_error(text.get());
+    }
+    return result;
+  }
+
+ private:
+  mpi4tch_pullback rust_;
+};
+
+class Communication final : public torch::autograd::Node {
+ public:
+  Communication(std::string name, std::unique_ptr<Pullback> pullback)
+      : name_(std::move(name)), pullback_(std::move(pullback)) {}
+
+  void save(const at::Tensor &value, bool is_output) { saved_.emplace_back(value, is_output); }
+
+  std::string name() const override { return name_; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto &value : saved_) value.reset_data();
+  }
+
+  // A communication must never be left out because this rank's cotangent happens to be undefined,
+  // or because a saved tensor is not to be had: other ranks wait for it. So undefined cotangents
+  // become zeros, and what is wrong with a saved tensor is left to the pullback to tell the others.
+  variable_list apply(variable_list &&cotangents) override {
+    variable_list saved;
+    const std::unique_ptr<char, decltype(&mpi4tch_free)> error(
+        guarded([&] {
+          const std::lock_guard<std::mutex> lock(mutex_);
+          for (auto &value : saved_) saved.push_back(value.unpack(getptr()));
+        }),
+        mpi4tch_free);
+    if (error != nullptr) saved.clear();
+    for (size_t i = 0; i < cotangents.size(); ++i) {
+      if (!cotangents[i].defined()) {
+        cotangents[i] = input_metadata(i).zeros_like();
+      } else if (cotangents[i].layout() != at::kStrided) {
+        cotangents[i] = cotangents[i].to_dense();
+      }
+    }
+    return (*pullback_)(std::move(cotangents), std::move(saved), error.get(), num_outputs());
+  }
+
+ private:
+  std::string name_;
+  std::unique_ptr<Pullback> pullback_;
+  std::vector<SavedVariable> saved_;
+};
+
+}  // namespace
+
+// Nothing here throws for a tensor that is defined and strided.
+mpi4tch_view mpi4tch_look(const void *pointer) {
+  const at::Tensor &t = tensor(pointer);
+  mpi4tch_view view{};
+  view.defined = t.defined();
+  if (!view.defined) return view;
+  view.kind = static_cast<int32_t>(t.scalar_type());
+  view.strided = t.layout() == at::kStrided && !t.is_quantized() && !t.is_nested();
+  if (!view.strided) return view;
+  view.sizes = t.sizes().data();
+  view.dim = t.sizes().size();
+  view.numel = t.numel();
+  view.cpu = t.device().is_cpu();
+  view.contiguous = t.is_contiguous() && !t.is_conj() && !t.is_neg() && !t._is_zerotensor();
+  view.requires_grad = c10::GradMode::is_enabled() && t.requires_grad();
+  view.data = view.cpu && t.has_storage() && !t._is_zerotensor() ? t.const_data_ptr() : nullptr;
+  return view;
+}
+
+int64_t mpi4tch_version(const void *pointer) {
+  const at::Tensor &t = tensor(pointer);
+  return t.defined() && !t.is_inference() ? static_cast<int64_t>(t._version()) : 0;
+}
+
+char *mpi4tch_device(const void *pointer) {
+  const std::string name = tensor(pointer).device().str();
+  return mpi4tch_text(name.data(), name.size());
+}
+
+char *mpi4tch_empty(const int64_t *sizes, size_t dim, int32_t kind, mpi4tch_tensor *result,
+                    void **data) {
+  return guarded([&] {
+    at::Tensor t(
+        at::detail::empty_cpu(at::IntArrayRef(sizes, dim), static_cast<at::ScalarType>(kind)));
+    *data = t.mutable_data_ptr();
+    *result = give(std::move(t));
+  });
+}
+
+char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_tensor *inputs,
+                     size_t input_count, const mpi4tch_tensor *outputs, size_t output_count,
+                     const mpi4tch_tensor *saved, size_t saved_count) {
+  return guarded([&] {
+    auto owned = std::make_unique<Pullback>(pullback);
+    const auto node = make_node<Communication>(name, std::move(owned));
+    node->set_next_edges(torch::autograd::collect_next_edges(tensors(inputs, input_count)));
+    torch::autograd::set_history(tensors(outputs, output_count), node);
+    for (size_t i = 0; i < saved_count; ++i) {
+      bool is_output = false;
+      for (size_t j = 0; j < output_count; ++j) {
+        is_output |= tensor(saved[i]).is_same(tensor(outputs[j]));
+      }
+      node->save(tensor(saved[i]), is_output);
+    }
+  });
+}
+
+char *mpi4tch_check_in_place(const void *pointer, void **data, bool *view) {
+  return guarded([&] {
+    const at::Tensor &t = tensor(pointer);
+    TORCH_CHECK(t.defined(), "the tensor is undefined");
+    // torch's own check comes only with the change, after the call.
+    TORCH_CHECK(!t._is_zerotensor(),
+                "torch keeps these zeros without storage; clone the tensor to change it");
+    torch::autograd::check_inplace(t, torch::autograd::compute_requires_grad(t));
+    at::assert_no_internal_overlap(t);
+    const bool plain = t.layout() == at::kStrided && t.device().is_cpu() && t.has_storage();
+    *data = plain ? t.mutable_data_ptr() : nullptr;
+    *view = t.is_view();
+  });
+}
+
+char *mpi4tch_record_in_place(const char *name, const mpi4tch_pullback *pullback,
+                              const void *pointer) {
+  return guarded([&] {
+    const at::Tensor &t = tensor(pointer);
+    if (pullback == nullptr) {
+      torch::autograd::increment_version(t);
+      return;
+    }
+    auto owned = std::make_unique<Pullback>(*pullback);
+    const auto node = make_node<Communication>(name, std::move(owned));
+    node->set_next_edges(torch::autograd::collect_next_edges(t));
+    torch::autograd::increment_version(t);
+    torch::autograd::rebase_history(t, node);
+  });
+}
+
+char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
+                   size_t output_count, const mpi4tch_tensor *inputs, size_t input_count,
+                   bool retain_graph, bool create_graph, mpi4tch_tensor *gradients) {
+  return guarded([&] {
+    auto result = torch::autograd::grad(
+        tensors(outputs, output_count), tensors(inputs, input_count),
+        tensors(cotangents, output_count), retain_graph, create_graph, /*allow_unused=*/true);
+    for (size_t i = 0; i < input_count; ++i) gradients[i] = give(std::move(result[i]));
+  });
+}
+
+char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
+                            size_t output_count, bool retain_graph, bool create_graph) {
+  return guarded([&] {
+    torch::autograd::backward(tensors(outputs, output_count), tensors(cotangents, output_count),
+                              retain_graph, create_graph);
+  });
+}
+
+mpi4tch_tensor mpi4tch_take_grad(const void *pointer) {
+  at::Tensor &gradient = tensor(pointer).mutable_grad();
+  return give(std::move(gradient));
+}
+
+int32_t mpi4tch_graph_task(void) { return torch::autograd::get_current_graph_task_id(); }
+
+char *mpi4tch_pin(const void *pointer, mpi4tch_tensor *result, const void **storage,
+                  bool *resizable) {
+  return guarded([&] {
+    at::Tensor alias = tensor(pointer).variable_data();
+    if (alias.has_storage() && alias.storage()) {
+      c10::StorageImpl *memory = alias.storage().unsafeGetStorageImpl();
+      *storage = memory;
+      *resizable = memory->resizable();
+      memory->set_resizable(false);
+    }
+    *result = give(std::move(alias));
+  });
+}
+
+void mpi4tch_unpin(const void *pointer) {
+  tensor(pointer).storage().unsafeGetStorageImpl()->set_resizable(true);
+}
+
+// As torch's own functions return an input that they did not change
+// (torch/csrc/autograd/custom_function.cpp).
+char *mpi4tch_alias(const void *pointer, mpi4tch_tensor *result) {
+  return guarded([&] {
+    const at::NoGradGuard guard;
+    const at::Tensor &t = tensor(pointer);
+    *result = give(t.view_as(t));
+  });
+}
+
+bool mpi4tch_is_same(const void *a, const void *b) { return tensor(a).is_same(tensor(b)); }
+
+bool mpi4tch_grad_enabled(void) { return c10::GradMode::is_enabled(); }
+
+char *mpi4tch_text(const char *text, size_t length) {
+  auto *copy = static_cast<char *>(std::malloc(length + 1));
+  if (copy == nullptr) std::abort();
+  std::memcpy(copy, text, length);
+  copy[length] = '\0';
+  return copy;
+}
+
+void mpi4tch_free(char *text) { std::free(text); }

@@ -1,0 +1,296 @@
+//! [`Error`]: why a call failed.
+
+use std::fmt;
+use std::panic::Location;
+
+use tch::Kind;
+
+use crate::base::op::Op;
+use crate::base::rank::Rank;
+
+/// What every fallible call of this crate returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call failed: the call first, then what came and what was needed.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An MPI function returned an error code.
+    #[error("{call} failed: {message} ({class}){}", after_colon(.detail))]
+    Mpi {
+        /// The MPI function.
+        call: &'static str,
+        /// The error class as the MPI standard names it: `MPI_ERR_COMM`.
+        class: &'static str,
+        /// The library's text for the class.
+        message: String,
+        /// What the library says of this failure beyond that; empty if it says no more.
+        detail: String,
+    },
+
+    /// The tensor is undefined.
+    #[error("{call}: the tensor is undefined, like a gradient that was never computed")]
+    Undefined {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// The tensor's kind has no MPI datatype.
+    #[error("{call}: kind {kind} has no MPI datatype")]
+    Kind {
+        /// The operation.
+        call: &'static str,
+        /// The tensor's kind, as libtorch names it.
+        kind: String,
+    },
+
+    /// The op is not defined for the tensor's kind.
+    #[error("{call}: Op::{op:?} is not defined for kind {kind:?}")]
+    OpKind {
+        /// The operation.
+        call: &'static str,
+        /// The op asked for.
+        op: Op,
+        /// The tensor's kind.
+        kind: Kind,
+    },
+
+    /// The op is not differentiable, and the input requires grad.
+    #[error("{call}: Op::{op:?} has no adjoint; detach the input first")]
+    NoAdjoint {
+        /// The operation.
+        call: &'static str,
+        /// The op asked for.
+        op: Op,
+    },
+
+    /// The op is not defined for this operation.
+    #[error("{call}: Op::{op:?} is not defined; {reason}")]
+    Op {
+        /// The operation.
+        call: &'static str,
+        /// The op asked for.
+        op: Op,
+        /// Why.
+        reason: &'static str,
+    },
+
+    /// The tensor has no such axis.
+    #[error("{call}: axis {axis} is out of range for a tensor of shape {shape:?}")]
+    Axis {
+        /// The operation.
+        call: &'static str,
+        /// The axis asked for.
+        axis: i64,
+        /// The tensor's shape.
+        shape: Vec<i64>,
+    },
+
+    /// The communicator has no such rank.
+    #[error("{call}: {role} {rank} is out of range for {size} ranks")]
+    Rank {
+        /// The operation.
+        call: &'static str,
+        /// What the rank was to be: `root`.
+        role: &'static str,
+        /// The rank asked for.
+        rank: Rank,
+        /// The size of the communicator.
+        size: Rank,
+    },
+
+    /// The counts do not fit the tensor or the ranks.
+    #[error("{call}: {message}")]
+    Counts {
+        /// The operation.
+        call: &'static str,
+        /// What came and what was needed.
+        message: String,
+    },
+
+    /// An argument has a value that the call cannot take.
+    #[error("{call}: {message}")]
+    Argument {
+        /// The operation.
+        call: &'static str,
+        /// What came and what was needed.
+        message: String,
+    },
+
+    /// A message is not what it was to be received into.
+    #[error("{call}: {message}")]
+    Message {
+        /// The operation.
+        call: &'static str,
+        /// What came and what was needed.
+        message: String,
+    },
+
+    /// A tensor was changed in place while MPI was reading it.
+    #[error("{call}: the tensor was changed in place between the start, at {at}, and the wait")]
+    InFlight {
+        /// The operation.
+        call: &'static str,
+        /// Where it was started.
+        at: &'static Location<'static>,
+    },
+
+    /// The derivative of what was started needs its result, and nobody waited for it.
+    #[error(
+        "{call}: its derivative needs the result, but what was started at {at} was never waited for"
+    )]
+    Unreached {
+        /// The operation.
+        call: &'static str,
+        /// Where it was started.
+        at: &'static Location<'static>,
+    },
+
+    /// The ranks have recorded different calls on a tape. All of them get this error, and none has
+    /// begun the backward pass.
+    #[error("the ranks recorded different calls on the tape:{differences}")]
+    Tape {
+        /// The first calls that differ: each with its line, and its rank.
+        differences: String,
+    },
+
+    /// The ranks disagree on a call. All of them get this error, and none has made the call.
+    #[error("the ranks disagree on a call:{differences}")]
+    Mismatch {
+        /// A line for each argument that differs, with the ranks that have each value.
+        differences: String,
+    },
+
+    /// A call that the ranks had agreed on failed on this rank, or was given up: other ranks may have
+    /// made it. No further collective call can be made on the communicator.
+    #[error(
+        "{call}: an earlier call on this communicator failed on this rank after the ranks had agreed \
+         on it, so their calls no longer match; make another communicator"
+    )]
+    OutOfStep {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// What ranks have started or sent was left over at MPI's end.
+    #[error("finalize: {what}")]
+    Left {
+        /// A line for each message that nobody received and each call that did not end.
+        what: String,
+    },
+
+    /// An environment variable has a value that means nothing.
+    #[error("initialize: {name} is {value:?}; it may be {needed}")]
+    Setting {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        needed: &'static str,
+    },
+
+    /// The tensor is sparse, quantized or nested.
+    #[error("{call}: the tensor has no strided storage; a dense tensor is needed")]
+    Layout {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// The tensor is not in host memory.
+    #[error("{call}: the tensor is on device {device}; move it to the CPU first")]
+    Device {
+        /// The operation.
+        call: &'static str,
+        /// Where it is, as libtorch names it: `cuda:0`.
+        device: String,
+    },
+
+    /// The ranks' data is too much for one exchange of the crate's own.
+    #[error("{call}: the data of all ranks exceeds 2 GiB")]
+    Exchange {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// MPI is not there yet.
+    #[error("{call}: MPI has not been initialized; call mpi4tch::initialize first")]
+    Uninitialized {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// MPI is not there any more.
+    #[error("{call}: MPI has been finalized")]
+    Finalized {
+        /// The operation.
+        call: &'static str,
+    },
+
+    /// The call came from a thread that may not call MPI.
+    #[error(
+        "{call}: called from a thread that may not call MPI (thread level {level:?}); {needed}"
+    )]
+    Thread {
+        /// The operation.
+        call: &'static str,
+        /// The thread level that MPI was initialized with.
+        level: crate::base::thread_level::ThreadLevel,
+        /// What would be allowed.
+        needed: &'static str,
+    },
+
+    /// The MPI library that was loaded is not the one that was compiled against.
+    #[error(
+        "initialize: compiled against {compiled}, but {loaded} was loaded, and their ABIs differ; \
+         rebuild with MPI4TCH_MPI set to the one that is loaded, or mend the library path"
+    )]
+    Library {
+        /// What `mpi_sys` was compiled against.
+        compiled: String,
+        /// What `MPI_Get_library_version` says.
+        loaded: String,
+    },
+
+    /// The launcher of another MPI started several ranks, each in a world of its own.
+    #[error(
+        "initialize: {variable} says that {launched} ranks were started, but each is alone in its \
+         world: the launcher is not one of {vendor}, which the program is compiled for; start it \
+         with {launcher}, or set MPI4TCH_ALLOW_SINGLETONS=1 if that is meant"
+    )]
+    Launcher {
+        /// The variable by which the launcher counts the ranks.
+        variable: &'static str,
+        /// Its value.
+        launched: i32,
+        /// Whose MPI the program is compiled for.
+        vendor: mpi_sys::Vendor,
+        /// The launcher of that MPI: a path, or `mpiexec`.
+        launcher: &'static str,
+    },
+
+    /// libtorch refused.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+
+    /// libtorch refused, below tch.
+    #[error("{call}: {message}")]
+    Autograd {
+        /// The operation.
+        call: &'static str,
+        /// libtorch's text.
+        message: String,
+    },
+}
+
+/// As `Display`: it is what a `main` that returns its error prints.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What is put after a text that may be all there is to say.
+fn after_colon(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(": {detail}") }
+}

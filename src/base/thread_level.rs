@@ -1,0 +1,43 @@
+//! [`ThreadLevel`]: which threads may call MPI.
+
+use std::ffi::c_int;
+
+/// Which threads may call MPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ThreadLevel {
+    /// The program has one thread.
+    #[doc(alias = "MPI_THREAD_SINGLE")]
+    Single,
+    /// Only the main thread calls MPI; a call from another is an
+    /// [`Error::Thread`](crate::Error::Thread).
+    #[doc(alias = "MPI_THREAD_FUNNELED")]
+    Funneled,
+    /// Any thread calls MPI, one at a time: a call of this crate that waits lets others in. Those that
+    /// make communicators do not: one thread at a time may make them. Nor do blocking calls without
+    /// [checks](crate#checks-across-ranks).
+    #[doc(alias = "MPI_THREAD_SERIALIZED")]
+    Serialized,
+    /// Any thread calls MPI at any time.
+    #[doc(alias = "MPI_THREAD_MULTIPLE")]
+    Multiple,
+}
+
+impl ThreadLevel {
+    pub(crate) fn to_mpi(self) -> c_int {
+        match self {
+            Self::Single => mpi_sys::MPI_THREAD_SINGLE,
+            Self::Funneled => mpi_sys::MPI_THREAD_FUNNELED,
+            Self::Serialized => mpi_sys::MPI_THREAD_SERIALIZED,
+            Self::Multiple => mpi_sys::MPI_THREAD_MULTIPLE,
+        }
+    }
+
+    pub(crate) fn from_mpi(level: c_int) -> Self {
+        match level {
+            l if l == mpi_sys::MPI_THREAD_MULTIPLE => Self::Multiple,
+            l if l == mpi_sys::MPI_THREAD_SERIALIZED => Self::Serialized,
+            l if l == mpi_sys::MPI_THREAD_FUNNELED => Self::Funneled,
+            _ => Self::Single,
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What MPI reads and writes: a tensor, checked, as (pointer, count, datatype).
+//!
+//! All result and staging memory comes from [`Output::new`], so that its source can change in one
+//! place.
+
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+
+use parking_lot::Mutex;
+
+use tch::{TchError, Tensor};
+
+use crate::autograd::{self, Recording, View};
+use crate::base::error::{Error, Result};
+use crate::call::blocks::{Blocks, elements};
+use crate::environment::datatype::Datatype;
+
+/// A tensor to send: checked, in host memory; for MPI to read after
+/// [`contiguous`](Self::contiguous), [`packed`](Self::packed) or [`replaced`](Self::replaced).
+pub(crate) struct Input<'x> {
+    call: &'static str,
+    view: View<'x>,
+    /// What is sent instead of the user's tensor.
+    copy: Option<Tensor>,
+    data: *const c_void,
+    datatype: Datatype,
+}
+
+impl<'x> Input<'x> {
+    #[inline]
+    pub(crate) fn new(call: &'static str, x: &'x Tensor) -> Result<Self> {
+        let view = View::of(x);
+        if !view.is_defined() {
+            return Err(Error::Undefined { call });
+        }
+        let Some(datatype) = Datatype::of(view.scalar_type()) else {
+            let kind = x.f_kind().map_or_else(
+                |_| format!("of scalar type {}", view.scalar_type()),
+                |kind| format!("{kind:?}"),
+            );
+            return Err(Error::Kind { call, kind });
+        };
+        if !view.is_strided() {
+            return Err(Error::Layout { call });
+        }
+        if !view.is_on_cpu() {
+            return Err(Error::Device { call, device: view.device() });
+        }
+        Ok(Self { call, view, copy: None, data: view.data(), datatype })
+    }
+
+    /// As MPI sends it: a copy, unless the elements already lie so.
+    #[inline]
+    pub(crate) fn contiguous(self) -> Result<Self> {
+        // What replaces the tensor lies so already.
+        if self.copy.is_some() || self.view.is_contiguous() {
+            return Ok(self);
+        }
+        self.replaced(|x| Ok(x.shallow_clone()))
+    }
+
+    /// With the blocks one after another.
+    pub(crate) fn packed(self, blocks: &Blocks) -> Result<Self> {
+        if blocks.are_consecutive(self.shape()) {
+            return self.contiguous();
+        }
+        let packed = blocks.pack(self.call, self.sent(), self.datatype)?;
+        Ok(self.sending(packed))
+    }
+
+    /// Sends what `f` makes of the tensor instead, of the same number of elements and kind.
+    pub(crate) fn replaced(
+        self,
+        f: impl FnOnce(&Tensor) -> std::result::Result<Tensor, TchError>,
+    ) -> Result<Self> {
+        let recording = Recording::off();
+        let other = f(self.view.tensor())?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()?;
+        drop(recording);
+        let view = View::of(&other);
+        if view.count() != 0 && view.data().is_null() {
+            // Zeros that torch keeps without storage. Writing them makes storage.
+            let mut zeros = Output::new(self.call, self.shape(), self.datatype)?.into_tensor();
+            let _ = zeros.f_zero_()?;
+            return Ok(self.sending(zeros));
+        }
+        Ok(self.sending(other))
+    }
+
+    fn sending(self, copy: Tensor) -> Self {
+        let data = View::of(&copy).data();
+        Self { data, copy: Some(copy), ..self }
+    }
+
+    pub(crate) fn shape(&self) -> &'x [i64] {
+        self.view.shape()
+    }
+
+    pub(crate) fn datatype(&self) -> Datatype {
+        self.datatype
+    }
+
+    pub(crate) fn view(&self) -> &View<'x> {
+        &self.view
+    }
+
+    pub(crate) fn requires_grad(&self) -> bool {
+        self.view.requires_grad()
+    }
+
+    /// The tensor that [`data`](Self::data) points into.
+    pub(crate) fn sent(&self) -> &Tensor {
+        self.copy.as_ref().unwrap_or_else(|| self.view.tensor())
+    }
+
+    /// The first of [`count`](Self::count) elements, valid as long as `self`.
+    #[inline]
+    pub(crate) fn data(&self) -> *const c_void {
+        self.data
+    }
+
+    pub(crate) fn count(&self) -> i64 {
+        self.view.count()
+    }
+}
+
+/// A tensor that MPI writes: contiguous, in host memory.
+pub(crate) struct Output {
+    tensor: Tensor,
+    data: *mut c_void,
+}
+
+impl Output {
+    /// A new one, of undefined content.
+    #[inline]
+    pub(crate) fn new(call: &'static str, shape: &[i64], datatype: Datatype) -> Result<Self> {
+        let (tensor, data) = autograd::empty(call, shape, datatype.scalar_type())?;
+        // What torch has made is no larger than memory.
+        let count = usize::try_from(elements(call, shape)?).unwrap_or(0);
+        let bytes = count.saturating_mul(datatype.kind.elt_size_in_bytes());
+        if bytes >= HUGE {
+            ask_for_huge_pages(data, bytes);
+        }
+        Ok(Self { tensor, data })
+    }
+
+    /// Copies what `input` sends, which has as many elements.
+    pub(crate) fn copy_from(&self, input: &Input) -> Result<()> {
+        let _recording = Recording::off();
+        Ok(self.tensor.shallow_clone().f_copy_(input.sent())?)
+    }
+
+    /// The first element, valid as long as the tensor.
+    #[inline]
+    pub(crate) fn data(&self) -> *mut c_void {
+        self.data
+    }
+
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    pub(crate) fn into_tensor(self) -> Tensor {
+        self.tensor
+    }
+}
+
+/// Memory that MPI reads or writes while a call is under way. Whatever is done to the tensor, it
+/// stays where it is.
+pub(crate) struct Pinned {
+    tensor: Tensor,
+    storage: usize,
+}
+
+/// How many hold each storage, of those that could be resized before.
+static PINS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+
+impl Pinned {
+    pub(crate) fn new(call: &'static str, tensor: &Tensor) -> Result<Self> {
+        let mut pins = PINS.lock();
+        let (tensor, storage, resizable) = autograd::pin(call, tensor)?;
+        if resizable || pins.contains_key(&storage) {
+            *pins.entry(storage).or_default() += 1;
+        }
+        Ok(Self { tensor, storage })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let mut pins = PINS.lock();
+        let Some(count) = pins.get_mut(&self.storage) else { return };
+        *count -= 1;
+        if *count == 0 {
+            pins.remove(&self.storage);
+            autograd::unpin(&self.tensor);
+        }
+    }
+}
+
+/// From this size on, what a new tensor costs is its pages: huge ones are far fewer.
+const HUGE: usize = 4 << 20;
+
+/// Asks the kernel to back the memory with huge pages. It is a wish: nothing depends on the answer.
+#[cold]
+fn ask_for_huge_pages(data: *mut c_void, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4096;
+        let skipped = data.align_offset(PAGE).min(bytes);
+        // SAFETY: the range lies within an allocation of this size; the advice changes no content.
+        unsafe { libc::madvise(data.byte_add(skipped), bytes - skipped, libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (data, bytes);
+}

@@ -1,0 +1,300 @@
+//! The order in which the collective calls on a communicator reach MPI.
+//!
+//! MPI matches the collective calls of the ranks by their order, whatever they are, and some MPIs
+//! write beyond a buffer where the calls that meet differ in size. So a call is made only when the
+//! ranks have agreed on it, and when all calls before it have been made or refused: on every rank
+//! what reaches MPI is then the same calls in the same order.
+//!
+//! A call takes its place when the user makes or starts it. A blocking one waits for its turn. One
+//! that was started is [`Pending`], and its turn is looked for whenever this crate waits or starts
+//! something: see [`flight`](crate::engine::flight).
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::description::{AT, LAST, Line, PAIRS, PLACE, encode};
+use super::rounds::{Rounds, WORDS};
+use super::texts::Texts;
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+use crate::base::tag::Tag;
+use crate::base::way::Way;
+use crate::communicator::Communicator;
+
+/// The places of a communicator's collective calls.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(Mutex<Order>);
+
+#[derive(Debug, Default)]
+struct Order {
+    /// How many places have been taken.
+    taken: u64,
+    /// The place whose turn it is.
+    current: u64,
+    /// How many exchanges have been begun.
+    exchanges: u64,
+    /// How many calls this rank has not made though the ranks agreed on them.
+    withdrawn: u64,
+    /// Whether a call that other ranks may have made has failed here after it was agreed on.
+    out_of_step: bool,
+    /// The last call that was agreed on and stood on different lines.
+    other_lines: Option<Site>,
+}
+
+/// How many tags an exchange has: one for each round, and the last for texts.
+const TAGS: Tag = 32;
+
+impl Turns {
+    fn order(&self) -> MutexGuard<'_, Order> {
+        self.0.lock()
+    }
+
+    pub(super) fn are_out_of_step(&self) -> bool {
+        self.order().out_of_step
+    }
+
+    /// Notes a call that this rank will not make, if the ranks agree on it. Those that have taken
+    /// their places after it, on other threads, have told the others nothing of that.
+    pub(super) fn withdraw(&self, place: u64) {
+        let mut order = self.order();
+        order.withdrawn += 1;
+        order.out_of_step |= order.taken > place + 1;
+    }
+
+    fn is_turn(&self, place: u64) -> bool {
+        self.order().current == place
+    }
+
+    fn pass(&self, place: u64) {
+        let mut order = self.order();
+        // One that gives up before its turn takes those before it along.
+        order.out_of_step |= order.current != place;
+        order.current = order.current.max(place + 1);
+    }
+}
+
+/// A call that has its place, but whose turn is yet to come or which is yet to be agreed on.
+pub(crate) struct Pending {
+    site: Site,
+    comm: Communicator,
+    place: u64,
+    /// How many calls this rank had not made, when this one took its place.
+    withdrawn: u64,
+    /// What the ranks compare: of calls that they agree on it is the same.
+    seal: u64,
+    tag: Tag,
+    exchange: Exchange,
+    /// Whether the place has been passed, or passed on to a [`Turn`].
+    ended: bool,
+}
+
+enum Exchange {
+    /// The ranks compare what they call.
+    Rounds(Rounds),
+    /// They differ, and tell each other what.
+    Texts(Texts),
+    /// They agree.
+    Done(Way),
+}
+
+/// What comes of a [`Pending`] call: its turn, or every rank's text where they differ.
+pub(crate) type Outcome = std::result::Result<Turn, Vec<Vec<u8>>>;
+
+impl Pending {
+    /// Takes the next place, and begins to compare the call: its fingerprint must be the same on
+    /// all ranks, and the sum of the ranks' `balance` zero.
+    pub(super) fn new(
+        site: Site,
+        comm: &Communicator,
+        fingerprint: u64,
+        balance: u64,
+        way: Way,
+    ) -> Self {
+        let (place, number, withdrawn) = {
+            let mut order = comm.turns().order();
+            order.exchanges += 1;
+            order.taken += 1;
+            (order.taken - 1, order.exchanges - 1, order.withdrawn)
+        };
+        let slots = u64::from(comm.environment().largest_tag().unsigned_abs() + 1)
+            / u64::from(TAGS.unsigned_abs());
+        // Below the largest tag, which is at least 32767.
+        let tag = Tag::try_from(number % slots).unwrap_or(0) * TAGS;
+        // Ranks that have not made the same number of calls are out of step.
+        let seal = hash(&(fingerprint, place, withdrawn));
+        let line = hash(&(site.at.file(), site.at.line(), site.at.column()));
+        // The largest of a word and of its complement tell whether all ranks have the same.
+        let words = [seal, !seal, line, !line, u64::from(way == Way::Polls)];
+        let exchange = Exchange::Rounds(Rounds::new(words, balance, tag));
+        Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
+    }
+
+    /// Takes the next place for a call that a tape has compared.
+    pub(super) fn compared(site: Site, comm: &Communicator) -> Self {
+        let place = {
+            let mut order = comm.turns().order();
+            order.taken += 1;
+            order.taken - 1
+        };
+        let exchange = Exchange::Done(Way::Polls);
+        let (withdrawn, seal, tag) = (0, hash(&place), 0);
+        Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
+    }
+
+    /// Goes on as far as possible without waiting. Where the ranks differ, this one tells the others
+    /// the `lines` that describe its call.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    #[inline]
+    pub(crate) unsafe fn poll(
+        &mut self,
+        lines: &mut dyn FnMut() -> Vec<Line>,
+    ) -> Result<Option<Outcome>> {
+        let comm = &self.comm;
+        if let Exchange::Rounds(rounds) = &mut self.exchange {
+            // SAFETY: passed on to the caller.
+            let Some((words, balance)) = (unsafe { rounds.poll(comm) })? else { return Ok(None) };
+            let [same_terms, same_line, way] = verdict(words);
+            let agree = same_terms && balance == 0;
+            if agree && !same_line {
+                comm.turns().order().other_lines = Some(self.site);
+                comm.environment().watch().note_lines(self.site);
+            }
+            self.exchange = if agree {
+                Exchange::Done(if way { Way::Polls } else { Way::Waits })
+            } else {
+                let mut lines = lines();
+                lines.retain(|(name, _)| same_terms || !PAIRS.contains(name));
+                let failed = match self.withdrawn {
+                    0 => String::new(),
+                    count => format!(", {count} of which failed here"),
+                };
+                lines.push((PLACE, format!("{}{failed}", self.place)));
+                lines.push((AT, self.site.place()));
+                let last = comm.turns().order().other_lines;
+                lines.extend(last.map(|site| (LAST, site.to_string())));
+                // SAFETY: passed on to the caller.
+                let texts = unsafe { Texts::send(comm, self.tag + TAGS - 1, encode(&lines)) };
+                Exchange::Texts(texts?)
+            };
+        }
+        if comm.turns().are_out_of_step() {
+            return Err(Error::OutOfStep { call: self.site.call });
+        }
+        if !comm.turns().is_turn(self.place) {
+            return Ok(None);
+        }
+        match &mut self.exchange {
+            Exchange::Done(way) => {
+                self.ended = true;
+                let turns = Some(Arc::clone(comm.turns()));
+                let (place, seal, made) = (self.place, self.seal, AtomicBool::default());
+                let turn = Turn { turns, place, seal, way: *way, made };
+                Ok(Some(Ok(turn)))
+            }
+            Exchange::Texts(texts) => {
+                // SAFETY: passed on to the caller.
+                let Some(texts) = (unsafe { texts.poll(comm) })? else { return Ok(None) };
+                self.ended = true;
+                comm.turns().pass(self.place);
+                Ok(Some(Err(texts)))
+            }
+            Exchange::Rounds(_) => unreachable!("the rounds are over"),
+        }
+    }
+
+    pub(super) fn comm(&self) -> &Communicator {
+        &self.comm
+    }
+
+    pub(super) fn place(&self) -> u64 {
+        self.place
+    }
+
+    pub(super) fn seal(&self) -> u64 {
+        self.seal
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Gives the call up, with which other ranks may go on.
+    pub(super) fn give_up(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.comm.turns().order().out_of_step = true;
+            self.comm.turns().pass(self.place);
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+/// Whether the terms agree, whether the lines do, and whether a rank must poll.
+fn verdict([terms, not_terms, line, not_line, way]: [u64; WORDS]) -> [bool; 3] {
+    [terms == !not_terms, line == !not_line, way != 0]
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The turn of a call that the ranks have agreed on. The next call's begins when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// None where calls are not compared.
+    turns: Option<Arc<Turns>>,
+    place: u64,
+    seal: u64,
+    way: Way,
+    made: AtomicBool,
+}
+
+impl Turn {
+    /// For a call that is not compared.
+    pub(super) fn free() -> Self {
+        Self { turns: None, place: 0, seal: 0, way: Way::Waits, made: AtomicBool::new(true) }
+    }
+
+    /// A number that the call has on all ranks that agreed on it, and that no other call of the
+    /// communicator has; 0 where calls are not compared.
+    pub(crate) fn seal(&self) -> u64 {
+        self.seal
+    }
+
+    pub(crate) fn way(&self) -> Way {
+        self.way
+    }
+
+    /// Notes that the call was started and then failed: what comes after it cannot be made.
+    pub(crate) fn failed(&self) {
+        if let Some(turns) = &self.turns {
+            turns.order().out_of_step = true;
+        }
+    }
+
+    /// Notes that the call has been made, as other ranks count on.
+    pub(crate) fn made(&self) {
+        self.made.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(turns) = &self.turns else { return };
+        if !self.made.load(Ordering::Relaxed) {
+            turns.withdraw(self.place);
+        }
+        turns.pass(self.place);
+    }
+}

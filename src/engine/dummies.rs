@@ -1,0 +1,113 @@
+//! [`join_dummies`]: dependence without data, for those who order the backward pass by hand.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::autograd::{self, Recording, View, is_recording};
+use crate::base::error::{Error, Result};
+use crate::environment::datatype::{Class, Datatype};
+
+/// `x`, made to depend on the dummies: the backward pass reaches what they come from, and reaches
+/// it only after what is made from the result.
+///
+/// Local. It is how mpi4torch's users order their communication; a [`Tape`](crate::Tape) makes it
+/// unnecessary.
+///
+/// - Shape, kind: those of `x`, whose storage the result shares; the dummies may have any, also
+///   kinds that MPI lacks.
+/// - Adjoint: the cotangent goes to `x`, zeros go to the dummies. Any of them may require grad or
+///   not. Where none of the dummies does, or `x` is of a kind that carries no gradient, the result
+///   is `x`.
+/// - As the result shares `x`'s storage, neither may be changed in place while the other is still to
+///   be used: torch refuses that other one then, or the change.
+///
+/// # Errors
+/// [`Error::Undefined`] if `x` is undefined, while an undefined dummy is one that does not require
+/// grad; [`Error::Layout`] if `x` or a dummy that requires grad is not dense; [`Error::Torch`] or
+/// [`Error::Autograd`] if libtorch fails.
+///
+/// # Examples
+/// ```
+/// use tch::{Kind, Tensor};
+///
+/// let x = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+/// let dummy = Tensor::from_slice(&[2.0, 3.0]).set_requires_grad(true);
+/// mpi4tch::join_dummies(&x, &[&dummy])?.sum(Kind::Double).backward();
+/// assert_eq!(x.grad(), Tensor::from_slice(&[1.0]));
+/// assert_eq!(dummy.grad(), Tensor::from_slice(&[0.0, 0.0]));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+pub fn join_dummies(x: &Tensor, dummies: &[&Tensor]) -> Result<Tensor> {
+    if !View::of(x).is_defined() {
+        return Err(Error::Undefined { call: CALL });
+    }
+    let mut inputs = vec![x];
+    let mut zeros = Vec::with_capacity(dummies.len());
+    for dummy in dummies {
+        if requires_grad(dummy) {
+            inputs.push(dummy);
+            zeros.push(Zeros::like(dummy)?);
+        }
+    }
+    if zeros.is_empty() || !can_require_grad(x)? {
+        return Ok(x.shallow_clone());
+    }
+    if !View::of(x).is_strided() {
+        return Err(Error::Layout { call: CALL });
+    }
+    let y = autograd::alias(CALL, x)?;
+    autograd::add_node(CALL, &inputs, &[&y], &[], move |mut backward| {
+        let cotangent = backward.cotangents.swap_remove(0);
+        let zeros = zeros.iter().map(|zeros| zeros.joined_to(&cotangent).map(Some));
+        let mut gradients: Vec<_> = zeros.collect::<Result<_>>()?;
+        gradients.insert(0, Some(cotangent));
+        Ok(gradients)
+    })?;
+    Ok(y)
+}
+
+const CALL: &str = "join_dummies";
+
+/// Whether what is done with the tensor is recorded, whatever its layout.
+fn requires_grad(x: &Tensor) -> bool {
+    View::of(x).is_defined() && is_recording() && x.requires_grad()
+}
+
+fn can_require_grad(x: &Tensor) -> Result<bool> {
+    Ok(match Datatype::of(View::of(x).scalar_type()).map(|datatype| datatype.class) {
+        Some(class) => !matches!(class, Class::Integer | Class::Bool),
+        None => x.f_is_floating_point()? || x.f_is_complex()?,
+    })
+}
+
+/// The gradient of a dummy.
+#[derive(Debug)]
+struct Zeros {
+    shape: Vec<i64>,
+    kind: Kind,
+    device: Device,
+}
+
+impl Zeros {
+    fn like(x: &Tensor) -> Result<Self> {
+        if !View::of(x).is_strided() {
+            return Err(Error::Layout { call: CALL });
+        }
+        Ok(Self { shape: x.size(), kind: x.f_kind()?, device: x.device() })
+    }
+
+    /// They depend on the cotangent, so that the second backward pass is ordered too.
+    fn joined_to(&self, cotangent: &Tensor) -> Result<Tensor> {
+        let zeros = {
+            let _recording = Recording::off();
+            Tensor::f_zeros([0_i64; 0], (self.kind, self.device))?
+                .f_expand(&self.shape[..], false)?
+        };
+        if requires_grad(cotangent) {
+            let back = Self::like(cotangent)?;
+            autograd::add_node(CALL, &[cotangent], &[&zeros], &[], move |backward| {
+                Ok(vec![Some(back.joined_to(&backward.cotangents[0])?)])
+            })?;
+        }
+        Ok(zeros)
+    }
+}

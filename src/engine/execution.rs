@@ -1,0 +1,72 @@
+//! Carries out a [`Plan`]: in its turn, or started, as a [`Flight`].
+
+use std::ffi::c_void;
+
+use tch::Tensor;
+
+use crate::base::error::Result;
+use crate::base::site::Site;
+use crate::call::{Completion, Made, Plan};
+use crate::communicator::Communicator;
+use crate::engine::agreement::Turn;
+use crate::engine::flight::{Flight, Start};
+
+/// Carries the call out and waits for its end: a collective one in its turn, and in the way that the
+/// ranks have agreed on.
+#[inline]
+pub(crate) fn run(
+    plan: Plan,
+    site: Site,
+    comm: &Communicator,
+    turn: Option<&Turn>,
+) -> Result<Tensor> {
+    match turn {
+        Some(turn) => plan.run(site, comm, Made::new(turn.way()), || turn.made()),
+        None => plan.run(site, comm, Made::looking(), || ()),
+    }
+}
+
+/// As [`run`], so that `x`, the tensor that was planned for, becomes the result. `data` is where its
+/// elements are.
+pub(crate) fn run_in_place(
+    plan: Plan,
+    site: Site,
+    comm: &Communicator,
+    (x, data): (&mut Tensor, *mut c_void),
+    turn: &Turn,
+) -> Result<()> {
+    plan.run_in_place(site, comm, x, data, Made::new(turn.way()), || turn.made())
+}
+
+/// A call that was started: what is under way, and what will become of it.
+pub(crate) struct Started {
+    pub(crate) flight: Flight,
+    completion: Completion,
+}
+
+impl Started {
+    /// Starts the call, for `x`, the tensor that was planned for.
+    pub(crate) fn new(
+        plan: Plan,
+        site: Site,
+        comm: &Communicator,
+        x: &Tensor,
+        start: Start,
+    ) -> Result<Self> {
+        let (launch, completion) = plan.into_launch(site, comm, x)?;
+        let flight = Flight::start(site, comm, launch, start)?;
+        Ok(Self { flight, completion })
+    }
+
+    /// What MPI writes.
+    pub(crate) fn written(&self) -> &Tensor {
+        self.completion.written()
+    }
+
+    /// The result, once the flight has ended, which is waited for at `site`.
+    pub(crate) fn result(self, site: Site) -> Result<Tensor> {
+        let start = self.flight.site();
+        let made = self.flight.landed(site)?;
+        self.completion.result(start, &made)
+    }
+}

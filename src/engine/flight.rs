@@ -1,0 +1,441 @@
+//! Calls that were started: who waits for them, and who does if nobody does.
+//!
+//! MPI reads and writes a call's buffers until the call has ended, whatever becomes of the request.
+//! So from before its start on a call is in a list, which keeps its buffers: a [`Flight`] only
+//! refers to it. One that is dropped leaves the list when it has ended, and what is still under way
+//! at MPI's end is ended then. One that is forgotten stays in the list.
+//!
+//! A collective call that the ranks are still agreeing on waits in the queue of its communicator.
+//! Whoever waits for anything, or starts anything, lets those at the head of each queue go on
+//! ([`StartedCalls::advance`]): a rank that waits on one communicator must not hold up the ranks of
+//! another.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+use crate::base::way::Way;
+use crate::call::{Launch, Made};
+use crate::communicator::{Communicator, Identity};
+use crate::engine::agreement::{Proposal, Turn};
+use crate::environment::StartedCalls;
+use crate::environment::watch;
+
+/// A call that was started.
+pub(crate) struct Flight(Arc<Call>);
+
+/// How a call is let in to MPI.
+pub(crate) enum Start {
+    /// At once.
+    Now,
+    /// At once, as its turn has come.
+    InTurn(Arc<Turn>),
+    /// When the ranks agree, and its turn has come.
+    Agreed(Box<Proposal>),
+}
+
+impl Start {
+    /// See [`Turn::seal`].
+    pub(crate) fn seal(&self) -> u64 {
+        match self {
+            Self::Now => 0,
+            Self::InTurn(turn) => turn.seal(),
+            Self::Agreed(proposal) => proposal.seal(),
+        }
+    }
+}
+
+/// What is under way, from before its start to its end.
+struct Call {
+    site: Site,
+    /// Keeps the contexts alive.
+    comm: Communicator,
+    /// Whether it is a receive, which can be cancelled.
+    receives: bool,
+    number: u64,
+    /// Whether nobody waits for it any more.
+    dropped: AtomicBool,
+    progress: Mutex<Progress>,
+}
+
+struct Progress {
+    stage: Stage,
+    /// Whether it was MPI's end that ended it.
+    was_ended: bool,
+}
+
+enum Stage {
+    /// The ranks are agreeing on it. A call that this rank refuses has nothing to launch.
+    Proposed(Box<Proposal>, Option<Launch>),
+    UnderWay(Made),
+    Failed(Error),
+    /// What it left has been taken.
+    Over,
+}
+
+/// How many calls of a queue are looked at before the first of them is agreed on.
+const WINDOW: usize = 8;
+
+/// How long calls that nobody waited for may take at MPI's end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Flight {
+    /// Starts a call, or lets it wait for its turn.
+    pub(crate) fn start(
+        site: Site,
+        comm: &Communicator,
+        launch: Launch,
+        start: Start,
+    ) -> Result<Self> {
+        let (environment, flights) = (comm.environment(), comm.flights());
+        let receives = launch.receives();
+        let (stage, now) = match start {
+            Start::Now => (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, None))),
+            Start::InTurn(turn) => {
+                (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, Some(turn))))
+            }
+            Start::Agreed(proposal) => (Stage::Proposed(proposal, Some(launch)), None),
+        };
+        let call = flights.add(|number| Call {
+            site,
+            comm: comm.plain(),
+            receives,
+            number,
+            dropped: AtomicBool::new(false),
+            progress: Mutex::new(Progress { stage, was_ended: false }),
+        });
+        let flight = Self(call);
+        let _watched = environment.watch().enter(site);
+        let _leave = environment.enter(site.call)?;
+        // SAFETY: `enter` gave leave to call MPI.
+        unsafe { flights.sweep() };
+        match now {
+            Some((launch, turn)) => {
+                if let Stage::UnderWay(made) = &mut flight.0.progress().stage {
+                    // SAFETY: `enter` gave leave to call MPI; the list keeps `made` to the end.
+                    unsafe { launch.run(made) }?;
+                }
+                if let Some(turn) = turn {
+                    turn.made();
+                }
+            }
+            None => flights.queue(&flight.0),
+        }
+        // SAFETY: `enter` gave leave to call MPI.
+        unsafe { environment.advance() };
+        Ok(flight)
+    }
+
+    pub(crate) fn site(&self) -> Site {
+        self.0.site
+    }
+
+    /// Whether it has ended. Gives MPI a chance to go on with all calls.
+    pub(crate) fn test(&self) -> Result<bool> {
+        let environment = self.0.comm.environment();
+        let _leave = environment.enter(self.0.site.call)?;
+        // SAFETY: `enter` gave leave to call MPI.
+        unsafe { environment.advance() };
+        // SAFETY: as above.
+        unsafe { self.look() }
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    pub(crate) unsafe fn look(&self) -> Result<bool> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.progress().test() }
+    }
+
+    /// Waits for its end at `site`, in turn with other threads' calls. Returns what it left behind.
+    pub(crate) fn landed(self, site: Site) -> Result<Made> {
+        self.0.comm.environment().wait_until(site, || {
+            // SAFETY: `wait` gives leave to call MPI.
+            unsafe { self.look() }
+        })?;
+        let mut progress = self.0.progress();
+        if progress.was_ended {
+            return Err(Error::Finalized { call: site.call });
+        }
+        match std::mem::replace(&mut progress.stage, Stage::Over) {
+            Stage::UnderWay(made) => Ok(made),
+            Stage::Failed(error) => Err(error),
+            Stage::Proposed(..) | Stage::Over => unreachable!("a flight lands once"),
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let flights = self.0.comm.flights();
+        if self.0.progress().has_ended() {
+            self.0.leave();
+            flights.remove(self.0.number);
+        } else {
+            self.0.dropped.store(true, Ordering::Release);
+            flights.list().orphans.push_back(Arc::clone(&self.0));
+        }
+    }
+}
+
+impl Call {
+    /// Keeps an error that nobody waited for, to be told at the end.
+    fn leave(&self) {
+        if let Stage::Failed(error) = &self.progress().stage {
+            let line = format!("rank {}: {}, started there: {error}", self.comm.rank(), self.site);
+            self.comm.environment().leave(vec![line]);
+        }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock()
+    }
+}
+
+impl Progress {
+    fn is_proposed(&self) -> bool {
+        matches!(self.stage, Stage::Proposed(..))
+    }
+
+    fn has_ended(&self) -> bool {
+        match &self.stage {
+            Stage::Proposed(..) => false,
+            Stage::UnderWay(made) => made.has_ended(),
+            Stage::Failed(_) | Stage::Over => true,
+        }
+    }
+
+    /// Looks whether the ranks agree on it, and launches it if they do.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn advance(&mut self) {
+        let Stage::Proposed(proposal, launch) = &mut self.stage else { return };
+        // SAFETY: passed on to the caller.
+        let turn = match unsafe { proposal.poll() } {
+            Ok(None) => return,
+            Ok(Some(Ok(turn))) => turn,
+            // What this rank has refused is an error there.
+            Ok(Some(Err(_))) | Err(_) if launch.is_none() => return self.stage = Stage::Over,
+            Ok(Some(Err(error))) | Err(error) => return self.stage = Stage::Failed(error),
+        };
+        let mut made = Made::new(Way::Polls);
+        self.stage = match launch.take() {
+            // SAFETY: passed on to the caller; what is made is kept to the end, or forgotten.
+            Some(launch) => match unsafe { launch.run(&mut made) } {
+                Ok(()) => {
+                    turn.made();
+                    Stage::UnderWay(made)
+                }
+                // What was launched of it goes on.
+                Err(error) => {
+                    turn.failed();
+                    std::mem::forget(made);
+                    Stage::Failed(error)
+                }
+            },
+            None => {
+                // That this rank does not make it has been noted.
+                turn.made();
+                Stage::Over
+            }
+        };
+    }
+
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn test(&mut self) -> Result<bool> {
+        match &mut self.stage {
+            // SAFETY: passed on to the caller.
+            Stage::UnderWay(made) => unsafe { made.test() },
+            Stage::Proposed(..) => Ok(false),
+            Stage::Failed(_) | Stage::Over => Ok(true),
+        }
+    }
+}
+
+/// The calls that were started, in that order.
+#[derive(Default)]
+pub(crate) struct Flights {
+    list: Mutex<List>,
+}
+
+#[derive(Default)]
+struct List {
+    next: u64,
+    calls: BTreeMap<u64, Arc<Call>>,
+    /// Those that nobody waits for any more.
+    orphans: VecDeque<Arc<Call>>,
+    /// Those that the ranks are agreeing on, by communicator.
+    queues: BTreeMap<Identity, VecDeque<Arc<Call>>>,
+}
+
+impl Flights {
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.list.lock()
+    }
+
+    fn add(&self, call: impl FnOnce(u64) -> Call) -> Arc<Call> {
+        let mut list = self.list();
+        let number = list.next;
+        let call = Arc::new(call(number));
+        list.next += 1;
+        list.calls.insert(number, Arc::clone(&call));
+        call
+    }
+
+    fn remove(&self, number: u64) {
+        self.list().calls.remove(&number);
+    }
+
+    fn queue(&self, call: &Arc<Call>) {
+        let mut list = self.list();
+        list.queues.entry(call.comm.identity()).or_default().push_back(Arc::clone(call));
+        call.comm.environment().note_queued();
+    }
+
+    /// Goes on telling the other ranks that this one does not make a call that they start.
+    pub(crate) fn refuse(&self, proposal: Proposal) {
+        let Some((site, comm)) = proposal.origin() else { return };
+        let stage = Stage::Proposed(Box::new(proposal), None);
+        let call = self.add(|number| Call {
+            site,
+            comm,
+            receives: false,
+            number,
+            dropped: AtomicBool::new(true),
+            progress: Mutex::new(Progress { stage, was_ended: false }),
+        });
+        self.queue(&call);
+        self.list().orphans.push_back(call);
+    }
+
+    /// Lets go of calls that nobody waits for and that have ended. It stops at the second that has not,
+    /// so that a start costs the same however many are under way.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    pub(crate) unsafe fn sweep(&self) {
+        let mut left = 2;
+        while left != 0 {
+            let Some(call) = self.list().orphans.pop_front() else { return };
+            // Nobody is left to be told of an error.
+            // SAFETY: passed on to the caller.
+            let _ = unsafe { call.progress().test() };
+            if call.progress().has_ended() {
+                call.leave();
+                self.remove(call.number);
+            } else {
+                self.list().orphans.push_back(call);
+                left -= 1;
+            }
+        }
+    }
+}
+
+impl StartedCalls for Flights {
+    /// Lets the calls at the head of each queue go on.
+    unsafe fn advance(&self) {
+        let List { queues, .. } = &mut *self.list();
+        queues.retain(|_, queue| {
+            let mut window = WINDOW.min(queue.len());
+            while let Some(first) = queue.front() {
+                let mut progress = first.progress();
+                // SAFETY: passed on to the caller.
+                unsafe { progress.advance() };
+                if progress.is_proposed() {
+                    break;
+                }
+                drop(progress);
+                first.comm.environment().note_unqueued();
+                queue.pop_front();
+                window = WINDOW.min(queue.len());
+            }
+            for call in queue.range(1.min(window)..window) {
+                // SAFETY: passed on to the caller.
+                unsafe { call.progress().advance() };
+            }
+            !queue.is_empty()
+        });
+    }
+
+    unsafe fn end(&self) -> Vec<String> {
+        let calls = std::mem::take(&mut self.list().calls);
+        let mut left: Vec<Arc<Call>> = calls.into_values().collect();
+        let is_left = |call: &Arc<Call>| !call.progress().has_ended();
+        // What this rank has refused, it has told.
+        let is_told = |call: &Arc<Call>| matches!(call.progress().stage, Stage::Proposed(_, None));
+        for call in left.iter().filter(|call| is_left(call)) {
+            call.progress().was_ended = true;
+        }
+        for call in left.iter().filter(|call| call.receives && is_left(call)) {
+            // What it was to receive is not wanted any more.
+            if let Stage::UnderWay(made) = &mut call.progress().stage {
+                // SAFETY: passed on to the caller.
+                unsafe { made.cancel() };
+            }
+        }
+        let start = Instant::now();
+        // At once: other ranks may wait for what has not been started here.
+        let missed = left.iter().filter(|call| is_left(call) && !is_told(call));
+        for line in lines(missed, "was never waited for") {
+            watch::say(&format!("mpi4tch: {line}\n"));
+        }
+        loop {
+            // SAFETY: passed on to the caller.
+            unsafe { self.advance() };
+            left.retain(|call| {
+                // SAFETY: as above.
+                let _ = unsafe { call.progress().test() };
+                let is_left = is_left(call);
+                if !is_left {
+                    call.leave();
+                }
+                is_left
+            });
+            if left.is_empty() {
+                let rest = std::mem::take(&mut *self.list());
+                drop(rest);
+                return Vec::new();
+            }
+            if start.elapsed() > PATIENCE {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        let what = "has no counterpart on other ranks, and does not end";
+        let lines = lines(left.iter().filter(|call| !is_told(call)), what);
+        // MPI may still write their buffers.
+        std::mem::forget(left);
+        std::mem::forget(std::mem::take(&mut *self.list()));
+        lines
+    }
+}
+
+impl fmt::Debug for Flights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = self.list();
+        f.debug_list().entries(list.calls.values().map(|call| call.site.to_string())).finish()
+    }
+}
+
+/// Names the calls, each line of the program once.
+fn lines<'c>(calls: impl Iterator<Item = &'c Arc<Call>>, what: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for call in calls {
+        let (rank, size) = (call.comm.rank(), call.comm.size());
+        let line = format!("rank {rank} of {size}: {}, started there, {what}", call.site);
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines
+}

@@ -1,0 +1,356 @@
+//! Operators closed under adjoint, and what is written once for all of them.
+//!
+//! Take the tensors of all ranks as one vector. An [`Operator`] is a map on it, carried out by one
+//! MPI call. A linear one's adjoint is another [`Operator`], so the pullback of [`apply`] is
+//! [`apply`] of the adjoint, by the same differentiable path, and every order of derivative
+//! follows. One that is not linear brings a [`Derivative`], made of linear ones and local work.
+//!
+//! Each can be carried out in two [`Mode`]s: waited for, or started, which gives a
+//! [`Request`](crate::Request). A collective is written once, for both.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use crate::autograd::{self, View};
+use crate::base::error::Result;
+use crate::base::site::Site;
+use crate::base::way::Way;
+use crate::call::Plan;
+use crate::call::buffer::Input;
+use crate::communicator::Communicator;
+use crate::engine::agreement::{Admission, Agreed, Proposal, Terms, Turn, agree, refuse};
+use crate::engine::execution;
+use crate::engine::flight::Start;
+use crate::engine::request::settle_messages;
+use crate::engine::tape::{self, Traffic};
+
+/// A map on the tuple of all ranks' tensors, carried out by one MPI call.
+pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
+    /// The method of [`Communicator`], for errors and the names of graph nodes: `all_reduce`.
+    fn name(&self) -> &'static str;
+
+    /// Makes what the call needs and what takes a collective call of its own.
+    fn prepare(&self, _site: Site, _comm: &Communicator) -> Result<()> {
+        Ok(())
+    }
+
+    /// Checks the arguments by themselves, and says what the ranks must agree on.
+    fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>>;
+
+    /// Whether a rank cannot lay out its buffers before it knows the others' sizes.
+    fn exchanges_sizes(&self) -> bool {
+        false
+    }
+
+    /// Which ranks take part.
+    fn traffic(&self) -> Traffic {
+        Traffic::Collective
+    }
+
+    /// Lays out buffers, counts and datatypes.
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>>;
+
+    /// The adjoint of the linear map, for an input of this shape and what was agreed on.
+    fn adjoint(&self, shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator>;
+}
+
+/// How an operator's call is made: to its end, or only started.
+pub(crate) trait Mode: 'static {
+    /// What it gives: the result, or a request of it.
+    type Output: Send;
+
+    /// Carries out an operator as a node of the autograd graph, or as two: start and wait.
+    ///
+    /// `derivative` makes its derivative for an input of this shape and what was agreed on.
+    #[track_caller]
+    fn carry_out<D: Derivative>(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+        derivative: impl FnOnce(&[i64], &Agreed) -> D,
+    ) -> Result<Self::Output>;
+
+    /// Agrees on a call that is made of one other, or of several that are waited for, before they
+    /// are made on the communicator that is returned.
+    #[track_caller]
+    fn agree(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+    ) -> Result<(Agreed, Communicator)>;
+
+    /// Local work on results.
+    fn then<const N: usize>(
+        outputs: [Self::Output; N],
+        f: impl FnOnce([Tensor; N]) -> Result<Tensor> + Send + 'static,
+    ) -> Result<Self::Output>;
+}
+
+/// Calls that are waited for.
+pub(crate) struct Blocking;
+
+/// What takes the cotangent of an operator's result to that of its input.
+///
+/// It communicates by operators, so that it can be carried out in either mode and differentiated.
+pub(crate) trait Derivative: Send + Sync + 'static {
+    /// Whether it needs the input and the result.
+    const READS: bool;
+
+    /// `saved` are the input and the result, where it needs them.
+    fn pull<M: Mode>(
+        &self,
+        comm: &Communicator,
+        saved: &[Tensor],
+        cotangent: &Tensor,
+    ) -> Result<M::Output>;
+}
+
+/// The derivative of a linear operator: its adjoint.
+pub(crate) struct Linear(Arc<dyn Operator>);
+
+impl Derivative for Linear {
+    const READS: bool = false;
+
+    fn pull<M: Mode>(
+        &self,
+        comm: &Communicator,
+        _: &[Tensor],
+        cotangent: &Tensor,
+    ) -> Result<M::Output> {
+        apply::<M>(&*self.0, comm, cotangent)
+    }
+}
+
+/// Carries out a linear operator.
+#[track_caller]
+#[inline]
+pub(crate) fn apply<M: Mode>(
+    operator: &dyn Operator,
+    comm: &Communicator,
+    x: &Tensor,
+) -> Result<M::Output> {
+    let adjoint = |shape: &[i64], agreed: &_| Linear(operator.adjoint(shape, agreed));
+    comm.note(M::carry_out(operator, comm, x, adjoint))
+}
+
+/// Carries out an operator that is not linear.
+#[track_caller]
+#[inline]
+pub(crate) fn apply_nonlinear<M: Mode>(
+    operator: &dyn Operator,
+    comm: &Communicator,
+    x: &Tensor,
+    derivative: impl Derivative,
+) -> Result<M::Output> {
+    comm.note(M::carry_out(operator, comm, x, |_, _| derivative))
+}
+
+impl Mode for Blocking {
+    type Output = Tensor;
+
+    #[track_caller]
+    #[inline]
+    fn carry_out<D: Derivative>(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+        derivative: impl FnOnce(&[i64], &Agreed) -> D,
+    ) -> Result<Tensor> {
+        let site = comm.site(operator.name());
+        let way = comm.environment().way();
+        let Ready { plan, agreed, records, turn } = Ready::new(operator, site, comm, x, way)?;
+        if !records {
+            return execution::run(plan, site, comm, turn.as_deref());
+        }
+        let derivative = derivative(plan.input.shape(), &agreed);
+        let y = execution::run(plan, site, comm, turn.as_deref())?;
+        let site = Site { seal: turn.as_deref().map_or(0, Turn::seal), ..site };
+        drop(turn);
+        settle_messages(comm, &operator.traffic())?;
+        let saved: &[&Tensor] = if D::READS { &[x, &y] } else { &[] };
+        let traffic = operator.traffic();
+        tape::add_node(site, comm, traffic, [&[x], &[&y]], saved, move |comm, mut pulled| {
+            let saved = pulled.saved(site, comm)?;
+            Ok(vec![Some(derivative.pull::<Self>(comm, &saved, pulled.cotangent())?)])
+        })?;
+        Ok(y)
+    }
+
+    #[track_caller]
+    fn agree(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+    ) -> Result<(Agreed, Communicator)> {
+        let site = comm.site(operator.name());
+        agree_on_parts(operator, site, comm, x, comm.environment().way())
+    }
+
+    fn then<const N: usize>(
+        outputs: [Tensor; N],
+        f: impl FnOnce([Tensor; N]) -> Result<Tensor> + Send + 'static,
+    ) -> Result<Tensor> {
+        f(outputs)
+    }
+}
+
+/// Carries out a linear operator whose result has the shape of its input, in place.
+#[track_caller]
+pub(crate) fn apply_in_place(
+    operator: &dyn Operator,
+    comm: &Communicator,
+    x: &mut Tensor,
+) -> Result<()> {
+    comm.note(change_in_place(operator, comm, x))
+}
+
+#[track_caller]
+fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor) -> Result<()> {
+    let site = comm.site(operator.name());
+    let target = match autograd::InPlace::new(site.call, x) {
+        Ok(target) => target,
+        Err(error) => return Err(refuse(site, comm, error, operator.exchanges_sizes())),
+    };
+    // libtorch lets a node in place have no other output, as a tape's have.
+    if comm.is_on_tape() {
+        return replace(site, comm, x, |comm, x| apply::<Blocking>(operator, comm, x));
+    }
+    // It leaves out the node of a view where the view's cotangent is undefined. The call is then made
+    // in place of a copy, as others may have no view, and all give MPI_IN_PLACE or none.
+    if target.is_view() && comm.records(&View::of(x)) {
+        let mut y = x.f_alias_copy()?;
+        change_in_place(operator, comm, &mut y)?;
+        return Ok(x.f_copy_(&y)?);
+    }
+    let way = comm.environment().way();
+    let Ready { plan, agreed, records, turn } = Ready::new(operator, site, comm, x, way)?;
+    let Some(turn) = turn else { unreachable!("what changes in place is collective") };
+    let adjoint = records.then(|| Linear(operator.adjoint(plan.input.shape(), &agreed)));
+    execution::run_in_place(plan, site, comm, (&mut x.shallow_clone(), target.data()), &turn)?;
+    drop(turn);
+    let Some(adjoint) = adjoint else { return target.bump_version(x) };
+    let comm = comm.backward(site);
+    target.record(x, move |backward| {
+        let cotangent = &backward.cotangents[0];
+        Ok(vec![Some(adjoint.pull::<Blocking>(&comm, &[], cotangent)?)])
+    })
+}
+
+/// Replaces `x` by `f(comm, x)`, with torch's rules for changes in place. The calls of `f` are those
+/// of the site's line.
+pub(crate) fn replace(
+    site: Site,
+    comm: &Communicator,
+    x: &mut Tensor,
+    f: impl FnOnce(&Communicator, &Tensor) -> Result<Tensor>,
+) -> Result<()> {
+    if let Err(error) = autograd::InPlace::new(site.call, x) {
+        return Err(refuse(site, comm, error, false));
+    }
+    // f may keep its input for the backward pass, while x changes.
+    let before = if comm.records(&View::of(x)) { x.f_alias_copy()? } else { x.shallow_clone() };
+    let y = f(&comm.at(site), &before)?;
+    Ok(x.f_copy_(&y)?)
+}
+
+/// An operator that has been checked, agreed on and laid out.
+pub(crate) struct Ready<'x> {
+    pub(crate) plan: Plan<'x>,
+    pub(crate) agreed: Agreed,
+    pub(crate) records: bool,
+    /// Its turn, if it is collective.
+    turn: Option<Arc<Turn>>,
+}
+
+impl<'x> Ready<'x> {
+    #[inline]
+    fn new(
+        operator: &dyn Operator,
+        site: Site,
+        comm: &Communicator,
+        x: &'x Tensor,
+        way: Way,
+    ) -> Result<Self> {
+        let (input, agreed, turn) = negotiate(operator, site, comm, x, way)?;
+        let records = comm.records(input.view());
+        let plan = operator.plan(comm, input, &agreed)?;
+        Ok(Self { plan, agreed, records, turn })
+    }
+
+    /// As for a call that is only started: the ranks agree on it while it is under way, unless it
+    /// cannot be laid out before.
+    pub(crate) fn to_start(
+        operator: &dyn Operator,
+        site: Site,
+        comm: &Communicator,
+        x: &'x Tensor,
+    ) -> Result<(Self, Start)> {
+        let is_granted = matches!(comm.admission(), Some(Admission::Granted(_)));
+        if is_granted || operator.exchanges_sizes() || !operator.traffic().is_collective() {
+            let mut ready = Self::new(operator, site, comm, x, Way::Polls)?;
+            let start = ready.turn.take().map_or(Start::Now, Start::InTurn);
+            return Ok((ready, start));
+        }
+        operator.prepare(site, comm)?;
+        let input = match Input::new(operator.name(), x) {
+            Ok(input) => input,
+            Err(error) => return Err(Proposal::refuse(site, comm, error)),
+        };
+        let records = comm.records(input.view());
+        let subject = Some((input.datatype(), records));
+        let terms = match operator.terms(comm, &input) {
+            Ok(terms) => terms,
+            Err(error) => return Err(Proposal::refuse(site, comm, error)),
+        };
+        let agreed = Agreed::default();
+        let plan = match operator.plan(comm, input, &agreed) {
+            Ok(plan) => plan,
+            Err(error) => return Err(Proposal::refuse(site, comm, error)),
+        };
+        let proposal = Proposal::begin(site, comm, subject, Ok(terms))?;
+        let start = proposal.map_or(Start::Now, |proposal| Start::Agreed(Box::new(proposal)));
+        Ok((Self { plan, agreed, records, turn: None }, start))
+    }
+}
+
+/// Agrees on a call that is made of others, which are then made in its turn.
+pub(crate) fn agree_on_parts(
+    operator: &dyn Operator,
+    site: Site,
+    comm: &Communicator,
+    x: &Tensor,
+    way: Way,
+) -> Result<(Agreed, Communicator)> {
+    let (_, agreed, turn) = comm.note(negotiate(operator, site, comm, x, way))?;
+    let granted = |turn| comm.admitted(Admission::Granted(turn));
+    Ok((agreed, turn.map_or_else(|| comm.clone(), granted)))
+}
+
+/// Checks the call on this rank, and agrees on it with the others if it is collective.
+#[inline]
+fn negotiate<'x>(
+    operator: &dyn Operator,
+    site: Site,
+    comm: &Communicator,
+    x: &'x Tensor,
+    way: Way,
+) -> Result<(Input<'x>, Agreed, Option<Arc<Turn>>)> {
+    let call = operator.name();
+    if !operator.traffic().is_collective() {
+        let input = Input::new(call, x)?;
+        operator.terms(comm, &input)?;
+        return Ok((input, Agreed::default(), None));
+    }
+    operator.prepare(site, comm)?;
+    let exchanges = operator.exchanges_sizes();
+    // A rank that refuses its arguments says so to those that would wait for it.
+    let input = match Input::new(call, x) {
+        Ok(input) => input,
+        Err(error) => return Err(refuse(site, comm, error, exchanges)),
+    };
+    let subject = Some((input.datatype(), comm.records(input.view())));
+    let (agreed, turn) = agree(site, comm, subject, operator.terms(comm, &input), exchanges, way)?;
+    Ok((input, agreed, Some(turn)))
+}

@@ -1,0 +1,119 @@
+//! Reductions: MPI's op for an [`Op`], with our own ops where MPI has none.
+//!
+//! MPI defines no op for 16-bit floating point; its `MPI_MAX` and `MPI_MIN` lose a NaN or keep it
+//! depending on the order of the ranks; and sums of 8 and 16 bits wrap in some libraries and
+//! saturate in others, in Open MPI 4.1 depending on the index. For these, `MPI_Op_create` takes the
+//! functions of [`own_ops`](crate::environment::own_ops).
+
+use mpi_sys::MPI_Op;
+use tch::{Kind, Tensor};
+
+use crate::autograd::View;
+use crate::base::error::{Error, Result};
+use crate::base::op::Op;
+use crate::base::rank::Rank;
+use crate::call::buffer::Input;
+use crate::communicator::Communicator;
+use crate::engine::operator::{Mode, Operator, apply};
+use crate::environment::datatype::{Class, Datatype};
+use crate::environment::own_ops::OwnOps;
+
+impl Op {
+    /// Whether a reduction can change `x` in place by one MPI call.
+    pub(crate) fn changes_in_place(self, comm: &Communicator, x: &Tensor) -> bool {
+        match self {
+            Self::Sum => true,
+            Self::Mean => false,
+            // The derivative needs what x was.
+            _ => !comm.records(&View::of(x)),
+        }
+    }
+
+    /// MPI's handle for the op on `input`, after checking that the op may be used on it.
+    #[inline]
+    pub(crate) fn check(
+        self,
+        call: &'static str,
+        comm: &Communicator,
+        input: &Input,
+    ) -> Result<MPI_Op> {
+        if input.requires_grad() && !self.is_differentiable() {
+            return Err(Error::NoAdjoint { call, op: self });
+        }
+        self.mpi(call, input.datatype(), &comm.environment().handles().ops)
+    }
+
+    /// What MPI is to be sent. A logical op gives 0 or 1, but where MPI has nothing to combine, its
+    /// result is what a rank sent.
+    #[inline]
+    pub(crate) fn operand(self, input: Input<'_>) -> Result<Input<'_>> {
+        match (self, input.datatype().class) {
+            (Self::LogicalAnd | Self::LogicalOr | Self::LogicalXor, Class::Integer) => {
+                let kind = input.datatype().kind;
+                input.replaced(|x| x.f_not_equal(0)?.f_to_kind(kind))
+            }
+            _ => Ok(input),
+        }
+    }
+
+    /// MPI's handle for the op on `datatype`; for `Mean` that of the sum.
+    #[inline]
+    fn mpi(self, call: &'static str, datatype: Datatype, own: &OwnOps) -> Result<MPI_Op> {
+        use Class::{Bool, Complex, Half, Integer, Real};
+        Ok(match (self, datatype.class) {
+            (Self::Sum, Integer) => own.wrapping_sum(datatype.kind).unwrap_or(mpi_sys::MPI_SUM),
+            (Self::Sum | Self::Mean, Real | Complex) => mpi_sys::MPI_SUM,
+            (Self::Prod, Integer | Real | Complex) => mpi_sys::MPI_PROD,
+            (Self::Max, Integer) => mpi_sys::MPI_MAX,
+            (Self::Min, Integer) => mpi_sys::MPI_MIN,
+            (Self::Sum | Self::Mean | Self::Prod | Self::Max | Self::Min, Half)
+            | (Self::Max | Self::Min, Real) => own.get(self, datatype.kind),
+            (Self::LogicalAnd, Integer | Bool) | (Self::BitwiseAnd | Self::Min, Bool) => {
+                mpi_sys::MPI_LAND
+            }
+            (Self::LogicalOr, Integer | Bool) | (Self::BitwiseOr | Self::Max, Bool) => {
+                mpi_sys::MPI_LOR
+            }
+            (Self::LogicalXor, Integer | Bool) | (Self::BitwiseXor, Bool) => mpi_sys::MPI_LXOR,
+            (Self::BitwiseAnd, Integer) => mpi_sys::MPI_BAND,
+            (Self::BitwiseOr, Integer) => mpi_sys::MPI_BOR,
+            (Self::BitwiseXor, Integer) => mpi_sys::MPI_BXOR,
+            _ => {
+                return Err(Error::OpKind { call, op: self, kind: datatype.kind });
+            }
+        })
+    }
+}
+
+/// Carries out a reduction that is linear, or not differentiable, over `ranks` ranks: for a `Mean`,
+/// the sum, and the division, which MPI has no op for.
+#[track_caller]
+#[inline]
+pub(crate) fn reduce<M: Mode>(
+    operator: &dyn Operator,
+    op: Op,
+    ranks: Rank,
+    comm: &Communicator,
+    x: &Tensor,
+) -> Result<M::Output> {
+    if op != Op::Mean {
+        return apply::<M>(operator, comm, x);
+    }
+    let (kind, sum) = match Datatype::of(View::of(x).scalar_type()) {
+        // The sum of 16-bit kinds can overflow where the mean does not.
+        Some(Datatype { kind, class: Class::Half, .. }) => {
+            // The call that follows does not compare the kind.
+            let (_, comm) = M::agree(operator, comm, x)?;
+            let sum = apply::<M>(operator, &comm, &x.f_to_kind(Kind::Float)?)?;
+            (Some(kind), sum)
+        }
+        _ => (None, apply::<M>(operator, comm, x)?),
+    };
+    M::then([sum], move |[mut sum]| {
+        let mean = sum.f_div_scalar_(i64::from(ranks))?;
+        Ok(match kind {
+            Some(kind) => mean.f_to_kind(kind)?,
+            None => mean,
+        })
+    })
+}

@@ -1,0 +1,347 @@
+//! [`Request`]: an operation that was started, and waiting for it.
+//!
+//! A started operation F is two nodes of the graph, *start* (x → h) and *wait* (h → y), where h is
+//! a tensor without elements that carries the edge between them. In the backward pass wait's
+//! pullback starts F*, and start's pullback waits for it, so what ran between them in the forward
+//! pass runs between them in the backward pass too. The request travels in a slot that the two
+//! nodes share, with an entry for each backward pass that is under way. As both pullbacks go by
+//! the public path, they are recorded when a graph of the derivative is asked for.
+
+mod alike;
+mod nodes;
+mod order;
+mod queues;
+mod several;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tch::Tensor;
+
+use crate::autograd::{self, Recording};
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+use crate::base::way::Way;
+use crate::call::buffer::Input;
+use crate::communicator::Communicator;
+use crate::engine::agreement::{Admission, Agreed, Proposal};
+use crate::engine::dummies::join_dummies;
+use crate::engine::execution::Started;
+use crate::engine::operator::{Derivative, Mode, Operator, Ready, agree_on_parts};
+use nodes::Nodes;
+use order::{Due, Owed};
+pub(crate) use order::{settle_messages, settle_tape};
+pub use several::{wait_all, wait_any, wait_some};
+
+/// An operation that was started and is to be waited for.
+///
+/// It comes from the methods of [`Communicator`](crate::Communicator) that begin with an `i`. The
+/// tensor that it was started with must not be changed before the wait; the result is there after
+/// it.
+///
+/// - Adjoint: that of the operation. In the backward pass, the pullback of [`wait`](Self::wait)
+///   starts the adjoint operation, and the pullback of the start waits for it: what lies between
+///   start and wait runs beside the communication in both passes.
+/// - Recording: the start decides, as it does for a blocking call. A wait under `tch::no_grad` takes
+///   nothing out of the graph, and one outside of it adds nothing.
+/// - Order: operations that all ranks start must be started in the same order on all of them, and,
+///   where they are to be differentiated, waited for in the same order too. Messages may be waited
+///   for in any order.
+/// - A request that is dropped costs no more than its result: the buffers are kept until MPI has
+///   done with them. On a [`Tape`](crate::Tape) its adjoint is still carried out, with zeros; an
+///   operation of all ranks must be dropped by all of them, and a receive from any rank, whose
+///   sender is then never known, cannot be.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::{Kind, Tensor};
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+/// let request = world.iall_reduce(&x, Op::Sum)?;
+/// let meanwhile = x.square(); // beside the communication
+/// let y = request.wait()?;
+/// (y + meanwhile).sum(Kind::Double).backward();
+/// assert_eq!(x.grad(), 2.0 * x.detach() + f64::from(world.size()));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+///
+/// A request is waited for once:
+/// ```compile_fail,E0382
+/// # use mpi4tch::Op;
+/// # let universe = mpi4tch::initialize()?;
+/// # let x = tch::Tensor::from_slice(&[1.0]);
+/// let request = universe.world().iall_reduce(&x, Op::Sum)?;
+/// request.wait()?;
+/// request.wait()?;
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+#[must_use = "a request is to be waited for"]
+#[doc(alias = "MPI_Request")]
+pub struct Request {
+    /// The calls under way.
+    parts: Vec<Part>,
+    /// Local work on their results; without any, there is one part.
+    finish: Option<LocalWork>,
+}
+
+type LocalWork = Box<dyn FnOnce(Vec<Tensor>) -> Result<Tensor> + Send>;
+
+/// What [`Request::test`] tells.
+#[derive(Debug)]
+pub enum Test {
+    /// The operation has ended; its result.
+    Done(Tensor),
+    /// It has not.
+    Pending(Request),
+}
+
+/// One MPI call under way.
+struct Part {
+    started: Started,
+    comm: Communicator,
+    owed: Option<Owed>,
+}
+
+/// Calls that are only started.
+pub(crate) struct Nonblocking;
+
+impl Mode for Nonblocking {
+    type Output = Request;
+
+    #[track_caller]
+    fn carry_out<D: Derivative>(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+        derivative: impl FnOnce(&[i64], &Agreed) -> D,
+    ) -> Result<Request> {
+        let site = comm.site(operator.name());
+        let (ready, start) = Ready::to_start(operator, site, comm, x)?;
+        let Ready { plan, agreed, records, .. } = ready;
+        let site = Site { seal: start.seal(), ..site };
+        // What it was let in by must not outlive the start.
+        let comm = &comm.unadmitted();
+        let nodes = records.then(|| {
+            let (input, result) = (plan.input.shape(), plan.result_shape());
+            let datatype = plan.input.datatype();
+            Nodes::new(derivative(input, &agreed), (result.to_vec(), datatype))
+        });
+        let started = Started::new(plan, site, comm, x, start)?;
+        let owed = match nodes {
+            Some(nodes) => {
+                let node = nodes.add_start(site, comm, operator.traffic(), x)?;
+                Some(Owed(Due::new(site, comm, operator.traffic(), node, started.written())))
+            }
+            None => None,
+        };
+        let part = Part { started, comm: comm.clone(), owed };
+        Ok(Request { parts: vec![part], finish: None })
+    }
+
+    #[track_caller]
+    fn agree(
+        operator: &dyn Operator,
+        comm: &Communicator,
+        x: &Tensor,
+    ) -> Result<(Agreed, Communicator)> {
+        let site = comm.site(operator.name());
+        let begin = || {
+            let input = Input::new(site.call, x).map_err(|e| Proposal::refuse(site, comm, e))?;
+            let subject = Some((input.datatype(), comm.records(input.view())));
+            Proposal::begin(site, comm, subject, operator.terms(comm, &input))
+        };
+        if operator.exchanges_sizes() {
+            return agree_on_parts(operator, site, comm, x, Way::Polls);
+        }
+        let begun = Admission::Begun(Arc::new(Mutex::new(comm.note(begin())?)));
+        Ok((Agreed::default(), comm.admitted(begun)))
+    }
+
+    fn then<const N: usize>(
+        outputs: [Request; N],
+        f: impl FnOnce([Tensor; N]) -> Result<Tensor> + Send + 'static,
+    ) -> Result<Request> {
+        let mut parts = Vec::with_capacity(N);
+        let works = outputs.map(|request| {
+            let count = request.parts.len();
+            parts.extend(request.parts);
+            (count, request.finish)
+        });
+        let records = autograd::is_recording();
+        let finish = move |results: Vec<Tensor>| {
+            let mut results = results.into_iter();
+            let mut outputs = Vec::with_capacity(N);
+            for (count, work) in works {
+                let own: Vec<Tensor> = results.by_ref().take(count).collect();
+                outputs.push(finished(own, work)?);
+            }
+            let outputs =
+                outputs.try_into().unwrap_or_else(|_| unreachable!("one result per output"));
+            let _recording = Recording::set(records);
+            f(outputs)
+        };
+        Ok(Request { parts, finish: Some(Box::new(finish)) })
+    }
+}
+
+fn finished(mut results: Vec<Tensor>, work: Option<LocalWork>) -> Result<Tensor> {
+    match work {
+        Some(work) => work(results),
+        None => Ok(results.swap_remove(0)),
+    }
+}
+
+impl Request {
+    /// Waits for the operation's end, and returns its result.
+    ///
+    /// Wraps `MPI_Wait`. Other threads of this rank can make calls meanwhile, where the
+    /// [thread level](crate::ThreadLevel) allows them any.
+    ///
+    /// - Adjoint: starts the adjoint operation; see [`Request`].
+    ///
+    /// # Errors
+    /// [`Error::InFlight`] if the tensor that it was started with was changed since;
+    /// [`Error::Message`] if what was received is not what was to be received;
+    /// [`Error::Mismatch`] on all ranks if they disagree on the operation; [`Error::Mpi`] if MPI
+    /// fails; [`Error::Finalized`] after the universe's end.
+    ///
+    /// # Examples
+    /// See [`Request`].
+    #[doc(alias = "MPI_Wait")]
+    #[track_caller]
+    pub fn wait(self) -> Result<Tensor> {
+        self.complete(Site::new("wait"), None)
+    }
+
+    /// Whether the operation has ended: its result, or the request again.
+    ///
+    /// Wraps `MPI_Test`. An operation may need calls to go on: this is one.
+    ///
+    /// - Adjoint: where it gives the result, as [`wait`](Self::wait).
+    ///
+    /// # Errors
+    /// As for [`wait`](Self::wait).
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::{Op, Test};
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let mut request = universe.world().iall_reduce(&Tensor::from_slice(&[1_i64]), Op::Sum)?;
+    /// let y = loop {
+    ///     match request.test()? {
+    ///         Test::Done(y) => break y,
+    ///         Test::Pending(again) => request = again,
+    ///     }
+    /// };
+    /// assert_eq!(y, Tensor::from_slice(&[i64::from(universe.world().size())]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Test")]
+    #[track_caller]
+    pub fn test(self) -> Result<Test> {
+        Ok(if self.has_ended()? { Test::Done(self.wait()?) } else { Test::Pending(self) })
+    }
+
+    /// A tensor without elements that depends on the start: joined to another tensor by
+    /// [`join_dummies`](crate::join_dummies), it lets the backward pass reach the start only after
+    /// that tensor.
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// # let x = tch::Tensor::from_slice(&[1.0]);
+    /// let request = universe.world().iall_reduce(&x, mpi4tch::Op::Sum)?;
+    /// let y = mpi4tch::join_dummies(&x, &[&request.dummy()])?;
+    /// assert_eq!(y, request.wait()?);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    pub fn dummy(&self) -> Tensor {
+        let owed = self.parts.iter().find_map(|part| part.owed.as_ref());
+        owed.map_or_else(
+            || Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)),
+            |owed| owed.0.handle(),
+        )
+    }
+
+    /// Lets the wait depend on the dummies too: the backward pass reaches what they come from only
+    /// after the wait. See [`join_dummies`](crate::join_dummies).
+    ///
+    /// It has no effect where nothing of the request is recorded: what is waited for then takes no
+    /// part in the backward pass. What `join_dummies` would fail with, the wait does.
+    ///
+    /// # Examples
+    /// ```
+    /// # let universe = mpi4tch::initialize()?;
+    /// # let x = tch::Tensor::from_slice(&[1.0]);
+    /// let before = tch::Tensor::from_slice(&[2.0]).set_requires_grad(true);
+    /// let request = universe.world().iall_reduce(&x, mpi4tch::Op::Sum)?;
+    /// let y = request.join_dummies(&[&before]).wait()?;
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    pub fn join_dummies(mut self, dummies: &[&Tensor]) -> Self {
+        for owed in self.parts.iter().filter_map(|part| part.owed.as_ref()) {
+            if let Err(error) = owed.0.update(|handle| join_dummies(handle, dummies)) {
+                self.finish = Some(Box::new(|_| Err(error)));
+                break;
+            }
+        }
+        self
+    }
+
+    /// One that has ended, with an error that is yet to be told.
+    fn failed(error: Error) -> Self {
+        Self { parts: Vec::new(), finish: Some(Box::new(|_| Err(error))) }
+    }
+
+    /// Whether all calls have ended. Gives MPI a chance to go on.
+    fn has_ended(&self) -> Result<bool> {
+        self.all_parts(|part| part.started.flight.test())
+    }
+
+    /// Whether all calls have ended.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn look(&self) -> Result<bool> {
+        // SAFETY: passed on to the caller.
+        self.all_parts(|part| unsafe { part.started.flight.look() })
+    }
+
+    fn all_parts(&self, has_ended: impl Fn(&Part) -> Result<bool>) -> Result<bool> {
+        for part in &self.parts {
+            if !has_ended(part)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits; in the backward pass for `comm`'s.
+    fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
+        let results: Vec<Result<Tensor>> =
+            self.parts.into_iter().map(|part| part.complete(site, comm)).collect();
+        finished(results.into_iter().collect::<Result<_>>()?, self.finish)
+    }
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sites = self.parts.iter().map(|part| part.started.flight.site().to_string());
+        f.debug_tuple("Request").field(&sites.collect::<Vec<_>>()).finish()
+    }
+}
+
+impl Part {
+    fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
+        let y = self.started.result(site);
+        self.comm.note(match &self.owed {
+            Some(owed) => y.and_then(|y| owed.0.result(site, comm, y)),
+            None => y,
+        })
+    }
+}

@@ -1,0 +1,173 @@
+//! Which messages are alike: those that MPI may match with one another's counterparts.
+
+use std::sync::Arc;
+
+use crate::base::rank::Rank;
+use crate::base::tag::Tag;
+use crate::communicator::Lane;
+use crate::engine::tape::{Record, Traffic};
+use crate::environment::status::{Envelope, PROC_NULL, Source, TagMatch};
+
+/// What a queue of messages has in common.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// Of the messages on a communicator in one direction, those that were started with such a rank
+    /// and such a tag.
+    Started { lane: Lane, sends: bool, rank: Part<Rank>, tag: Part<Tag> },
+    /// The messages on one tape, which the entries keep at this address.
+    Tape(usize),
+}
+
+/// The rank, or the tag, that a message was started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Part<T> {
+    Is(T),
+    Wildcard,
+    /// Either.
+    Each,
+}
+
+impl Key {
+    /// Of the queues that a message stands in from its start on.
+    pub(super) fn of_started(
+        lane: Lane,
+        traffic: &Traffic,
+        tape: Option<&Arc<Record>>,
+    ) -> Vec<Self> {
+        let mut keys = keys_of(lane, traffic, |envelope| {
+            let (rank, tag) = started_with(envelope);
+            (vec![rank, Part::Each], vec![tag, Part::Each])
+        });
+        keys.extend(tape.map(Self::of_tape));
+        keys
+    }
+
+    /// Of the queues of those that are like a message, by what is known of its rank and its tag
+    /// now.
+    pub(super) fn of_those_like(lane: Lane, traffic: &Traffic) -> Vec<Self> {
+        keys_of(lane, traffic, |envelope| {
+            let known = envelope.known().map(|(rank, tag)| (Part::Is(rank), Part::Is(tag)));
+            let (rank, tag) = known.unwrap_or_else(|| started_with(envelope));
+            (rank.alike(), tag.alike())
+        })
+    }
+
+    /// Of the queue of the messages on a tape.
+    pub(super) fn of_tape(tape: &Arc<Record>) -> Self {
+        Self::Tape(Arc::as_ptr(tape).addr())
+    }
+}
+
+impl<T> Part<T> {
+    /// Those that it may meet.
+    fn alike(self) -> Vec<Self> {
+        match self {
+            Self::Is(_) => vec![self, Self::Wildcard],
+            Self::Wildcard | Self::Each => vec![Self::Each],
+        }
+    }
+}
+
+/// The keys of each pair of the given ranks and tags, for what is sent and for what is received.
+fn keys_of(
+    lane: Lane,
+    traffic: &Traffic,
+    parts: impl Fn(&Envelope) -> (Vec<Part<Rank>>, Vec<Part<Tag>>),
+) -> Vec<Key> {
+    let Traffic::Messages { send, receive } = traffic else { return Vec::new() };
+    let mut keys = Vec::new();
+    for (sends, envelope) in [(true, send), (false, receive)] {
+        // A message that goes nowhere is like none.
+        let goes = |envelope: &&Envelope| envelope.source() != Source::Rank(PROC_NULL);
+        let Some(envelope) = envelope.as_ref().filter(goes) else { continue };
+        let (ranks, tags) = parts(envelope);
+        for rank in ranks {
+            keys.extend(tags.iter().map(|&tag| Key::Started { lane, sends, rank, tag }));
+        }
+    }
+    keys
+}
+
+fn started_with(envelope: &Envelope) -> (Part<Rank>, Part<Tag>) {
+    let rank = match envelope.source() {
+        Source::Rank(rank) => Part::Is(rank),
+        Source::Any => Part::Wildcard,
+    };
+    let tag = match envelope.tag() {
+        TagMatch::Tag(tag) => Part::Is(tag),
+        TagMatch::Any => Part::Wildcard,
+    };
+    (rank, tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::queues::Queues;
+    use super::*;
+    use crate::communicator::Identity;
+    use crate::environment::status::Status;
+
+    const HERE: Lane = (Identity::of_test(0), false);
+    const RANKS: [Source; 4] =
+        [Source::Rank(0), Source::Rank(1), Source::Rank(PROC_NULL), Source::Any];
+    const TAGS: [TagMatch; 3] = [TagMatch::Tag(0), TagMatch::Tag(1), TagMatch::Any];
+
+    fn envelopes() -> impl Iterator<Item = Envelope> {
+        RANKS.into_iter().flat_map(|rank| TAGS.map(|tag| Envelope::new(rank, tag)))
+    }
+
+    fn received(envelope: &Envelope) -> Traffic {
+        Traffic::Messages { send: None, receive: Some(envelope.clone()) }
+    }
+
+    fn sent(envelope: &Envelope) -> Traffic {
+        Traffic::Messages { send: Some(envelope.clone()), receive: None }
+    }
+
+    /// Whether one message may have both envelopes.
+    fn meet(a: &Envelope, b: &Envelope) -> bool {
+        let ((rank, tag), (other_rank, other_tag)) = (a.to_mpi(), b.to_mpi());
+        let meet = |a, b, any| a == b || a == any || b == any;
+        rank != PROC_NULL
+            && other_rank != PROC_NULL
+            && meet(rank, other_rank, mpi_sys::MPI_ANY_SOURCE)
+            && meet(tag, other_tag, mpi_sys::MPI_ANY_TAG)
+    }
+
+    #[test]
+    fn those_that_one_message_may_be_are_found() {
+        let mut queues = Queues::default();
+        for (number, envelope) in (0..).zip(envelopes()) {
+            queues.insert(number, Key::of_started(HERE, &received(&envelope), None), envelope);
+        }
+        let check = |asked: &Envelope| {
+            let found = queues.before(u64::MAX, &Key::of_those_like(HERE, &received(asked)));
+            let expected = envelopes().filter(|other| meet(asked, other));
+            let ends = |envelope: &Envelope| (envelope.source(), envelope.tag());
+            let found: Vec<_> = found.iter().map(ends).collect();
+            assert_eq!(found, expected.map(|other| ends(&other)).collect::<Vec<_>>(), "{asked:?}");
+            // What is sent is like nothing that is received.
+            assert!(queues.before(u64::MAX, &Key::of_those_like(HERE, &sent(asked))).is_empty());
+        };
+        envelopes().for_each(|asked| check(&asked));
+        // Once it has come, a message is like those that it may have been.
+        for (source, tag) in [(0, 0), (1, 0), (1, 1)] {
+            let asked = Envelope::new(Source::Any, TagMatch::Any);
+            asked.resolve(Status { source, tag, bytes: 8 });
+            check(&asked);
+        }
+    }
+
+    #[test]
+    fn messages_both_ways_are_like_both() {
+        let [to, from] = [0, 1].map(|rank| Envelope::new(Source::Rank(rank), TagMatch::Tag(0)));
+        let both = Traffic::Messages { send: Some(to.clone()), receive: Some(from.clone()) };
+        let mut queues = Queues::default();
+        for (number, traffic) in (0..).zip([sent(&to), received(&from), both.clone(), sent(&from)])
+        {
+            queues.insert(number, Key::of_started(HERE, &traffic, None), number);
+        }
+        assert_eq!(queues.before(u64::MAX, &Key::of_those_like(HERE, &both)), [0, 1, 2]);
+        assert_eq!(queues.before(u64::MAX, &Key::of_those_like(HERE, &sent(&from))), [3]);
+    }
+}

@@ -1,0 +1,165 @@
+//! Waiting for several requests.
+
+use tch::Tensor;
+
+use super::Request;
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+
+/// Waits for all requests, and returns their results in order.
+///
+/// Wraps `MPI_Waitall`. All are waited for, also where one fails.
+///
+/// # Errors
+/// The first of those of [`Request::wait`].
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = Tensor::from_slice(&[1.0]);
+/// let results = mpi4tch::wait_all([world.iall_reduce(&x, Op::Sum)?, world.iscan(&x, Op::Sum)?])?;
+/// assert_eq!(results.len(), 2);
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+#[doc(alias = "MPI_Waitall")]
+#[track_caller]
+pub fn wait_all(requests: impl IntoIterator<Item = Request>) -> Result<Vec<Tensor>> {
+    let site = Site::new("wait_all");
+    let results: Vec<_> =
+        requests.into_iter().map(|request| request.complete(site, None)).collect();
+    results.into_iter().collect()
+}
+
+/// Waits for one of the requests, and takes it out: its place, and its result.
+///
+/// Wraps `MPI_Waitany`. Which one it is may differ from rank to rank: messages may be waited for
+/// so, but not operations of all ranks that are to be differentiated, as their adjoints are
+/// carried out in the order of the waits. A [`Tape`](crate::Tape) notices.
+///
+/// # Errors
+/// [`Error::Argument`] if there are no requests; those of [`Request::wait`] for the one that
+/// failed, which is taken out as well.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let mut requests = vec![universe.world().iall_reduce(&Tensor::from_slice(&[1.0]), Op::Sum)?];
+/// let (place, _result) = mpi4tch::wait_any(&mut requests)?;
+/// assert_eq!((place, requests.len()), (0, 0));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+#[doc(alias = "MPI_Waitany")]
+#[track_caller]
+pub fn wait_any(requests: &mut Vec<Request>) -> Result<(usize, Tensor)> {
+    let site = Site::new("wait_any");
+    let place = ended(site, requests, 1)?[0];
+    Ok((place, requests.remove(place).complete(site, None)?))
+}
+
+/// Waits for at least one of the requests, and takes out all that have ended: their places, in
+/// order, and their results.
+///
+/// Wraps `MPI_Waitsome`; else as [`wait_any`]. Where some fail and others do not, those that fail
+/// stay, and are an error when they are waited for again.
+///
+/// # Errors
+/// As for [`wait_any`].
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let mut requests = vec![universe.world().iall_reduce(&Tensor::from_slice(&[1.0]), Op::Sum)?];
+/// let done = mpi4tch::wait_some(&mut requests)?;
+/// assert_eq!((done.len(), requests.len()), (1, 0));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
+#[doc(alias = "MPI_Waitsome")]
+#[track_caller]
+pub fn wait_some(requests: &mut Vec<Request>) -> Result<Vec<(usize, Tensor)>> {
+    let site = Site::new("wait_some");
+    let mut places = ended(site, requests, usize::MAX)?.into_iter().peekable();
+    let (mut done, mut first_failed) = (Vec::with_capacity(places.len()), None);
+    for (place, request) in std::mem::take(requests).into_iter().enumerate() {
+        if places.next_if_eq(&place).is_none() {
+            requests.push(request);
+            continue;
+        }
+        match request.complete(site, None) {
+            Ok(result) => done.push((place, result)),
+            // It stays in its place.
+            Err(error) => {
+                first_failed = first_failed.or(Some(requests.len()));
+                requests.push(Request::failed(error));
+            }
+        }
+    }
+    match first_failed.filter(|_| done.is_empty()) {
+        Some(place) => requests.remove(place).complete(site, None).map(|_| done),
+        None => Ok(done),
+    }
+}
+
+/// Places of requests that have ended: at least one, and so many at most.
+fn ended(site: Site, requests: &[Request], most: usize) -> Result<Vec<usize>> {
+    if requests.is_empty() {
+        let message = "there are no requests to wait for".to_owned();
+        return Err(Error::Argument { call: site.call, message });
+    }
+    let look = || {
+        // What went wrong is told to who takes the request.
+        // SAFETY: `wait` gives leave to call MPI.
+        let has_ended = |request: &Request| unsafe { request.look() }.unwrap_or(true);
+        let places = places(requests, most, has_ended);
+        Ok((!places.is_empty()).then_some(places))
+    };
+    match requests.iter().find_map(|request| request.parts.first()) {
+        Some(part) => part.comm.environment().wait(site, look),
+        None => Ok((0..requests.len().min(most)).collect()),
+    }
+}
+
+/// The places of those, so many at most. None is looked at beyond the last of them.
+fn places<T>(list: &[T], most: usize, is_wanted: impl Fn(&T) -> bool) -> Vec<usize> {
+    let wanted = list.iter().enumerate().filter(|(_, item)| is_wanted(item));
+    wanted.map(|(place, _)| place).take(most).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn one_after_the_other_each_is_looked_at_once() {
+        const COUNT: usize = 1000;
+        let looks = Cell::new(0);
+        let mut list: Vec<usize> = (0..COUNT).collect();
+        while !list.is_empty() {
+            let found = places(&list, 1, |_| {
+                looks.set(looks.get() + 1);
+                true
+            });
+            list.remove(found[0]);
+        }
+        assert_eq!(looks.get(), COUNT);
+    }
+
+    #[test]
+    fn those_that_are_wanted_are_found() {
+        let is_even = |i: &i32| i % 2 == 0;
+        assert_eq!(places(&[1, 2, 4, 3, 6], usize::MAX, is_even), [1, 2, 4]);
+        assert_eq!(places(&[1, 2, 4, 3, 6], 2, is_even), [1, 2]);
+        assert_eq!(places(&[1, 3], 2, is_even), [0; 0]);
+    }
+}

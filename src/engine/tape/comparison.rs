@@ -1,0 +1,239 @@
+//! What the ranks tell each other of their tapes where they differ, and what the error says.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+
+use serde::{Deserialize, Serialize};
+
+use super::calls::{Calls, CommunicatorCalls, Entry, Message, Traffic, messages};
+use crate::base::error::Result;
+use crate::base::rank::{Rank, index};
+use crate::communicator::{Communicator, Identity};
+use crate::engine::agreement;
+
+/// What a rank tells the others of its calls on one communicator.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Told {
+    communicator: Identity,
+    /// The call that made it, and its line.
+    made: String,
+    /// Its ranks, as ranks of the tape's communicator.
+    members: Vec<Rank>,
+    collectives: Vec<Collective>,
+    messages: Vec<(Message, String)>,
+}
+
+/// A call of all ranks of a communicator.
+#[derive(Debug, Serialize, Deserialize)]
+struct Collective {
+    /// The same for the same call on all ranks.
+    seal: u64,
+    name: String,
+    line: String,
+}
+
+/// What this rank tells of its calls on a tape that was made from `tape`.
+pub(super) fn told(calls: &Calls, tape: &Communicator) -> Result<Vec<Told>> {
+    calls.by_communicator().iter().map(|calls| Told::of(calls, tape)).collect()
+}
+
+impl Told {
+    fn of(calls: &CommunicatorCalls, tape: &Communicator) -> Result<Self> {
+        let comm = &calls.comm;
+        let members = comm.ranks_in("Tape::backward", tape)?;
+        let mut told = Self {
+            communicator: comm.identity(),
+            made: comm.made().to_string(),
+            members: members.into_iter().map(|rank| rank.unwrap_or(-1)).collect(),
+            collectives: Vec::new(),
+            messages: Vec::new(),
+        };
+        for Entry { site, traffic } in &calls.entries {
+            let mut collective = |seal, name| {
+                told.collectives.push(Collective { seal, name, line: site.place() });
+            };
+            match traffic {
+                Traffic::Collective => collective(site.seal, site.call.to_owned()),
+                Traffic::Wait(number) => {
+                    collective(u64::MAX, format!("wait for call {number}"));
+                }
+                Traffic::Local => (),
+                Traffic::Messages { send, receive } => {
+                    let messages = messages(comm.rank(), send, receive);
+                    told.messages.extend(messages.map(|message| (message, site.to_string())));
+                }
+            }
+        }
+        Ok(told)
+    }
+}
+
+/// How many messages without a counterpart an error names.
+const MOST_NAMED: usize = 4;
+
+/// For each communicator, the first call of all ranks that differs, and messages without a
+/// counterpart. `all` has what every rank of the tape's communicator `tape` told.
+pub(super) fn differences(all: &[Vec<Told>], tape: Identity) -> String {
+    let mut communicators: Vec<Identity> = Vec::new();
+    for told in all.iter().flatten() {
+        if !communicators.contains(&told.communicator) {
+            communicators.push(told.communicator);
+        }
+    }
+    let mut text = String::new();
+    for communicator in communicators {
+        let of_it = |rank: &Vec<Told>| rank.iter().position(|t| t.communicator == communicator);
+        let told: Vec<Option<&Told>> = all.iter().map(|rank| Some(&rank[of_it(rank)?])).collect();
+        let Some(first) = told.iter().flatten().next() else { continue };
+        let of_member = |rank: &Rank| told.get(index(*rank)).copied().flatten();
+        let by_member: Vec<Option<&Told>> = first.members.iter().map(of_member).collect();
+        let lines = differing_call(&by_member, &first.members) + &lost_messages(&by_member, first);
+        if lines.is_empty() {
+            continue;
+        }
+        if communicator == tape {
+            text += &lines;
+        } else {
+            let ranks: Vec<String> = first.members.iter().map(ToString::to_string).collect();
+            text += &format!(
+                "\n  on the communicator of ranks {}, made by {}:{}",
+                ranks.join(", "),
+                first.made,
+                lines.replace('\n', "\n  ")
+            );
+        }
+    }
+    text
+}
+
+/// The first call of all ranks that differs, if any does.
+fn differing_call(told: &[Option<&Told>], members: &[Rank]) -> String {
+    let collectives: Vec<&[Collective]> =
+        told.iter().map(|told| told.map_or(&[][..], |told| &told.collectives)).collect();
+    let most = collectives.iter().map(|calls| calls.len()).max().unwrap_or(0);
+    let differs = |&i: &usize| {
+        let mut calls = collectives.iter().map(|calls| calls.get(i).map(|c| (c.seal, &c.name)));
+        let first = calls.next();
+        calls.any(|other| Some(other) != first)
+    };
+    let Some(i) = (0..most).find(differs) else { return String::new() };
+    let name = format!("call {} of all ranks", i + 1);
+    let call = |calls: &&[Collective]| {
+        calls.get(i).map_or("nothing".to_owned(), |call| format!("{} at {}", call.name, call.line))
+    };
+    let values: Vec<_> =
+        collectives.iter().map(|calls| vec![(name.clone(), call(calls))]).collect();
+    let text = agreement::differences(&values, members);
+    if !text.is_empty() {
+        return text;
+    }
+    // Started by all on the same line, but with other arguments, or for another tape.
+    format!("\n  {name}: {}, which the ranks have not agreed on", call(&collectives[0]))
+}
+
+/// The messages that lack their counterpart, the first few by name.
+fn lost_messages(told: &[Option<&Told>], Told { members, .. }: &Told) -> String {
+    let messages = told.iter().flatten().flat_map(|told| &told.messages).map(|(message, at)| {
+        let Message { sends, from, to, tag } = *message;
+        ((from, to, tag), sends, (message, at))
+    });
+    let left = without_counterpart(messages);
+    let name = |rank: Rank| members.get(index(rank)).copied().unwrap_or(rank);
+    let mut text = String::new();
+    for (Message { sends, from, to, tag }, at) in left.iter().take(MOST_NAMED) {
+        let receiver = name(*to);
+        text += &match (*sends, *from) {
+            (true, from) => format!(
+                "\n  {at} on rank {}, to rank {receiver} with tag {tag}: not received on the tape",
+                name(from)
+            ),
+            (false, mpi_sys::MPI_ANY_SOURCE) => {
+                format!("\n  {at} on rank {receiver}, from any rank: never waited for")
+            }
+            (false, from) => format!(
+                "\n  {at} on rank {receiver}, from rank {} with tag {tag}: not sent on the tape",
+                name(from)
+            ),
+        };
+    }
+    if left.len() > MOST_NAMED {
+        text += &format!("\n  and {} more messages", left.len() - MOST_NAMED);
+    }
+    text
+}
+
+/// The items that have no counterpart, which is an item of the other side with the same key. Each is
+/// the counterpart of one at most, of those that have come in vain the first.
+fn without_counterpart<K: Eq + Hash, T>(items: impl IntoIterator<Item = (K, bool, T)>) -> Vec<T> {
+    let mut left: Vec<Option<T>> = Vec::new();
+    // For each key the side of those that are left, and their places.
+    let mut open: HashMap<K, (bool, VecDeque<usize>)> = HashMap::new();
+    for (key, side, item) in items {
+        let (open_side, places) = open.entry(key).or_insert((side, VecDeque::new()));
+        match (*open_side != side).then(|| places.pop_front()).flatten() {
+            Some(place) => left[place] = None,
+            None => {
+                *open_side = side;
+                places.push_back(left.len());
+                left.push(Some(item));
+            }
+        }
+    }
+    left.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::hash::Hasher;
+
+    use super::*;
+
+    #[test]
+    fn messages_without_a_counterpart_are_those_that_are_too_many() {
+        let items = [
+            ("a", true, 0),
+            ("b", false, 1),
+            ("a", true, 2),
+            ("a", false, 3),
+            ("c", false, 4),
+            ("b", true, 5),
+            ("b", true, 6),
+            ("a", true, 7),
+        ];
+        assert_eq!(without_counterpart(items), [2, 4, 6, 7]);
+    }
+
+    thread_local! {
+        /// How many keys were compared.
+        static STEPS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    #[derive(Eq)]
+    struct Key(usize);
+
+    impl PartialEq for Key {
+        fn eq(&self, other: &Self) -> bool {
+            STEPS.set(STEPS.get() + 1);
+            self.0 == other.0
+        }
+    }
+
+    impl Hash for Key {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            self.0.hash(state);
+        }
+    }
+
+    #[test]
+    fn each_message_is_compared_with_one_at_most() {
+        const COUNT: usize = 2000;
+        for keys in [1, 10, COUNT] {
+            STEPS.set(0);
+            let side = |sends: bool| (0..COUNT).map(move |i| (Key(i % keys), sends, i));
+            assert_eq!(without_counterpart(side(true).chain(side(false))), [0; 0]);
+            let steps = STEPS.get();
+            assert!(steps <= 4 * COUNT, "{steps} steps for {COUNT} messages of {keys} keys");
+        }
+    }
+}

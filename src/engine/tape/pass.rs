@@ -1,0 +1,224 @@
+//! A backward pass of a tape: what the ranks compare before it, where it starts, and what becomes of
+//! the tape.
+
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use super::comparison::{differences, told};
+use super::{PassOptions, Record};
+use crate::autograd::{self, View};
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+use crate::communicator::Communicator;
+use crate::engine::agreement::{Terms, agree};
+
+/// A backward pass and its options.
+#[derive(Clone, Copy)]
+pub(super) struct Pass {
+    pub(super) site: Site,
+    options: PassOptions,
+}
+
+/// What a backward pass starts from: tensors and their cotangents.
+pub(super) type Roots = Vec<(Tensor, Tensor)>;
+
+impl Pass {
+    #[track_caller]
+    pub(super) fn new(call: &'static str, options: PassOptions) -> Self {
+        Self { site: Site::new(call), options }
+    }
+
+    /// What the ranks must have in common.
+    fn operation(self) -> &'static str {
+        let PassOptions { keep_graph, create_graph } = self.options;
+        match (self.site.call, keep_graph, create_graph) {
+            (call, false, false) => call,
+            ("Tape::backward", _, false) => "Tape::backward with keep_graph",
+            ("Tape::backward", _, true) => "Tape::backward with create_graph",
+            ("Tape::grad", _, false) => "Tape::grad with keep_graph",
+            ("Tape::grad", _, true) => "Tape::grad with create_graph",
+            (_, _, false) => "Tape::vjp with keep_graph",
+            (_, _, true) => "Tape::vjp with create_graph",
+        }
+    }
+
+    fn keeps(self) -> bool {
+        self.options.keep_graph || self.options.create_graph
+    }
+}
+
+impl Record {
+    /// Goes back from the roots to the leaves, and adds to their gradients.
+    pub(super) fn backward(self: &Arc<Self>, pass: Pass, roots: Result<Roots>) -> Result<()> {
+        let create_graph = pass.options.create_graph;
+        self.carry_out(pass, roots, |outputs, cotangents, first_token| {
+            let keeps = pass.keeps();
+            autograd::backward(pass.site.call, outputs, cotangents, keeps, create_graph)?;
+            Ok(((), autograd::take_grad(first_token)))
+        })
+    }
+
+    /// Goes back from the roots to the inputs, and returns their gradients.
+    pub(super) fn grad(
+        self: &Arc<Self>,
+        pass: Pass,
+        roots: Result<Roots>,
+        inputs: &[&Tensor],
+    ) -> Result<Vec<Tensor>> {
+        let call = pass.site.call;
+        let roots = roots.and_then(|roots| check_inputs(call, inputs).map(|()| roots));
+        let gradients = self.carry_out(pass, roots, |outputs, cotangents, first_token| {
+            // The first token is an input as well, so that nothing is left out on the way to it.
+            let inputs: Vec<&Tensor> = inputs.iter().copied().chain([first_token]).collect();
+            let (keeps, create_graph) = (pass.keeps(), pass.options.create_graph);
+            let mut gradients =
+                autograd::grad(call, outputs, cotangents, &inputs, keeps, create_graph)?;
+            let token = gradients.pop().flatten();
+            Ok((gradients, token))
+        })?;
+        inputs
+            .iter()
+            .zip(gradients)
+            .map(|(input, gradient)| match gradient {
+                None => Ok(input.f_zeros_like()?),
+                // Zeros that nobody has summed up lie in one place.
+                Some(gradient) if gradient.stride().contains(&0) => Ok(gradient.f_contiguous()?),
+                Some(gradient) => Ok(gradient),
+            })
+            .collect()
+    }
+
+    /// [`Tape::vjp`](super::Tape::vjp), by the name `call`.
+    #[track_caller]
+    pub(crate) fn vjp(
+        self: &Arc<Self>,
+        call: &'static str,
+        outputs: &[(&Tensor, &Tensor)],
+        inputs: &[&Tensor],
+        options: PassOptions,
+    ) -> Result<Vec<Tensor>> {
+        self.grad(Pass::new(call, options), cotangent_roots(call, outputs), inputs)
+    }
+
+    /// Runs a backward pass, if the ranks agree on it, from the roots and the last token to the first
+    /// token, whose gradient `run` returns beside its result; goes on from there.
+    fn carry_out<T>(
+        self: &Arc<Self>,
+        pass: Pass,
+        roots: Result<Roots>,
+        run: impl FnOnce(&[&Tensor], &[&Tensor], &Tensor) -> Result<(T, Option<Tensor>)>,
+    ) -> Result<T> {
+        let Some(comm) = self.comm() else { unreachable!("a pullback's record has no passes") };
+        let outcome = self.agree(comm, pass, roots).and_then(|roots| {
+            let create_graph = pass.options.create_graph;
+            let (first, last) = {
+                let state = self.state();
+                (state.first_token.shallow_clone(), state.last_token.shallow_clone())
+            };
+            let seed = if create_graph { last.shallow_clone() } else { last.f_detach()? };
+            let roots: Roots = std::iter::once((last, seed)).chain(roots).collect();
+            let (outputs, cotangents): (Vec<_>, Vec<_>) = roots.iter().map(|(y, c)| (y, c)).unzip();
+            let (outcome, left_out) = self.pass(pass.site, || run(&outputs, &cotangents, &first));
+            // A pass that failed leaves nothing to go on from, unless nothing has become of the
+            // graph. If it failed on this rank only, and others go on, the next one finds that the
+            // tapes differ.
+            if !pass.keeps() || (outcome.is_err() && create_graph) {
+                self.start_anew();
+            }
+            let (result, token) = outcome?;
+            if let Some(token) = token.filter(|_| create_graph) {
+                self.state().last_token = token;
+            }
+            left_out.map(|()| result)
+        });
+        comm.note(outcome)
+    }
+
+    /// Compares what the ranks recorded, and what they ask for.
+    fn agree(
+        self: &Arc<Self>,
+        comm: &Communicator,
+        pass: Pass,
+        roots: Result<Roots>,
+    ) -> Result<Roots> {
+        let settled = crate::engine::request::settle_tape(self);
+        let roots = roots.and_then(|roots| settled.map(|()| roots));
+        let site = Site { call: pass.operation(), ..pass.site };
+        let (terms, roots) = match roots {
+            Ok(roots) => (Ok(Terms::default()), roots),
+            Err(error) => (Err(error), Roots::new()),
+        };
+        let (_, turn) = agree(site, comm, None, terms, true, comm.environment().way())?;
+        let own = self.state().calls.fingerprint();
+        let sum = comm.sum_control(site, turn.way(), own);
+        turn.made();
+        if sum? == 0 {
+            return Ok(roots);
+        }
+        let bytes = told(&self.state().calls, comm)
+            .and_then(|told| postcard::to_stdvec(&told).map_err(|e| malformed(pass, &e)));
+        // The others wait for it, whatever it is.
+        let texts = comm.exchange(pass.site, bytes.as_deref().unwrap_or_default())?;
+        let _ = bytes?;
+        let all: Vec<_> =
+            texts.iter().map(|text| postcard::from_bytes(text).unwrap_or_default()).collect();
+        Err(Error::Tape { differences: differences(&all, comm.identity()) })
+    }
+}
+
+fn malformed(pass: Pass, error: &postcard::Error) -> Error {
+    Error::Argument { call: pass.site.call, message: error.to_string() }
+}
+
+/// The root of a pass that starts from a loss, where this rank has one.
+pub(super) fn loss_root(call: &'static str, loss: Option<&Tensor>) -> Result<Roots> {
+    let refuse = |message: String| Err(Error::Argument { call, message });
+    let Some(loss) = loss else { return Ok(Roots::new()) };
+    if !loss.defined() {
+        return refuse("the loss is undefined".to_owned());
+    }
+    if View::of(loss).count() != 1 {
+        return refuse(format!("the loss has shape {:?}; one element is needed", loss.size()));
+    }
+    if loss.is_complex() {
+        return refuse(format!("the loss is of kind {:?}; a real kind is needed", loss.kind()));
+    }
+    if !loss.requires_grad() {
+        return Ok(Roots::new());
+    }
+    Ok(vec![(loss.shallow_clone(), loss.f_ones_like()?)])
+}
+
+/// The roots of a pass that starts from outputs and their cotangents.
+fn cotangent_roots(call: &'static str, outputs: &[(&Tensor, &Tensor)]) -> Result<Roots> {
+    let refuse = |message: String| Err(Error::Argument { call, message });
+    let mut roots = Roots::new();
+    for (i, (output, cotangent)) in outputs.iter().enumerate() {
+        if !output.defined() || !cotangent.defined() {
+            return refuse(format!("output {i} or its cotangent is undefined"));
+        }
+        let [own, given] = [output, cotangent].map(|x| (x.kind(), x.size()));
+        if own != given {
+            return refuse(format!(
+                "output {i} is of kind {:?} and shape {:?}, but its cotangent of kind {:?} and \
+                 shape {:?}",
+                own.0, own.1, given.0, given.1
+            ));
+        }
+        if output.requires_grad() {
+            roots.push((output.shallow_clone(), cotangent.shallow_clone()));
+        }
+    }
+    Ok(roots)
+}
+
+fn check_inputs(call: &'static str, inputs: &[&Tensor]) -> Result<()> {
+    match inputs.iter().position(|input| !input.defined() || !input.requires_grad()) {
+        Some(i) => {
+            let message = format!("input {i} does not require grad");
+            Err(Error::Argument { call, message })
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,369 @@
+//! [`Record`]: what a tape has recorded, and how the token is threaded through a node of the graph.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, MutexGuard};
+use tch::Tensor;
+
+use super::calls::{Calls, Entry, Traffic};
+use crate::autograd::{self, Backward, View};
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+use crate::communicator::Communicator;
+use crate::engine::agreement::{Proposal, refuse};
+use crate::environment::datatype::{Class, Datatype};
+
+/// What a tape has recorded.
+#[derive(Debug)]
+pub(crate) struct Record {
+    state: Mutex<State>,
+    owner: Owner,
+    /// Whether the tape has been dropped.
+    is_closed: AtomicBool,
+}
+
+/// Whose calls a record puts in order.
+#[derive(Debug)]
+enum Owner {
+    /// Those of a tape that was made from this communicator.
+    Tape(Communicator),
+    /// Those that a pullback of a tape makes.
+    Pullback(Origin),
+}
+
+/// The tape that a call belongs to, and how often that had started anew.
+type Origin = (Weak<Record>, u64);
+
+/// A tape's backward pass that is being carried out.
+#[derive(Debug)]
+struct Running {
+    site: Site,
+    tape: Arc<Record>,
+}
+
+thread_local! {
+    /// Those of this thread, each within the one before.
+    static RUNNING: RefCell<Vec<Running>> = const { RefCell::new(Vec::new()) };
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) first_token: Tensor,
+    pub(super) last_token: Tensor,
+    pub(super) calls: Calls,
+    /// How often the tape has started anew.
+    generation: u64,
+    /// In a backward pass of the tape's: an error once it has left something out.
+    pass: Option<Result<()>>,
+}
+
+impl State {
+    fn new(token: Tensor) -> Self {
+        Self {
+            first_token: token.shallow_clone(),
+            last_token: token,
+            calls: Calls::default(),
+            generation: 0,
+            pass: None,
+        }
+    }
+}
+
+impl Record {
+    /// Of a tape that is made from this communicator.
+    pub(super) fn new(comm: &Communicator) -> Self {
+        // On no tape: otherwise it would keep itself alive.
+        Self::of(first_token(), Owner::Tape(comm.plain()))
+    }
+
+    /// For what a pullback of the tape does, which goes on from this token.
+    fn of_pullback(token: Tensor, tape: &Origin) -> Self {
+        Self::of(token, Owner::Pullback(tape.clone()))
+    }
+
+    fn of(token: Tensor, owner: Owner) -> Self {
+        Self { state: Mutex::new(State::new(token)), owner, is_closed: AtomicBool::new(false) }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    pub(super) fn last_token(&self) -> Tensor {
+        self.state().last_token.shallow_clone()
+    }
+
+    /// The communicator that the tape was made from.
+    pub(super) fn comm(&self) -> Option<&Communicator> {
+        match &self.owner {
+            Owner::Tape(comm) => Some(comm),
+            Owner::Pullback(_) => None,
+        }
+    }
+
+    /// Forgets what was recorded.
+    pub(super) fn start_anew(&self) {
+        let mut state = self.state();
+        let anew = State {
+            generation: state.generation + 1,
+            pass: state.pass.take(),
+            ..State::new(first_token())
+        };
+        let before = std::mem::replace(&mut *state, anew);
+        drop(state);
+        // With its graph, which may hold what looks at the tape.
+        drop(before);
+    }
+
+    /// Takes all communicators off the tape, and forgets what was recorded.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        self.start_anew();
+    }
+
+    /// Whether calls can be made on it: the tape has not been dropped.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        !self.is_closed.load(Ordering::Relaxed)
+    }
+
+    /// Runs a backward pass. Returns its outcome, and an error if something was left out of it.
+    pub(super) fn pass<T>(
+        self: &Arc<Self>,
+        site: Site,
+        run: impl FnOnce() -> T,
+    ) -> (T, Result<()>) {
+        // It may be within another one.
+        let outer = self.state().pass.replace(Ok(()));
+        RUNNING.with_borrow_mut(|running| running.push(Running { site, tape: Arc::clone(self) }));
+        let outcome = run();
+        RUNNING.with_borrow_mut(Vec::pop);
+        let own = std::mem::replace(&mut self.state().pass, outer);
+        (outcome, own.unwrap_or(Ok(())))
+    }
+
+    /// Whether a backward pass may go through a call of the tape's that was recorded in this
+    /// generation: one of the tape's, or within one of the tape's, may until the tape starts anew.
+    /// The call is left out of a pass that may not.
+    fn admit(&self, site: Site, generation: u64) -> Result<bool> {
+        if !self.is_open() {
+            return Ok(true);
+        }
+        let (is_own, is_outlived) = {
+            let state = self.state();
+            (state.pass.is_some(), state.generation != generation)
+        };
+        match (is_own, is_outlived) {
+            (true, false) => Ok(true),
+            (_, true) => self.leave_out(outlived(site)).map(|()| false),
+            (false, false) => self.leave_out(foreign_pass(site)).map(|()| false),
+        }
+    }
+
+    /// Leaves a call out of a backward pass. In a pass of the tape's, or of another tape's, the error
+    /// comes after it, as the other ranks count on the calls that are yet to come.
+    fn leave_out(&self, error: Error) -> Result<()> {
+        let innermost =
+            RUNNING.with_borrow(|running| running.last().map(|pass| Arc::clone(&pass.tape)));
+        for tape in std::iter::once(self).chain(innermost.as_deref()) {
+            if let Some(pass) = &mut tape.state().pass {
+                if pass.is_ok() {
+                    *pass = Err(error);
+                }
+                return Ok(());
+            }
+        }
+        Err(error)
+    }
+
+    /// How often the tape has started anew: what was recorded before is gone.
+    pub(crate) fn generation(&self) -> u64 {
+        self.state().generation
+    }
+
+    /// Whether what is done on the tape is recorded.
+    pub(crate) fn is_recording(&self) -> bool {
+        View::of(&self.state().last_token).requires_grad()
+    }
+}
+
+/// A tensor without elements that requires grad.
+fn first_token() -> Tensor {
+    // A leaf, whether or not recording is on.
+    Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)).set_requires_grad(true)
+}
+
+impl Communicator {
+    /// Whether a call on a tensor is to be recorded.
+    #[inline]
+    pub(crate) fn records(&self, x: &View) -> bool {
+        x.requires_grad()
+            || self.record().is_some_and(|record| carries_gradient(x) && record.is_recording())
+    }
+
+    /// Whether calls are recorded on a tape.
+    pub(crate) fn is_on_tape(&self) -> bool {
+        self.record().is_some_and(|record| record.is_recording())
+    }
+}
+
+pub(crate) fn carries_gradient(x: &View) -> bool {
+    let class = Datatype::of(x.scalar_type()).map(|datatype| datatype.class);
+    matches!(class, Some(Class::Half | Class::Real | Class::Complex))
+}
+
+/// What the pullback of a call gets.
+pub(crate) struct Pulled {
+    /// One for each output.
+    pub(crate) cotangents: Vec<Tensor>,
+    saved: Result<Vec<Tensor>>,
+}
+
+impl Pulled {
+    /// The cotangent of the only output.
+    pub(crate) fn cotangent(&self) -> &Tensor {
+        &self.cotangents[0]
+    }
+
+    /// The tensors saved with the node; an error if one was changed or is gone.
+    pub(crate) fn take_saved(&mut self) -> Result<Vec<Tensor>> {
+        std::mem::replace(&mut self.saved, Ok(Vec::new()))
+    }
+
+    /// The tensors saved with the node. A rank that has lost them says so to the others.
+    pub(crate) fn saved(&mut self, site: Site, comm: &Communicator) -> Result<Vec<Tensor>> {
+        self.take_saved().map_err(|error| refuse(site, comm, error, false))
+    }
+
+    /// As [`saved`](Self::saved), where the others only start what they do with theirs.
+    pub(crate) fn saved_to_start(
+        &mut self,
+        site: Site,
+        comm: &Communicator,
+    ) -> Result<Vec<Tensor>> {
+        self.take_saved().map_err(|error| Proposal::refuse(site, comm, error))
+    }
+}
+
+/// Adds the node of a call from `inputs` to `outputs` to the graph, and to the communicator's tape
+/// if it is on one. Returns how many calls of all ranks of the communicator the tape then has.
+///
+/// The pullback gets the communicator for the backward pass, and returns a cotangent, or none, for
+/// each input.
+#[inline]
+pub(crate) fn add_node<F>(
+    site: Site,
+    comm: &Communicator,
+    traffic: Traffic,
+    [inputs, outputs]: [&[&Tensor]; 2],
+    saved: &[&Tensor],
+    pullback: F,
+) -> Result<usize>
+where
+    F: Fn(&Communicator, Pulled) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+{
+    let backward = comm.backward(site);
+    let Some(record) = comm.record().filter(|record| record.is_recording()) else {
+        autograd::add_node(site.call, inputs, outputs, saved, move |given| {
+            let Backward { cotangents, saved } = given;
+            pullback(&backward, Pulled { cotangents, saved })
+        })?;
+        return Ok(0);
+    };
+    let mut state = record.state();
+    let tape = match &record.owner {
+        Owner::Tape(_) => (Arc::downgrade(record), state.generation),
+        Owner::Pullback(tape) => tape.clone(),
+    };
+    let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
+    let before = [inputs, &[&state.last_token]].concat();
+    let after = [outputs, &[&token]].concat();
+    let count = inputs.len();
+    autograd::add_node(site.call, &before, &after, saved, move |given| {
+        if let (Some(record), generation) = (tape.0.upgrade(), tape.1)
+            && !record.admit(site, generation)?
+        {
+            return Ok((0..=count).map(|_| None).collect());
+        }
+        let Backward { mut cotangents, saved } = given;
+        let token = cotangents.pop().unwrap_or_else(|| unreachable!("the token is an output"));
+        // What the pullback does goes on from the cotangent of the token.
+        let own = Arc::new(Record::of_pullback(token, &tape));
+        let comm = backward.recorded_on(Arc::clone(&own));
+        let mut gradients = pullback(&comm, Pulled { cotangents, saved })?;
+        gradients.push(Some(own.last_token()));
+        Ok(gradients)
+    })?;
+    state.last_token = token;
+    let collectives = state.calls.push(comm, Entry { site, traffic });
+    if let Owner::Tape(_) = record.owner {
+        note_use(record);
+    }
+    Ok(collectives)
+}
+
+thread_local! {
+    /// The tapes that calls are recorded on while [`tapes_used`] runs.
+    static USED: RefCell<Option<Vec<Arc<Record>>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f`, and tells on which tapes it recorded calls.
+pub(crate) fn tapes_used<T>(f: impl FnOnce() -> T) -> (T, Vec<Arc<Record>>) {
+    /// Puts back what was there, also after a panic.
+    struct Outer(Option<Vec<Arc<Record>>>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            let inner = USED.replace(self.0.take()).unwrap_or_default();
+            inner.iter().for_each(note_use);
+        }
+    }
+    let outer = Outer(USED.replace(Some(Vec::new())));
+    let outcome = f();
+    let used = USED.with_borrow(|used| used.clone()).unwrap_or_default();
+    drop(outer);
+    (outcome, used)
+}
+
+fn note_use(record: &Arc<Record>) {
+    USED.with_borrow_mut(|used| {
+        if let Some(used) = used
+            && !used.iter().any(|other| Arc::ptr_eq(other, record))
+        {
+            used.push(Arc::clone(record));
+        }
+    });
+}
+
+/// The token's scalar type: `Float`.
+const TOKEN: i32 = 6;
+
+/// What was recorded on a tape is used after the tape's backward pass.
+pub(crate) fn outlived(site: Site) -> Error {
+    let message = format!(
+        "called at {}, before the tape's last backward pass, which the other ranks have gone \
+         through; keep the graph, or use its results before",
+        site.at
+    );
+    Error::Argument { call: site.call, message }
+}
+
+/// What was recorded on a tape is gone through by a backward pass that is not the tape's.
+fn foreign_pass(site: Site) -> Error {
+    let pass = RUNNING.with_borrow(|running| {
+        running.last().map_or_else(
+            || "a backward pass that is not the tape's, as `Tensor::backward` makes it".to_owned(),
+            |pass| format!("{} of another tape", pass.site),
+        )
+    });
+    let message = format!(
+        "called at {} on a tape, and reached by {pass}; go back by `backward` or `grad` of the tape \
+         itself",
+        site.at
+    );
+    Error::Argument { call: site.call, message }
+}
+
+#[cfg(test)]
+mod tests;

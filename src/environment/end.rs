@@ -1,0 +1,121 @@
+//! MPI's end.
+
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::{Environment, is_finalized, watch};
+use crate::base::error::Result;
+use crate::base::rank::Rank;
+use crate::base::site::Site;
+use crate::environment::error_code::checked;
+
+impl Environment {
+    /// Waits until every rank of the program is here, and says so if that takes long. Collective over
+    /// all of them.
+    ///
+    /// By MPI's own communicator: on this crate's, ranks may have started different calls.
+    pub(crate) fn meet(&self, site: Site, rank: Rank) -> Result<()> {
+        let mut request = mpi_sys::MPI_REQUEST_NULL;
+        self.call(site, || {
+            // SAFETY: MPI is there, as `call` gives leave.
+            unsafe { checked!(MPI_Ibarrier(mpi_sys::MPI_COMM_WORLD, &mut request)) }
+        })?;
+        let mut patience = Some((Instant::now(), self.watch().patience()));
+        self.wait_until(site, || {
+            let mut done = 0;
+            // SAFETY: the request is the barrier's, and `done` outlives the call.
+            unsafe { checked!(MPI_Test(&mut request, &mut done, mpi_sys::MPI_STATUS_IGNORE)) }?;
+            if let Some((start, longest)) = patience
+                && done == 0
+                && start.elapsed() > longest
+            {
+                patience = None;
+                let last = self.last_error();
+                let last = last.map_or(String::new(), |e| format!(" Its last error was: {e}"));
+                watch::say(&format!(
+                    "mpi4tch: rank {rank} has dropped its universe and waits for ranks that have not. \
+                     If it returned an error, they may be waiting for it in a call.{last}\n"
+                ));
+            }
+            Ok(done != 0)
+        })
+    }
+
+    /// Finalizes MPI, if it was this crate that initialized it, and closes this. Returns a line for
+    /// each thing that was left over.
+    ///
+    /// Only the end of a universe calls this: on the thread that initialized MPI, as a universe is not
+    /// `Send` and none is given to another thread.
+    pub(crate) fn finalize(&self, site: Site) -> Vec<String> {
+        self.close(site, || {
+            if self.owner {
+                // SAFETY: MPI is initialized, and this is the thread that did it. No call of this
+                // crate is under way, and none follows.
+                unsafe { mpi_sys::MPI_Finalize() };
+            }
+        })
+    }
+
+    /// Frees what was made, and then calls `finish`; from then on [`enter`](Self::enter) refuses.
+    /// Returns a line for each thing that was left over.
+    fn close(&self, site: Site, finish: impl FnOnce()) -> Vec<String> {
+        let _watched = self.watch.enter(site);
+        let _guard = self.alone();
+        if self.finalized.swap(true, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        if is_finalized().unwrap_or(true) {
+            // Whoever initialized MPI has finalized it under us; nothing may be freed any more.
+            return Vec::new();
+        }
+        // SAFETY: MPI is there, and no call of this crate reaches it any more.
+        let mut left = unsafe { self.started.end() };
+        left.append(&mut self.left.lock());
+        let kept = std::mem::take(&mut *self.freed_at_end.lock());
+        for kept in kept {
+            // SAFETY: MPI is there, and no call of this crate reaches it any more; all ranks free
+            // what is left.
+            unsafe { kept.free(&mut left) };
+        }
+        // SAFETY: MPI is there, this is done once, and no call uses them any more.
+        unsafe { self.handles.free() };
+        finish();
+        left
+    }
+
+    /// Closes when MPI is finalized by who initialized it, while MPI can still be called: MPI begins
+    /// its end by deleting the attributes of `MPI_COMM_SELF` (MPI 4.0, section 11.2.4).
+    pub(crate) fn close_at_finalize(self: &Arc<Self>) -> Result<()> {
+        let mut key = 0;
+        // SAFETY: the callback has the signature that MPI calls it with, and lives as long as the
+        // program; `key` outlives the call.
+        unsafe {
+            checked!(MPI_Comm_create_keyval(
+                mpi_sys::MPI_COMM_NULL_COPY_FN,
+                Some(close_environment),
+                &mut key,
+                std::ptr::null_mut(),
+            ))
+        }?;
+        let environment = Arc::into_raw(Arc::clone(self)).cast_mut().cast();
+        // SAFETY: the attribute is a reference of its own, which the callback takes back.
+        unsafe { checked!(MPI_Comm_set_attr(mpi_sys::MPI_COMM_SELF, key, environment)) }
+    }
+}
+
+/// `MPI_Comm_delete_attr_function` of an environment.
+unsafe extern "C" fn close_environment(
+    _comm: mpi_sys::MPI_Comm,
+    _key: c_int,
+    environment: *mut c_void,
+    _extra: *mut c_void,
+) -> c_int {
+    // SAFETY: `close_at_finalize` made the attribute from an Arc; it is deleted once.
+    let environment = unsafe { Arc::from_raw(environment.cast_const().cast::<Environment>()) };
+    for line in environment.close(Site::new("finalize"), || ()) {
+        watch::say(&format!("mpi4tch: {line}\n"));
+    }
+    mpi_sys::MPI_SUCCESS
+}

@@ -1,0 +1,244 @@
+//! The watch: tells of calls that wait for too long, and with `MPI4TCH_TIMEOUT` ends the job.
+//!
+//! Each rank watches itself, on a thread that calls no MPI: it knows which calls it is in, and looks
+//! now and then how long it has seen them. One that has waited for a minute is named once. With
+//! `MPI4TCH_TIMEOUT`, a rank that has waited for so long says so, leaves the other ranks a moment to
+//! say the same, and exits; the launcher then ends the job.
+
+use std::ffi::OsString;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::base::error::{Error, Result};
+use crate::base::rank::Rank;
+use crate::base::site::Site;
+
+/// What a job that was ended returns, as of `timeout(1)`.
+const EXIT_CODE: i32 = 124;
+
+/// How long the ranks have to say what they wait for, before the first ends the job.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How long a call may wait before it is named, where `MPI4TCH_NOTICE` does not say.
+const NOTICE: f64 = 60.0;
+
+/// How long calls may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Before they are named.
+    notice: Duration,
+    /// Before the job is ended.
+    timeout: Option<Duration>,
+}
+
+impl Limits {
+    /// What `MPI4TCH_NOTICE` and `MPI4TCH_TIMEOUT` say.
+    pub(crate) fn from_environment() -> Result<Self> {
+        let notice = Duration::from_secs_f64(NOTICE);
+        let notice =
+            seconds("MPI4TCH_NOTICE", std::env::var_os("MPI4TCH_NOTICE"))?.unwrap_or(notice);
+        let timeout = seconds("MPI4TCH_TIMEOUT", std::env::var_os("MPI4TCH_TIMEOUT"))?;
+        Ok(Self { notice, timeout })
+    }
+
+    /// How often to look.
+    fn pause(&self) -> Duration {
+        let shortest = self.timeout.map_or(self.notice, |timeout| timeout.min(self.notice));
+        (shortest / 10).clamp(Duration::from_millis(1), Duration::from_secs(1))
+    }
+}
+
+fn seconds(name: &'static str, value: Option<OsString>) -> Result<Option<Duration>> {
+    let Some(value) = value else { return Ok(None) };
+    let seconds = value.to_str().and_then(|text| text.parse().ok()).filter(|&s: &f64| s > 0.0);
+    match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
+        Some(duration) => Ok(Some(duration)),
+        None => {
+            let (value, needed) =
+                (value.to_string_lossy().into_owned(), "a number of seconds above 0");
+            Err(Error::Setting { name, value, needed })
+        }
+    }
+}
+
+/// The calls that this rank waits in.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    limits: Limits,
+    rank: Rank,
+    size: Rank,
+    /// How many calls have been made.
+    made: AtomicU64,
+    waits: Mutex<Waits>,
+    /// The last call that looked alike on all ranks, but stood on different lines.
+    lines: Mutex<Option<Site>>,
+}
+
+#[derive(Debug, Default)]
+struct Waits {
+    next_key: u64,
+    list: Vec<Wait>,
+}
+
+#[derive(Debug)]
+struct Wait {
+    key: u64,
+    site: Site,
+    /// When the watch first saw it: a call that takes no time is not timed.
+    seen: Option<Instant>,
+    is_named: bool,
+}
+
+/// A call, for as long as it takes.
+#[must_use]
+pub(crate) struct Watched<'a> {
+    watch: &'a Watch,
+    key: u64,
+}
+
+impl Watch {
+    /// Starts to watch, until the watch is dropped.
+    pub(crate) fn start(limits: Limits, rank: Rank, size: Rank) -> Arc<Self> {
+        let (made, waits, lines) = (AtomicU64::new(0), Mutex::default(), Mutex::default());
+        let watch = Arc::new(Self { limits, rank, size, made, waits, lines });
+        let watched = Arc::downgrade(&watch);
+        let thread = std::thread::Builder::new().name("mpi4tch watch".to_owned());
+        if let Err(error) = thread.spawn(move || look(&watched)) {
+            say(&format!("mpi4tch: waits are not watched, as no thread can be started: {error}\n"));
+        }
+        watch
+    }
+
+    /// How long to wait for other ranks at the end before saying so: less than `MPI4TCH_TIMEOUT`, if
+    /// it is set.
+    pub(crate) fn patience(&self) -> Duration {
+        let longest = Duration::from_secs(5);
+        self.limits.timeout.map_or(longest, |timeout| longest.min(timeout / 2))
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock()
+    }
+
+    /// The number of the next call.
+    #[inline]
+    pub(crate) fn count_call(&self) -> u64 {
+        self.made.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Watches a call until the guard is dropped.
+    #[inline]
+    pub(crate) fn enter(&self, site: Site) -> Watched<'_> {
+        let number = if site.number == 0 { self.count_call() } else { site.number };
+        let site = Site { number, ..site };
+        let mut waits = self.waits();
+        let key = waits.next_key;
+        waits.next_key += 1;
+        waits.list.push(Wait { key, site, seen: None, is_named: false });
+        Watched { watch: self, key }
+    }
+
+    /// Notes a call that looked alike on all ranks, but stood on different lines.
+    pub(crate) fn note_lines(&self, site: Site) {
+        *self.lines.lock() = Some(site);
+    }
+
+    /// The last such call.
+    pub(crate) fn last_lines(&self) -> Option<String> {
+        let lines = self.lines.lock();
+        lines.map(|site| site.to_string())
+    }
+
+    /// Looks at the calls: what to say of them, if one takes too long, and whether to end the job.
+    fn look(&self) -> Option<(String, bool)> {
+        let now = Instant::now();
+        let mut waits = self.waits();
+        let (mut longest, mut is_new) = (Duration::ZERO, false);
+        for wait in &mut waits.list {
+            let waited = now.duration_since(*wait.seen.get_or_insert(now));
+            longest = longest.max(waited);
+            if waited >= self.limits.notice && !wait.is_named {
+                (wait.is_named, is_new) = (true, true);
+            }
+        }
+        let ends = self.limits.timeout.is_some_and(|timeout| longest >= timeout);
+        if !ends && !is_new {
+            return None;
+        }
+        let mut text = String::new();
+        for Wait { site, seen, .. } in &waits.list {
+            let waited = seen.map_or(0.0, |seen| now.duration_since(seen).as_secs_f64());
+            text += &format!(
+                "mpi4tch: rank {} of {} has waited {waited:.1} s in {site}, its call {}\n",
+                self.rank, self.size, site.number
+            );
+        }
+        if let Some(last) = self.last_lines() {
+            text += &format!(
+                "mpi4tch: rank {} made its last call that stood on another line elsewhere in {last}\n",
+                self.rank
+            );
+        }
+        if !ends && self.limits.timeout.is_none() {
+            text += "mpi4tch: it waits on; MPI4TCH_TIMEOUT=<seconds> would end the job\n";
+        }
+        Some((text, ends))
+    }
+}
+
+impl Drop for Watched<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let list = &mut self.watch.waits().list;
+        // The last to come is mostly the first to go.
+        if let Some(place) = list.iter().rposition(|wait| wait.key == self.key) {
+            list.remove(place);
+        }
+    }
+}
+
+/// Looks at a watch until it is gone.
+fn look(watched: &Weak<Watch>) {
+    loop {
+        let Some(watch) = watched.upgrade() else { return };
+        if let Some((text, ends)) = watch.look() {
+            if ends {
+                // Also where what is said cannot be written, as nobody reads it.
+                std::thread::spawn(|| {
+                    std::thread::sleep(3 * GRACE);
+                    exit();
+                });
+            }
+            say(&text);
+            if ends {
+                std::thread::sleep(GRACE);
+                say(&format!(
+                    "mpi4tch: rank {} ends the job: MPI4TCH_TIMEOUT is {} s; ranks that have said \
+                     nothing are in no call\n",
+                    watch.rank,
+                    watch.limits.timeout.unwrap_or_default().as_secs_f64()
+                ));
+                exit();
+            }
+        }
+        let pause = watch.limits.pause();
+        drop(watch);
+        std::thread::sleep(pause);
+    }
+}
+
+/// Ends the process. MPI cannot be called here, nor can what it left be cleaned up.
+fn exit() {
+    // SAFETY: ends the process without running anything of it.
+    unsafe { libc::_exit(EXIT_CODE) };
+}
+
+/// Writes to standard error, in one piece, as other ranks write there too, and without Rust's lock,
+/// which the program may hold. If it cannot be written to, nothing can be said.
+pub(crate) fn say(text: &str) {
+    // SAFETY: the text has as many bytes.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+}

@@ -1,0 +1,173 @@
+//! `MPI_Allreduce`.
+
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use super::nonlinear::{Extremum, Product};
+use crate::base::error::Result;
+use crate::base::op::Op;
+use crate::base::site::Site;
+use crate::call::buffer::Input;
+use crate::call::{Call, Finish, Plan};
+use crate::communicator::Communicator;
+use crate::engine::agreement::{Agreed, Terms};
+use crate::engine::operator::{Blocking, Mode, Operator, apply_in_place, apply_nonlinear, replace};
+use crate::engine::reduction;
+use crate::engine::request::{Nonblocking, Request};
+
+impl Communicator {
+    /// Combines `x` over all ranks with `op`; every rank receives the result.
+    ///
+    /// Wraps `MPI_Allreduce`. Collective: every rank must call it.
+    ///
+    /// - Shape: any, equal on all ranks; so is the result's. Any layout; the result is contiguous
+    ///   and shares no storage with `x`.
+    /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks. In host memory.
+    /// - Adjoint: of `Sum` it is `all_reduce` with `Sum`, of `Mean` with `Mean`. `Max` and `Min`
+    ///   share the cotangent's sum among the ranks that have the extreme value; `Prod` is exact
+    ///   where factors are zero. See the crate's [adjoint table](crate#adjoints).
+    ///
+    /// The objective is the sum of all ranks' losses: a result that every rank uses as its loss
+    /// counts once per rank, and its gradient is that of the sum times
+    /// [`size`](Communicator::size).
+    ///
+    /// # Errors
+    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has no
+    /// derivative and `x` requires grad; and what is [common to all](crate#errors).
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    ///
+    /// let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+    /// let y = world.all_reduce(&x, Op::Sum)?;
+    /// (y.sum(Kind::Double) / f64::from(world.size())).backward();
+    /// assert_eq!(x.grad(), Tensor::from_slice(&[1.0, 1.0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Allreduce")]
+    #[track_caller]
+    #[inline]
+    pub fn all_reduce(&self, x: &Tensor, op: Op) -> Result<Tensor> {
+        all_reduce::<Blocking>(self, x, op)
+    }
+
+    /// Starts an [`all_reduce`](Self::all_reduce).
+    ///
+    /// Wraps `MPI_Iallreduce`. Collective: every rank must call it. Shape, kinds: as there.
+    ///
+    /// - Adjoint: the wait's pullback starts that of `all_reduce`, the start's waits for it.
+    ///
+    /// # Errors
+    /// As for `all_reduce`, and those of [`Request::wait`].
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.iall_reduce(&Tensor::from_slice(&[1_i64]), Op::Sum)?;
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[i64::from(world.size())]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Iallreduce")]
+    #[track_caller]
+    pub fn iall_reduce(&self, x: &Tensor, op: Op) -> Result<Request> {
+        all_reduce::<Nonblocking>(self, x, op)
+    }
+
+    /// [`all_reduce`](Self::all_reduce) in place: `x` becomes the result.
+    ///
+    /// Wraps `MPI_Allreduce` with `MPI_IN_PLACE`. Collective: every rank must call it.
+    ///
+    /// - Shape, kinds, adjoint: as `all_reduce`. By a copy go a tensor that is not contiguous, a
+    ///   `Mean`, and one that requires grad with an op that is not linear or is a view.
+    ///
+    /// It follows torch's rules for changes in place: the version counter is bumped, the history
+    /// goes on from here, for views too, and a leaf that requires grad is refused.
+    ///
+    /// # Errors
+    /// As for `all_reduce`; `Error::Autograd` if torch's rules forbid the change.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let mut x = Tensor::from_slice(&[1.0, 2.0]);
+    /// world.all_reduce_(&mut x, Op::Mean)?;
+    /// assert_eq!(x, Tensor::from_slice(&[1.0, 2.0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_Allreduce")]
+    #[doc(alias = "MPI_IN_PLACE")]
+    #[track_caller]
+    pub fn all_reduce_(&self, x: &mut Tensor, op: Op) -> Result<()> {
+        if op.changes_in_place(self, x) {
+            return apply_in_place(&AllReduce::new(op), self, x);
+        }
+        replace(Site::new("all_reduce"), self, x, |comm, x| comm.all_reduce(x, op))
+    }
+}
+
+#[track_caller]
+#[inline]
+pub(super) fn all_reduce<M: Mode>(comm: &Communicator, x: &Tensor, op: Op) -> Result<M::Output> {
+    let operator = AllReduce::new(op);
+    match op {
+        Op::Max | Op::Min => apply_nonlinear::<M>(&operator, comm, x, Extremum),
+        Op::Prod => apply_nonlinear::<M>(&operator, comm, x, Product),
+        // The others are linear, or refuse a tensor that requires grad.
+        _ => reduction::reduce::<M>(&operator, op, comm.size(), comm, x),
+    }
+}
+
+/// For `Sum`, its own adjoint.
+#[derive(Debug)]
+pub(super) struct AllReduce {
+    op: Op,
+    call: &'static str,
+}
+
+impl AllReduce {
+    pub(super) fn new(op: Op) -> Self {
+        Self { op, call: "all_reduce" }
+    }
+
+    /// As part of another call.
+    pub(super) fn of(call: &'static str, op: Op) -> Self {
+        Self { op, call }
+    }
+}
+
+impl Operator for AllReduce {
+    fn name(&self) -> &'static str {
+        self.call
+    }
+
+    fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {
+        self.op.check(self.name(), comm, input)?;
+        Ok(Terms { op: Some(self.op), shape: Some((input.shape(), None)), ..Terms::default() })
+    }
+
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
+        let op = self.op.check(self.name(), comm, &input)?;
+        let input = self.op.operand(input)?.contiguous()?;
+        let shape = input.shape().into();
+        let call = Call::AllReduce { op };
+        Ok(Plan { input, shape, call, context: comm.context(), finish: Finish::Nothing })
+    }
+
+    fn adjoint(&self, _shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
+        Arc::new(Self { op: Op::Sum, call: self.call })
+    }
+}

@@ -1,0 +1,150 @@
+//! [`Communicator::custom`]: nodes of the user's own.
+
+use tch::Tensor;
+
+use crate::autograd::{self, View};
+use crate::base::error::{Error, Result};
+use crate::communicator::Communicator;
+use crate::engine::agreement::{Terms, agree, refuse};
+use crate::engine::tape::{self, Traffic, carries_gradient};
+use crate::environment::datatype::Datatype;
+
+impl Communicator {
+    /// Adds a node of your own to the graph, from `inputs` to `outputs`, which were computed from
+    /// them without grad: a step whose derivative you know better than libtorch, such as the solution
+    /// of an equation. Returns the outputs as results of the node.
+    ///
+    /// In the backward pass `pullback` gets a communicator, the `saved` tensors and one cotangent for
+    /// each output, and returns a gradient, or `None`, for each input. It may communicate, by the
+    /// communicator that it gets, whose messages never meet others. What it does is differentiated in
+    /// turn where a graph of the derivative is asked for.
+    ///
+    /// - Collective: every rank must add the node, with the same `name`, and go back through it. On
+    ///   a [`Tape`](crate::Tape) it has its place in the order.
+    /// - Save what the pullback needs as `saved`, inputs and outputs too: a change of it in place is
+    ///   then an error of the backward pass. An output that the closure captures is kept alive by
+    ///   itself.
+    /// - Shape and kind of the outputs: any shape, kinds that carry gradients. Gradients have the
+    ///   shape and kind of their inputs.
+    /// - The result shares its memory with `outputs`. Where no input requires grad, and there is no
+    ///   tape, no node is added.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no output, or one has no gradient by its kind, and
+    /// [`Error::Mismatch`] on the other ranks, as where other ranks make another call;
+    /// [`Error::Undefined`] if a tensor is undefined. Of the backward pass: what the pullback returns;
+    /// [`Error::Autograd`] if that is not one gradient for each input.
+    ///
+    /// # Examples
+    /// The implicit function theorem: u solves (1 + θ Σ_r θ_r) u = f, on every rank. The adjoint
+    /// solves the same equation with the cotangent on its right-hand side.
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let f = Tensor::from_slice(&[2.0]).set_requires_grad(true);
+    /// // Whoever solves this may iterate as often as needed: only the solution is kept.
+    /// let scale = 1.0 + f64::from(world.size());
+    /// let u = tch::no_grad(|| &f / scale);
+    /// let u = world.custom("solve", &[&f], &[&u], &[], move |comm, _saved, cotangents| {
+    ///     // Each rank has its part of the loss: here all of them have the same f.
+    ///     let total = comm.all_reduce(&cotangents[0], Op::Sum)?;
+    ///     Ok(vec![Some(total / scale)])
+    /// })?;
+    /// u[0].sum(Kind::Double).f_backward()?;
+    /// assert_eq!(f.grad(), Tensor::from_slice(&[f64::from(world.size()) / scale]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    /// `examples/implicit_solve.rs` solves a linear system that is cut over the ranks by conjugate
+    /// gradients, and its adjoint by a second solve.
+    #[track_caller]
+    pub fn custom(
+        &self,
+        name: &'static str,
+        inputs: &[&Tensor],
+        outputs: &[&Tensor],
+        saved: &[&Tensor],
+        pullback: impl Fn(&Self, &[Tensor], &[Tensor]) -> Result<Vec<Option<Tensor>>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<Vec<Tensor>> {
+        let site = self.site(name);
+        self.note((|| {
+            if let Err(error) = check(name, inputs, outputs, saved) {
+                return Err(refuse(site, self, error, false));
+            }
+            let records = self.is_on_tape()
+                || (autograd::is_recording() && inputs.iter().any(|x| x.requires_grad()));
+            let subject = Datatype::of(View::of(outputs[0]).scalar_type()).map(|d| (d, records));
+            let way = self.environment().way();
+            let (_, turn) = agree(site, self, subject, Ok(Terms::default()), false, way)?;
+            turn.made();
+            drop(turn);
+            if !records {
+                return Ok(outputs.iter().map(|y| y.shallow_clone()).collect());
+            }
+            self.make_context_of_pullbacks(site)?;
+            let results: Vec<Tensor> =
+                outputs.iter().map(|y| autograd::alias(name, y)).collect::<Result<_>>()?;
+            // An output is saved as itself.
+            let saved: Vec<&Tensor> = saved
+                .iter()
+                .map(|x| {
+                    let output = outputs.iter().position(|y| autograd::is_same(x, y));
+                    output.map_or(*x, |i| &results[i])
+                })
+                .collect();
+            let count = inputs.len();
+            let nodes = [inputs, &results.iter().collect::<Vec<_>>()];
+            tape::add_node(site, self, Traffic::Collective, nodes, &saved, move |comm, mut pulled| {
+                let site = comm.site(name);
+                // What a rank has lost is an error on all, before any goes on to communicate.
+                let (saved, terms) = match pulled.take_saved() {
+                    Ok(saved) => (saved, Ok(Terms::default())),
+                    Err(error) => (Vec::new(), Err(error)),
+                };
+                let way = comm.environment().way();
+                agree(site, comm, None, terms, false, way)?.1.made();
+                let gradients = pullback(&comm.of_pullback(), &saved, &pulled.cotangents)?;
+                if gradients.len() != count {
+                    let came = gradients.len();
+                    let message = format!(
+                        "the pullback returned {came} gradients; one for each of {count} inputs is \
+                         needed"
+                    );
+                    return Err(Error::Argument { call: name, message });
+                }
+                Ok(gradients)
+            })?;
+            Ok(results)
+        })())
+    }
+}
+
+fn check(
+    call: &'static str,
+    inputs: &[&Tensor],
+    outputs: &[&Tensor],
+    saved: &[&Tensor],
+) -> Result<()> {
+    let refuse = |message: String| Err(Error::Argument { call, message });
+    if inputs.iter().chain(outputs).chain(saved).any(|x| !View::of(x).is_defined()) {
+        return Err(Error::Undefined { call });
+    }
+    if outputs.is_empty() {
+        return refuse("a node has at least one output; none was given".to_owned());
+    }
+    if let Some(output) = outputs.iter().find(|y| !carries_gradient(&View::of(y))) {
+        return refuse(format!(
+            "an output is of kind {:?}; one that carries gradients is needed",
+            output.kind()
+        ));
+    }
+    if outputs.iter().any(|y| y.requires_grad()) {
+        return refuse("an output has a history of its own; compute it without grad".to_owned());
+    }
+    Ok(())
+}

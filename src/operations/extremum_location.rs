@@ -1,0 +1,89 @@
+//! `max_loc` and `min_loc`: the extreme value and who has it.
+
+use tch::Tensor;
+
+use super::all_reduce::AllReduce;
+use super::nonlinear;
+use crate::autograd::{Recording, View};
+use crate::base::error::Result;
+use crate::base::op::Op;
+use crate::communicator::Communicator;
+use crate::engine::operator::{Blocking, Mode};
+
+impl Communicator {
+    /// The largest value over all ranks, and the lowest rank that has it, element by element.
+    ///
+    /// What `MPI_MAXLOC` does, for every kind: two calls of `MPI_Allreduce`, and a third
+    /// where `x` requires grad. Collective: every rank must call it.
+    ///
+    /// - Shape: any, equal on all ranks; so are those of the values and of the ranks, which are
+    ///   `Int64`.
+    /// - Kinds: those of [`Op::Max`](Op#kinds), equal on all ranks. A NaN counts as the largest.
+    /// - Adjoint: the sum of the values' cotangents goes to the owning rank, zeros to the others.
+    ///   The ranks have no gradient.
+    ///
+    /// # Errors
+    /// As for [`all_reduce`](Self::all_reduce) with `Max`.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let (values, ranks) = world.max_loc(&Tensor::from_slice(&[world.rank(), 7]))?;
+    /// assert_eq!(values, Tensor::from_slice(&[world.size() - 1, 7]));
+    /// assert_eq!(ranks, Tensor::from_slice(&[i64::from(world.size() - 1), 0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_MAXLOC")]
+    #[track_caller]
+    pub fn max_loc(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.extremum_location("max_loc", x, Op::Max)
+    }
+
+    /// The smallest value over all ranks, and the lowest rank that has it, element by element.
+    ///
+    /// What `MPI_MINLOC` does, for every kind; all else as [`max_loc`](Self::max_loc).
+    ///
+    /// # Errors
+    /// As for [`all_reduce`](Self::all_reduce) with `Min`.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let (values, ranks) = world.min_loc(&Tensor::from_slice(&[world.rank(), 7]))?;
+    /// assert_eq!((values, ranks), (Tensor::from_slice(&[0, 7]), Tensor::from_slice(&[0_i64, 0])));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    #[doc(alias = "MPI_MINLOC")]
+    #[track_caller]
+    pub fn min_loc(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.extremum_location("min_loc", x, Op::Min)
+    }
+
+    #[track_caller]
+    fn extremum_location(
+        &self,
+        call: &'static str,
+        x: &Tensor,
+        op: Op,
+    ) -> Result<(Tensor, Tensor)> {
+        // The calls without grad do not compare requires_grad.
+        let (_, comm) = Blocking::agree(&AllReduce::of(call, op), self, x)?;
+        let recording = Recording::off();
+        let y = comm.all_reduce(x, op)?;
+        let owners = nonlinear::owners(&comm, x, &y)?;
+        drop(recording);
+        if !self.records(&View::of(x)) {
+            return Ok((y, owners));
+        }
+        // Given the owners, the values are linear in x: each is the sum of its owner's and of zeros.
+        let mine = owners.f_eq(i64::from(self.rank()))?;
+        let values = comm.all_reduce(&x.f_where_self(&mine, &x.f_zeros_like()?)?, Op::Sum)?;
+        Ok((values, owners))
+    }
+}

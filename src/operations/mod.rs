@@ -1,0 +1,31 @@
+//! The operations: a file for each collective, and one for messages.
+//!
+//! Each file has the method of [`Communicator`](crate::Communicator) with its documentation, and
+//! the [`Operator`](crate::engine::operator::Operator) behind it: what MPI is to be called with, and
+//! what the adjoint is.
+//!
+//! The convention: the objective is the sum of all ranks' losses, and every rank's copy of a
+//! tensor is a variable of its own.
+
+mod all_gather;
+mod all_reduce;
+mod all_to_all;
+mod all_to_all_v;
+mod barrier;
+mod broadcast;
+mod custom;
+mod extremum_location;
+mod gather;
+mod reduce;
+mod reduce_scatter;
+mod scan;
+mod scatter;
+
+mod point_to_point;
+#[cfg(feature = "rsmpi")]
+pub mod rsmpi;
+
+mod counts;
+mod nonlinear;
+
+pub use counts::Counts;
