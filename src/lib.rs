@@ -187,7 +187,7 @@ pub use base::op::Op;
 pub use base::rank::Rank;
 pub use base::tag::Tag;
 pub use base::thread_level::ThreadLevel;
-pub use communicator::Communicator;
+pub use engine::communicator::Communicator;
 pub use engine::dummies::join_dummies;
 pub use engine::request::{Request, Test, wait_all, wait_any, wait_some};
 pub use engine::tape::{PassOptions, Tape};

@@ -22,8 +22,8 @@ use tch::{Kind, Tensor};
 use crate::autograd::{self, View};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
-use crate::communicator::Communicator;
 use crate::engine::agreement::agree_on;
+use crate::engine::communicator::Communicator;
 use crate::engine::tape::{self, PassOptions, Record};
 
 /// A random tensor, different on each rank: normal for floating-point and complex kinds, small

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::thread_level::ThreadLevel;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 use crate::engine::runtime::Runtime;
 use crate::environment::library::{self, Library};
 use crate::environment::{is_finalized, watch};
@@ -41,6 +41,7 @@ use crate::environment::{is_finalized, watch};
 /// ```
 #[doc(alias = "MPI_Init")]
 #[doc(alias = "MPI_Init_thread")]
+#[track_caller]
 pub fn initialize() -> Result<Universe> {
     initialize_with(ThreadLevel::Serialized)
 }
@@ -62,6 +63,7 @@ pub fn initialize() -> Result<Universe> {
 /// # Ok::<(), mpi4tch::Error>(())
 /// ```
 #[doc(alias = "MPI_Init_thread")]
+#[track_caller]
 pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
     let mut current = CURRENT.lock();
     let thread = std::thread::current().id();
@@ -75,7 +77,7 @@ pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
     if let Some(shared) = current.shared.upgrade() {
         return Ok(Universe { shared, not_send: PhantomData });
     }
-    let shared = Arc::new(Shared::start(level)?);
+    let shared = Arc::new(Shared::start(Site::new("initialize"), level)?);
     current.shared = Arc::downgrade(&shared);
     current.owner = shared.runtime.environment.is_owner().then_some(thread);
     shared.runtime.make_current();
@@ -133,13 +135,13 @@ impl Universe {
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_COMM_SELF")]
+    #[track_caller]
     pub fn self_comm(&self) -> Result<Communicator> {
         if let Some(comm) = self.shared.this.get() {
             return Ok(comm.clone());
         }
-        let (runtime, site) = (&self.shared.runtime, Site::new("self_comm"));
-        let adopt = || Communicator::adopt(site, mpi_sys::MPI_COMM_SELF, runtime);
-        let comm = runtime.environment.call(site, adopt)?;
+        let (site, own) = (Site::new("self_comm"), mpi_sys::MPI_COMM_SELF);
+        let comm = Communicator::duplicate_of(site, own, &self.shared.runtime)?;
         // A universe stays on its thread, so nobody else has come first.
         Ok(self.shared.this.get_or_init(|| comm).clone())
     }
@@ -187,14 +189,10 @@ struct Shared {
 }
 
 impl Shared {
-    fn start(level: ThreadLevel) -> Result<Self> {
+    fn start(site: Site, level: ThreadLevel) -> Result<Self> {
         let runtime = Runtime::start(level)?;
         let environment = &runtime.environment;
-        let world = {
-            let site = Site::new("initialize");
-            let adopt = || Communicator::adopt(site, mpi_sys::MPI_COMM_WORLD, &runtime);
-            environment.call(site, adopt)?
-        };
+        let world = Communicator::duplicate_of(site, mpi_sys::MPI_COMM_WORLD, &runtime)?;
         if !environment.is_owner() {
             environment.close_at_finalize()?;
         }
@@ -284,6 +282,50 @@ pub fn run<E: fmt::Display>(program: fn(&Universe) -> std::result::Result<(), E>
         Err(_) => {
             watch::say(&format!("{rank} panicked\n"));
             world.abort(PANICKED)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use crate::base::error::Error;
+    use crate::base::op::Op;
+    use crate::environment::error_code::check;
+
+    #[test]
+    fn texts_name_the_call_then_what_came_and_what_was_needed() {
+        let early = check("MPI_Init_thread", 1).unwrap_err().to_string();
+        assert!(early.ends_with("error code 1, while MPI is not initialized (MPI_ERR_OTHER)"));
+        // The only unit test that starts MPI.
+        let _universe = super::initialize().unwrap();
+        let cases = [
+            (
+                check("MPI_Allreduce", mpi_sys::MPI_ERR_COMM).unwrap_err(),
+                "MPI_Allreduce failed: invalid communicator (MPI_ERR_COMM)",
+            ),
+            (
+                Error::OpKind { call: "all_reduce", op: Op::Max, kind: Kind::ComplexFloat },
+                "all_reduce: Op::Max is not defined for kind ComplexFloat",
+            ),
+            (
+                Error::NoAdjoint { call: "all_reduce", op: Op::LogicalAnd },
+                "all_reduce: Op::LogicalAnd has no adjoint; detach the input first",
+            ),
+            (Error::Finalized { call: "all_reduce" }, "all_reduce: MPI has been finalized"),
+            (
+                Error::Mpi {
+                    call: "MPI_Comm_dup",
+                    class: "MPI_ERR_OTHER",
+                    message: "other MPI error".to_owned(),
+                    detail: "too many communicators".to_owned(),
+                },
+                "MPI_Comm_dup failed: other MPI error (MPI_ERR_OTHER): too many communicators",
+            ),
+        ];
+        for (error, text) in cases {
+            assert_eq!(error.to_string(), text);
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::base::tag::Tag;
-use crate::communicator::Communicator;
+use crate::communicator::Handle;
 use crate::environment::datatype::Datatype;
 use crate::environment::error_code::checked;
 use crate::environment::status::{Envelope, Status};
@@ -46,7 +46,7 @@ impl Header {
     const NONE: Self = Self { scalar_type: -1, recorded: -1, count: -1 };
 
     /// The bytes that a message has beside its elements.
-    pub(crate) fn bytes(comm: &Communicator) -> i64 {
+    pub(crate) fn bytes(comm: &Handle) -> i64 {
         if comm.environment().check() == Check::Collective { i64::from(HEADER) } else { 0 }
     }
 }
@@ -76,7 +76,7 @@ pub(crate) struct Message {
 impl Message {
     /// A message of `count` elements, which the backward pass goes back through if `recorded`.
     pub(crate) fn new(
-        comm: &Communicator,
+        comm: &Handle,
         (peer, tag): (Rank, Tag),
         datatype: Datatype,
         count: i64,

@@ -16,7 +16,7 @@ use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::call::blocks::{Blocks, Parts};
 use crate::call::buffer::{Input, Output, Pinned};
-use crate::communicator::Communicator;
+use crate::communicator::Handle;
 use crate::environment::datatype::Datatype;
 use crate::environment::status::Envelope;
 
@@ -198,7 +198,7 @@ impl<'x> Plan<'x> {
     pub(crate) fn run(
         self,
         site: Site,
-        comm: &Communicator,
+        comm: &Handle,
         made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<Tensor> {
@@ -214,7 +214,7 @@ impl<'x> Plan<'x> {
     pub(crate) fn into_launch(
         self,
         site: Site,
-        comm: &Communicator,
+        comm: &Handle,
         x: &Tensor,
     ) -> Result<(Launch, Completion)> {
         let output = self.output(site, comm)?;
@@ -237,7 +237,7 @@ impl<'x> Plan<'x> {
     }
 
     /// Memory for the result; what is broadcast lies there already.
-    fn output(&self, site: Site, comm: &Communicator) -> Result<Output> {
+    fn output(&self, site: Site, comm: &Handle) -> Result<Output> {
         let output = Output::new(site.call, &self.shape, self.input.datatype())?;
         if matches!(self.call, Call::Broadcast { root } if root == comm.rank()) {
             // MPI sends from the buffer that it receives into elsewhere.
@@ -250,7 +250,7 @@ impl<'x> Plan<'x> {
     pub(crate) fn run_in_place(
         self,
         site: Site,
-        comm: &Communicator,
+        comm: &Handle,
         x: &mut Tensor,
         data: *mut c_void,
         made: Made,
@@ -281,7 +281,7 @@ impl<'x> Plan<'x> {
         Ok(())
     }
 
-    fn buffers(&self, comm: &Communicator, send: *const c_void, receive: *mut c_void) -> Buffers {
+    fn buffers(&self, comm: &Handle, send: *const c_void, receive: *mut c_void) -> Buffers {
         let datatype = self.input.datatype();
         Buffers {
             send,
@@ -304,7 +304,7 @@ impl<'x> Plan<'x> {
     unsafe fn carry_out(
         &self,
         site: Site,
-        comm: &Communicator,
+        comm: &Handle,
         buffers: Buffers,
         written: &Tensor,
         mut made: Made,

@@ -1,11 +1,11 @@
 //! Which ranks a communicator has, as ranks of another.
 
-use super::Communicator;
+use super::Handle;
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::environment::error_code::check;
 
-impl Communicator {
+impl Handle {
     /// For each rank of this communicator the rank that the same process has in `other`; `None` for
     /// one that is not in it. Local.
     ///
@@ -15,7 +15,7 @@ impl Communicator {
         let (mut own, mut others) = (mpi_sys::MPI_GROUP_NULL, mpi_sys::MPI_GROUP_NULL);
         for (comm, group) in [(self, &mut own), (other, &mut others)] {
             // SAFETY: `enter` gave leave to call MPI; `group` outlives the call.
-            check("MPI_Comm_group", unsafe { mpi_sys::MPI_Comm_group(comm.context(), group) })?;
+            check("MPI_Comm_group", unsafe { mpi_sys::MPI_Comm_group(comm.forward(), group) })?;
         }
         let ranks: Vec<Rank> = (0..self.size()).collect();
         let mut translated = vec![mpi_sys::MPI_UNDEFINED; index(self.size())];

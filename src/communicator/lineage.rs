@@ -27,13 +27,13 @@ use std::sync::{Arc, Weak};
 use mpi_sys::MPI_Comm;
 use parking_lot::Mutex;
 
-use super::Inner;
+use super::Handle;
 use crate::environment::FreedAtEnd;
 use crate::environment::status::Status;
 
 /// The contexts of a communicator, and the entries of those made from it.
 #[derive(Debug)]
-pub(crate) struct Node {
+pub(crate) struct Contexts {
     pub(super) forward: MPI_Comm,
     pub(super) backward: MPI_Comm,
     pub(super) control: MPI_Comm,
@@ -49,11 +49,11 @@ pub(crate) struct Node {
 /// The entry of a call that made a communicator; empty on ranks that got none.
 #[derive(Debug, Default)]
 struct Child {
-    node: Option<Arc<Node>>,
-    holders: Weak<Inner>,
+    contexts: Option<Arc<Contexts>>,
+    holders: Weak<Handle>,
 }
 
-impl Node {
+impl Contexts {
     /// Of contexts that were just made, with leave to call MPI.
     pub(super) fn new(forward: MPI_Comm, backward: MPI_Comm, control: MPI_Comm) -> Self {
         let (reversed, of_pullbacks) = (Mutex::new(None), Mutex::new(None));
@@ -90,10 +90,10 @@ impl Node {
         let mut bits = (0..children.len()).map(|i| dead[i / 64] >> (i % 64) & 1 == 1);
         children.retain(|child| {
             let free = bits.next() == Some(true);
-            if let Some(node) = child.node.as_ref().filter(|_| free) {
+            if let Some(contexts) = child.contexts.as_ref().filter(|_| free) {
                 // SAFETY: nobody holds it, and so nobody what was made from it; the others free it
                 // too, as they have the same bits.
-                unsafe { node.free(&mut left) };
+                unsafe { contexts.free(&mut left) };
             }
             !free
         });
@@ -106,15 +106,18 @@ impl Node {
     }
 
     /// Fills the last entry with what the call made.
-    pub(super) fn fill_entry(&self, inner: &Arc<Inner>) {
+    pub(super) fn fill_entry(&self, handle: &Arc<Handle>) {
         let mut children = self.children.lock();
         if let Some(child) = children.last_mut() {
-            *child = Child { node: Some(Arc::clone(&inner.node)), holders: Arc::downgrade(inner) };
+            *child = Child {
+                contexts: Some(Arc::clone(&handle.contexts)),
+                holders: Arc::downgrade(handle),
+            };
         }
     }
 }
 
-impl FreedAtEnd for Node {
+impl FreedAtEnd for Contexts {
     /// Frees the contexts, and those of all that was made from it. The lines are of messages that were
     /// left over.
     unsafe fn free(&self, left: &mut Vec<String>) {
@@ -134,9 +137,9 @@ impl FreedAtEnd for Node {
             let _ = unsafe { mpi_sys::MPI_Comm_free(&mut context) };
         }
         let children = std::mem::take(&mut *self.children.lock());
-        for node in children.into_iter().filter_map(|child| child.node) {
+        for contexts in children.into_iter().filter_map(|child| child.contexts) {
             // SAFETY: as for this one.
-            unsafe { node.free(left) };
+            unsafe { contexts.free(left) };
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::base::op::Op;
 use crate::base::rank::{Rank, index};
 use crate::base::site::Site;
 use crate::base::way::Way;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 use crate::environment::datatype::Datatype;
 pub(crate) use description::differences;
 use description::{Line, PAIRS, decode};
@@ -148,7 +148,7 @@ pub(crate) fn agree(
     if let Some(Admission::Granted(turn)) = comm.admission() {
         return Ok((exchange(site, comm, turn, &terms?)?, Arc::clone(turn)));
     }
-    if comm.check() == Check::None && !exchanges {
+    if comm.check_level() == Check::None && !exchanges {
         return terms.map(|_| (Agreed::default(), Arc::new(Turn::free())));
     }
     let terms = in_step(site, comm, terms);
@@ -202,7 +202,7 @@ impl Proposal {
         terms: Result<Terms>,
     ) -> Result<Option<Self>> {
         comm.environment().allows(site.call)?;
-        if comm.check() == Check::None {
+        if comm.check_level() == Check::None {
             return terms.map(|_| None);
         }
         match comm.admission() {
@@ -300,7 +300,7 @@ fn in_step<'a>(site: Site, comm: &Communicator, terms: Result<Terms<'a>>) -> Res
 fn recorded(comm: &Communicator, subject: Subject, terms: &Result<Terms>) -> Subject {
     let op = terms.as_ref().ok().and_then(|terms| terms.op);
     let decides = op.is_some_and(|op| op.is_differentiable() && !op.is_linear());
-    let compares = decides || comm.check() == Check::Collective;
+    let compares = decides || comm.check_level() == Check::Collective;
     subject.map(|(datatype, records)| (datatype, records && compares))
 }
 

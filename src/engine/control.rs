@@ -7,7 +7,7 @@ use crate::base::rank::index;
 use crate::base::site::Site;
 use crate::base::way::Way;
 use crate::call::{Made, mpi};
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 
 impl Communicator {
     /// Every rank's words, by the control context. Collective; all ranks are in the same call, and

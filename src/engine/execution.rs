@@ -7,8 +7,8 @@ use tch::Tensor;
 use crate::base::error::Result;
 use crate::base::site::Site;
 use crate::call::{Completion, Made, Plan};
-use crate::communicator::Communicator;
 use crate::engine::agreement::Turn;
+use crate::engine::communicator::Communicator;
 use crate::engine::flight::{Flight, Start};
 
 /// Carries the call out and waits for its end: a collective one in its turn, and in the way that the
@@ -21,8 +21,8 @@ pub(crate) fn run(
     turn: Option<&Turn>,
 ) -> Result<Tensor> {
     match turn {
-        Some(turn) => plan.run(site, comm, Made::new(turn.way()), || turn.made()),
-        None => plan.run(site, comm, Made::looking(), || ()),
+        Some(turn) => plan.run(site, comm.handle(), Made::new(turn.way()), || turn.made()),
+        None => plan.run(site, comm.handle(), Made::looking(), || ()),
     }
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn run_in_place(
     (x, data): (&mut Tensor, *mut c_void),
     turn: &Turn,
 ) -> Result<()> {
-    plan.run_in_place(site, comm, x, data, Made::new(turn.way()), || turn.made())
+    plan.run_in_place(site, comm.handle(), x, data, Made::new(turn.way()), || turn.made())
 }
 
 /// A call that was started: what is under way, and what will become of it.
@@ -53,7 +53,7 @@ impl Started {
         x: &Tensor,
         start: Start,
     ) -> Result<Self> {
-        let (launch, completion) = plan.into_launch(site, comm, x)?;
+        let (launch, completion) = plan.into_launch(site, comm.handle(), x)?;
         let flight = Flight::start(site, comm, launch, start)?;
         Ok(Self { flight, completion })
     }

@@ -22,8 +22,9 @@ use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::way::Way;
 use crate::call::{Launch, Made};
-use crate::communicator::{Communicator, Identity};
+use crate::communicator::Identity;
 use crate::engine::agreement::{Proposal, Turn};
+use crate::engine::communicator::Communicator;
 use crate::environment::StartedCalls;
 use crate::environment::watch;
 

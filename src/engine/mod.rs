@@ -2,6 +2,7 @@
 //! through.
 
 pub(crate) mod agreement;
+pub(crate) mod communicator;
 mod control;
 pub(crate) mod dummies;
 mod execution;

@@ -13,7 +13,7 @@ use crate::base::error::{Error, Result};
 use crate::base::op::Op;
 use crate::base::rank::Rank;
 use crate::call::buffer::Input;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Mode, Operator, apply};
 use crate::environment::datatype::{Class, Datatype};
 use crate::environment::own_ops::OwnOps;

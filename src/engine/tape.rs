@@ -21,7 +21,7 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use crate::base::error::{Error, Result};
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 pub(crate) use calls::Traffic;
 use pass::{Pass, loss_root};
 pub(crate) use record::{Pulled, Record, add_node, carries_gradient, outlived, tapes_used};
@@ -154,7 +154,7 @@ impl Tape {
             Some(_) => return refuse("the communicator is on another tape".to_owned()),
             None => (),
         }
-        let ranks = comm.ranks_in("Tape::on", &self.comm)?;
+        let ranks = comm.handle().ranks_in("Tape::on", self.comm.handle())?;
         if let Some(rank) = ranks.iter().position(Option::is_none) {
             return refuse(format!(
                 "rank {rank} of the communicator is none of the communicator that the tape was made \

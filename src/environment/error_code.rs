@@ -112,45 +112,7 @@ class_names! {
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
-    use crate::base::op::Op;
-
-    #[test]
-    fn texts_name_the_call_then_what_came_and_what_was_needed() {
-        let early = check("MPI_Init_thread", 1).unwrap_err().to_string();
-        assert!(early.ends_with("error code 1, while MPI is not initialized (MPI_ERR_OTHER)"));
-        // The only unit test that starts MPI.
-        let _universe = crate::initialize().unwrap();
-        let cases = [
-            (
-                check("MPI_Allreduce", mpi_sys::MPI_ERR_COMM).unwrap_err(),
-                "MPI_Allreduce failed: invalid communicator (MPI_ERR_COMM)",
-            ),
-            (
-                Error::OpKind { call: "all_reduce", op: Op::Max, kind: Kind::ComplexFloat },
-                "all_reduce: Op::Max is not defined for kind ComplexFloat",
-            ),
-            (
-                Error::NoAdjoint { call: "all_reduce", op: Op::LogicalAnd },
-                "all_reduce: Op::LogicalAnd has no adjoint; detach the input first",
-            ),
-            (Error::Finalized { call: "all_reduce" }, "all_reduce: MPI has been finalized"),
-            (
-                Error::Mpi {
-                    call: "MPI_Comm_dup",
-                    class: "MPI_ERR_OTHER",
-                    message: "other MPI error".to_owned(),
-                    detail: "too many communicators".to_owned(),
-                },
-                "MPI_Comm_dup failed: other MPI error (MPI_ERR_OTHER): too many communicators",
-            ),
-        ];
-        for (error, text) in cases {
-            assert_eq!(error.to_string(), text);
-        }
-    }
 
     #[test]
     fn details_are_what_the_library_says_beyond_the_class() {

@@ -11,8 +11,8 @@ use crate::base::rank::index;
 use crate::call::blocks::{Blocks, axis_of, check_shape, elements_of_row};
 use crate::call::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::communicator::Communicator;
 use crate::engine::agreement::{Agreed, Terms};
+use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Blocking, Operator, apply};
 use crate::engine::request::{Nonblocking, Request};
 

@@ -7,8 +7,8 @@ use tch::{Kind, Tensor};
 use crate::base::error::Result;
 use crate::call::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::communicator::Communicator;
 use crate::engine::agreement::{Agreed, Terms};
+use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Blocking, Mode, Operator, apply};
 use crate::engine::request::{Nonblocking, Request};
 

@@ -10,8 +10,8 @@ use crate::base::op::Op;
 use crate::base::rank::Rank;
 use crate::call::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::communicator::Communicator;
 use crate::engine::agreement::{Agreed, Terms};
+use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Blocking, Operator, apply, apply_in_place};
 use crate::engine::request::{Nonblocking, Request};
 

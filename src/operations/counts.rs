@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::base::error::{Error, Result};
 use crate::base::rank::index;
-use crate::communicator::Communicator;
 use crate::engine::agreement::{Agreed, Told};
+use crate::engine::communicator::Communicator;
 
 /// The extent along an axis that each rank is to receive.
 ///

@@ -4,8 +4,8 @@ use tch::Tensor;
 
 use crate::autograd::{self, View};
 use crate::base::error::{Error, Result};
-use crate::communicator::Communicator;
 use crate::engine::agreement::{Terms, agree, refuse};
+use crate::engine::communicator::Communicator;
 use crate::engine::tape::{self, Traffic, carries_gradient};
 use crate::environment::datatype::Datatype;
 

@@ -7,7 +7,7 @@ use super::nonlinear;
 use crate::autograd::{Recording, View};
 use crate::base::error::Result;
 use crate::base::op::Op;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Blocking, Mode};
 
 impl Communicator {

@@ -21,6 +21,7 @@ mod reduce_scatter;
 mod scan;
 mod scatter;
 
+mod communicators;
 mod point_to_point;
 #[cfg(feature = "rsmpi")]
 pub mod rsmpi;

@@ -8,7 +8,7 @@ use super::scan::{self, End};
 use crate::autograd::{self, Recording};
 use crate::base::error::Result;
 use crate::base::op::Op;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Derivative, Mode, apply};
 
 /// Of `y = all_reduce(x, Max)` or `Min`: `x̄_s = (m_s / k) · Σ_r ȳ_r` with `m_s = [x_s = y]` and

@@ -12,7 +12,7 @@ use crate::base::rank::Rank;
 use crate::base::tag::Tag;
 use crate::call::Header;
 use crate::call::buffer::Input;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 use crate::engine::dummies::join_dummies;
 use crate::engine::operator::{Blocking, Mode, apply};
 use crate::engine::request::{Nonblocking, Request};
@@ -282,7 +282,7 @@ impl Communicator {
             check("MPI_Iprobe", unsafe {
                 mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
             })?;
-            Ok((found != 0).then(|| Status::of(&status).without(Header::bytes(self))))
+            Ok((found != 0).then(|| Status::of(&status).without(Header::bytes(self.handle()))))
         })
     }
 

@@ -19,8 +19,8 @@ use mpi::raw::{AsRaw, FromRaw};
 use mpi::topology::{CartesianCommunicator, SimpleCommunicator};
 
 use crate::base::error::{Error, Result};
-use crate::communicator::Communicator;
 use crate::engine::agreement::agree_on;
+use crate::engine::communicator::Communicator;
 use crate::environment::error_code::check;
 
 type Theirs = mpi::ffi::MPI_Comm;

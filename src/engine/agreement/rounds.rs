@@ -21,7 +21,7 @@ use mpi_sys::MPI_Request;
 
 use crate::base::error::Result;
 use crate::base::tag::Tag;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 use crate::environment::error_code::checked;
 
 /// How many words are combined by taking the larger.

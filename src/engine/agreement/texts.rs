@@ -10,7 +10,7 @@ use mpi_sys::MPI_Request;
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::base::tag::Tag;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 use crate::environment::error_code::checked;
 use crate::environment::status::Status;
 

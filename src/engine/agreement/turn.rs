@@ -22,7 +22,7 @@ use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::tag::Tag;
 use crate::base::way::Way;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 
 /// The places of a communicator's collective calls.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::base::rank::Rank;
 use crate::base::tag::Tag;
-use crate::communicator::Lane;
+use crate::engine::communicator::Lane;
 use crate::engine::tape::{Record, Traffic};
 use crate::environment::status::{Envelope, PROC_NULL, Source, TagMatch};
 

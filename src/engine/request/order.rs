@@ -17,7 +17,7 @@ use super::nodes::WaitNode;
 use super::queues::Queues;
 use crate::base::error::Result;
 use crate::base::site::Site;
-use crate::communicator::Communicator;
+use crate::engine::communicator::Communicator;
 use crate::engine::tape::{self, Record, Traffic};
 
 /// The wait that a request owes the graph.

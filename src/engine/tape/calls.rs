@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::base::tag::Tag;
-use crate::communicator::{Communicator, Identity};
+use crate::communicator::Identity;
+use crate::engine::communicator::Communicator;
 use crate::environment::status::{Envelope, PROC_NULL};
 
 /// Which ranks take part in a call, for what ranks compare of their tapes.

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::calls::{Calls, CommunicatorCalls, Entry, Message, Traffic, messages};
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
-use crate::communicator::{Communicator, Identity};
+use crate::communicator::Identity;
 use crate::engine::agreement;
+use crate::engine::communicator::Communicator;
 
 /// What a rank tells the others of its calls on one communicator.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,10 +41,10 @@ pub(super) fn told(calls: &Calls, tape: &Communicator) -> Result<Vec<Told>> {
 impl Told {
     fn of(calls: &CommunicatorCalls, tape: &Communicator) -> Result<Self> {
         let comm = &calls.comm;
-        let members = comm.ranks_in("Tape::backward", tape)?;
+        let members = comm.handle().ranks_in("Tape::backward", tape.handle())?;
         let mut told = Self {
             communicator: comm.identity(),
-            made: comm.made().to_string(),
+            made: comm.handle().made().to_string(),
             members: members.into_iter().map(|rank| rank.unwrap_or(-1)).collect(),
             collectives: Vec::new(),
             messages: Vec::new(),

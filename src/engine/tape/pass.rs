@@ -10,8 +10,8 @@ use super::{PassOptions, Record};
 use crate::autograd::{self, View};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
-use crate::communicator::Communicator;
 use crate::engine::agreement::{Terms, agree};
+use crate::engine::communicator::Communicator;
 
 /// A backward pass and its options.
 #[derive(Clone, Copy)]

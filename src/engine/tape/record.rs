@@ -11,8 +11,8 @@ use super::calls::{Calls, Entry, Traffic};
 use crate::autograd::{self, Backward, View};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
-use crate::communicator::Communicator;
 use crate::engine::agreement::{Proposal, refuse};
+use crate::engine::communicator::Communicator;
 use crate::environment::datatype::{Class, Datatype};
 
 /// What a tape has recorded.

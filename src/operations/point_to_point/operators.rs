@@ -11,8 +11,8 @@ use crate::base::tag::Tag;
 use crate::call::blocks::elements;
 use crate::call::buffer::Input;
 use crate::call::{Call, Finish, Message, Plan};
-use crate::communicator::Communicator;
 use crate::engine::agreement::{Agreed, Terms};
+use crate::engine::communicator::Communicator;
 use crate::engine::operator::Operator;
 use crate::engine::tape::Traffic;
 use crate::environment::status::{Envelope, PROC_NULL, Source, TagMatch};
@@ -66,7 +66,7 @@ fn outgoing(
     to: &Envelope,
 ) -> Result<Message> {
     let records = comm.records(input.view());
-    Ok(Message::new(comm, known(call, to)?, input.datatype(), input.count(), records))
+    Ok(Message::new(comm.handle(), known(call, to)?, input.datatype(), input.count(), records))
 }
 
 /// How MPI is called to receive a tensor of `shape`, and what is checked of what has come.
@@ -79,7 +79,7 @@ fn incoming(
 ) -> Result<(Message, Finish)> {
     let recorded = comm.records(input.view());
     let count = elements(call, shape)?;
-    let message = Message::new(comm, from.to_mpi(), input.datatype(), count, recorded);
+    let message = Message::new(comm.handle(), from.to_mpi(), input.datatype(), count, recorded);
     let finish = match from.source() {
         Source::Rank(PROC_NULL) => Finish::Zero,
         _ => Finish::Receive { envelope: from.clone(), recorded },

@@ -1,14 +1,13 @@
 //! Making communicators, and what other libraries know them by.
 
 use mpi_sys::MPI_Comm;
-use std::mem::MaybeUninit;
 
-use super::Communicator;
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
+use crate::communicator::Handle;
 use crate::engine::agreement::{Terms, agree};
+use crate::engine::communicator::Communicator;
 use crate::engine::runtime::Runtime;
-use crate::environment::error_code::check;
 
 impl Communicator {
     /// A communicator of the same ranks with contexts of its own: messages on the one never meet
@@ -190,7 +189,7 @@ impl Communicator {
     #[must_use]
     #[doc(alias = "MPI_Comm_c2f")]
     pub fn to_fortran(&self) -> i32 {
-        self.inner.node.fortran
+        self.handle().fortran()
     }
 
     /// The handle in which this communicator's calls are made, for calls of one's own.
@@ -231,96 +230,26 @@ impl Communicator {
         let terms = checked.map(|()| Terms::default());
         let way = self.environment().way();
         let (_, turn) = self.note(agree(site, &self.plain(), None, terms, true, way))?;
-        let node = &self.inner.node;
-        let mut dead = node.dead();
+        let mut dead = self.handle().dead();
         if !dead.is_empty() {
             dead = self.intersect_control(site, dead)?;
         }
-        let child = self.environment().call(site, || {
-            // SAFETY: `call` gives leave to call MPI, and all ranks have the same bits.
-            let left = unsafe { node.free_children(&dead) };
-            self.environment().leave(left);
-            node.add_entry();
-            let mut made = mpi_sys::MPI_COMM_NULL;
-            check(function, create(node.forward, &mut made))?;
-            if made == mpi_sys::MPI_COMM_NULL {
-                return Ok(None);
-            }
-            let child = Self::build(site, made, Some(&self.inner), &self.inner.runtime)?;
-            node.fill_entry(&child.inner);
-            Ok(Some(Self { record: self.record.clone(), ..child }))
-        });
+        let child = self.handle().make(site, &dead, function, create);
         if child.is_ok() {
             turn.made();
         }
-        self.note(child)
+        self.note(child.map(|child| child.map(|handle| self.child(handle))))
     }
 
     /// A duplicate of someone else's communicator.
     #[track_caller]
     fn take_in(call: &'static str, comm: MPI_Comm) -> Result<Self> {
         let runtime = Runtime::current(call)?;
-        let site = Site::new(call);
-        runtime.environment.call(site, || {
-            check_intra(call, comm)?;
-            Self::adopt(site, comm, &runtime)
-        })
-    }
-
-    /// Makes a communicator from `parent`, which stays its owner's. Collective over `parent`, with
-    /// leave to call MPI.
-    pub(crate) fn adopt(site: Site, parent: MPI_Comm, runtime: &Runtime) -> Result<Self> {
-        let mut forward = mpi_sys::MPI_COMM_NULL;
-        // SAFETY: `parent` is a communicator; `forward` outlives the call.
-        check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut forward) })?;
-        let made = Self::build(site, forward, None, runtime)?;
-        runtime.environment.free_at_end(made.inner.node.clone());
-        Ok(made)
+        let handle = Handle::duplicate_of_foreign(Site::new(call), comm, &runtime.environment)?;
+        Ok(Self::new(handle, &runtime.flights))
     }
 }
 
 fn null(call: &'static str) -> Error {
     Error::Argument { call, message: "MPI made no communicator".to_owned() }
-}
-
-/// Checks that `comm` is a communicator of one group.
-///
-/// It may come from any integer that was meant for Fortran's handle, and what MPI says of a handle
-/// that is none, it says to the handlers of its own communicators, which abort unless told
-/// otherwise.
-fn check_intra(call: &'static str, comm: MPI_Comm) -> Result<()> {
-    let refuse = |message: &str| Err(Error::Argument { call, message: message.to_owned() });
-    // Open MPI has a null pointer for what is no handle.
-    // SAFETY: a handle is a pointer or an integer, for which zeros are a value.
-    let zeros: MPI_Comm = unsafe { MaybeUninit::zeroed().assume_init() };
-    if comm == mpi_sys::MPI_COMM_NULL || comm == zeros {
-        return refuse("the communicator is MPI_COMM_NULL");
-    }
-    let own = [mpi_sys::MPI_COMM_WORLD, mpi_sys::MPI_COMM_SELF];
-    let mut before = [mpi_sys::MPI_ERRHANDLER_NULL; 2];
-    for (comm, before) in own.into_iter().zip(&mut before) {
-        // SAFETY: MPI's own communicators; `before` outlives the call.
-        check("MPI_Comm_get_errhandler", unsafe {
-            mpi_sys::MPI_Comm_get_errhandler(comm, before)
-        })?;
-        // SAFETY: as above, and one of MPI's own handlers.
-        check("MPI_Comm_set_errhandler", unsafe {
-            mpi_sys::MPI_Comm_set_errhandler(comm, mpi_sys::MPI_ERRORS_RETURN)
-        })?;
-    }
-    let mut inter = 0;
-    // SAFETY: `inter` outlives the call, which looks whether the handle is one.
-    let tested =
-        check("MPI_Comm_test_inter", unsafe { mpi_sys::MPI_Comm_test_inter(comm, &mut inter) });
-    for (comm, mut before) in own.into_iter().zip(before) {
-        // SAFETY: MPI's own communicators, and the handlers that they had.
-        unsafe { mpi_sys::MPI_Comm_set_errhandler(comm, before) };
-        // SAFETY: the reference that getting it made is not used any more.
-        unsafe { mpi_sys::MPI_Errhandler_free(&mut before) };
-    }
-    tested?;
-    if inter != 0 {
-        return refuse("an intercommunicator has two groups; a communicator of one is needed");
-    }
-    Ok(())
 }

@@ -1,30 +1,21 @@
-//! [`Communicator`]: a group of ranks, with contexts of its own.
-
-mod creation;
-mod group;
-mod identity;
-mod lineage;
+//! [`Communicator`]: a group of ranks, and what the program is doing with it.
 
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 
 use mpi_sys::MPI_Comm;
-use parking_lot::Mutex;
 
 use crate::base::check::Check;
 use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
+use crate::communicator::{Further, Handle, Identity};
 use crate::engine::agreement::{Admission, Turns, agree_on};
 use crate::engine::flight::Flights;
 use crate::engine::runtime::Runtime;
 use crate::engine::tape::Record;
-use crate::environment::error_code::check;
-use crate::environment::{Environment, return_errors};
-
-pub(crate) use identity::Identity;
-use lineage::Node;
+use crate::environment::Environment;
 
 /// A group of ranks that communicate with each other and with nobody else.
 ///
@@ -54,17 +45,11 @@ pub struct Communicator {
     admission: Option<Admission>,
 }
 
-/// What all clones of a communicator share; its end is the communicator's.
+/// What all clones of a communicator share.
 struct Inner {
-    node: Arc<Node>,
-    /// Kept alive for as long as this is: see [`lineage`].
-    _parent: Option<Arc<Inner>>,
-    rank: Rank,
-    size: Rank,
-    runtime: Runtime,
-    identity: Identity,
-    /// The call that made it.
-    made: Site,
+    handle: Arc<Handle>,
+    /// The calls that were started, on all communicators.
+    flights: Arc<Flights>,
     /// The order of its collective calls.
     turns: Arc<Turns>,
 }
@@ -81,35 +66,34 @@ enum Pass {
 }
 
 impl Communicator {
-    /// Adds to a communicator that was just made what makes it one of this crate. Collective over
-    /// it, with leave to call MPI.
-    fn build(
-        site: Site,
-        forward: MPI_Comm,
-        parent: Option<&Arc<Inner>>,
-        runtime: &Runtime,
-    ) -> Result<Self> {
-        return_errors(forward)?;
-        let backward = context(forward)?;
-        let control = context(forward)?;
-        let (mut rank, mut size) = (0, 0);
-        // SAFETY: `forward` is a communicator; `rank` outlives the call.
-        check("MPI_Comm_rank", unsafe { mpi_sys::MPI_Comm_rank(forward, &mut rank) })?;
-        // SAFETY: as above.
-        check("MPI_Comm_size", unsafe { mpi_sys::MPI_Comm_size(forward, &mut size) })?;
-        let identity = Identity::agree(control)?;
-        let node = Arc::new(Node::new(forward, backward, control));
-        let (_parent, runtime) = (parent.cloned(), runtime.clone());
-        let (made, turns) = (site, Arc::default());
-        let inner = Arc::new(Inner { node, _parent, rank, size, runtime, identity, made, turns });
-        Ok(Self {
-            inner,
+    /// One on no tape, for calls of the forward pass.
+    pub(crate) fn new(handle: Arc<Handle>, flights: &Arc<Flights>) -> Self {
+        let inner = Inner { handle, flights: Arc::clone(flights), turns: Arc::default() };
+        Self {
+            inner: Arc::new(inner),
             pass: Pass::Forward,
             of_pullback: false,
             record: None,
             origin: None,
             admission: None,
-        })
+        }
+    }
+
+    /// Makes one of `comm`, which stays its owner's, by the call at `site`. Collective over `comm`.
+    pub(crate) fn duplicate_of(site: Site, comm: MPI_Comm, runtime: &Runtime) -> Result<Self> {
+        let handle = Handle::duplicate_of(site, comm, &runtime.environment)?;
+        Ok(Self::new(handle, &runtime.flights))
+    }
+
+    /// What MPI knows of it.
+    #[inline]
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.inner.handle
+    }
+
+    /// One that was just made from this: it is on the same tape.
+    pub(crate) fn child(&self, handle: Arc<Handle>) -> Self {
+        Self { record: self.record.clone(), ..Self::new(handle, &self.inner.flights) }
     }
 
     /// The calling process's rank.
@@ -117,7 +101,7 @@ impl Communicator {
     #[must_use]
     #[doc(alias = "MPI_Comm_rank")]
     pub fn rank(&self) -> Rank {
-        self.inner.rank
+        self.inner.handle.rank()
     }
 
     /// How many ranks there are.
@@ -125,7 +109,7 @@ impl Communicator {
     #[must_use]
     #[doc(alias = "MPI_Comm_size")]
     pub fn size(&self) -> Rank {
-        self.inner.size
+        self.inner.handle.size()
     }
 
     /// Ends the job at once, on all ranks, with this exit code: for what a rank cannot go on from
@@ -230,17 +214,12 @@ impl Communicator {
 
     #[inline]
     pub(crate) fn identity(&self) -> Identity {
-        self.inner.identity
-    }
-
-    /// The call that made it.
-    pub(crate) fn made(&self) -> Site {
-        self.inner.made
+        self.inner.handle.identity()
     }
 
     /// What the ranks compare of their calls.
     #[inline]
-    pub(crate) fn check(&self) -> Check {
+    pub(crate) fn check_level(&self) -> Check {
         self.environment().check()
     }
 
@@ -269,9 +248,9 @@ impl Communicator {
     #[inline]
     pub(crate) fn context(&self) -> MPI_Comm {
         match self.pass {
-            _ if self.of_pullback => made(&self.inner.node.of_pullbacks),
-            Pass::Forward => self.inner.node.forward,
-            Pass::Backward => self.inner.node.backward,
+            _ if self.of_pullback => self.inner.handle.of_pullbacks().get(),
+            Pass::Forward => self.inner.handle.forward(),
+            Pass::Backward => self.inner.handle.backward(),
         }
     }
 
@@ -282,63 +261,48 @@ impl Communicator {
 
     #[inline]
     pub(crate) fn environment(&self) -> &Environment {
-        &self.inner.runtime.environment
+        self.inner.handle.environment()
     }
 
     /// The calls that were started, on all communicators.
     pub(crate) fn flights(&self) -> &Flights {
-        &self.inner.runtime.flights
+        &self.inner.flights
     }
 
     /// The context of the crate's own messages.
     pub(crate) fn control(&self) -> MPI_Comm {
-        self.inner.node.control
+        self.inner.handle.control()
     }
 
     /// The context in which the ranks count from the other end, for the adjoint of a scan, once it
     /// has been [made](Self::make_reversed).
     pub(crate) fn reversed(&self) -> MPI_Comm {
-        made(&self.inner.node.reversed)
+        self.inner.handle.reversed().get()
     }
 
     /// Makes the context in which the ranks count from the other end, if it is not there yet, by a
     /// collective call at `site`.
     pub(crate) fn make_reversed(&self, site: Site) -> Result<()> {
         let site = Site { call: "the communicator of a scan's adjoint", ..site };
-        self.make_context(site, &self.inner.node.reversed, -self.rank())
+        self.make_further(site, &self.inner.handle.reversed())
     }
 
     /// Makes the context of what users' own pullbacks do, if it is not there yet, by a collective call
     /// at `site`. Their messages stand in no order with those of other calls' adjoints.
     pub(crate) fn make_context_of_pullbacks(&self, site: Site) -> Result<()> {
         let site = Site { call: "the communicator of pullbacks", ..site };
-        self.make_context(site, &self.inner.node.of_pullbacks, self.rank())
+        self.make_further(site, &self.inner.handle.of_pullbacks())
     }
 
-    /// Makes a further context, with the ranks in order of their keys, if it is not there yet.
-    fn make_context(&self, site: Site, made: &Mutex<Option<MPI_Comm>>, key: i32) -> Result<()> {
-        if made.lock().is_some() {
+    fn make_further(&self, site: Site, context: &Further) -> Result<()> {
+        if context.is_made() {
             return Ok(());
         }
         let turn = agree_on(site, self)?;
-        self.environment().call(site, || {
-            let mut context = mpi_sys::MPI_COMM_NULL;
-            // SAFETY: the context is a valid communicator, as `call` gives leave.
-            check("MPI_Comm_split", unsafe {
-                mpi_sys::MPI_Comm_split(self.inner.node.backward, 0, key, &mut context)
-            })?;
-            return_errors(context)?;
-            *made.lock() = Some(context);
-            Ok(())
-        })?;
+        context.make(site)?;
         turn.made();
         Ok(())
     }
-}
-
-/// A context that is made when first needed, once it has been.
-fn made(context: &Mutex<Option<MPI_Comm>>) -> MPI_Comm {
-    context.lock().unwrap_or(mpi_sys::MPI_COMM_NULL)
 }
 
 impl fmt::Debug for Communicator {
@@ -348,13 +312,4 @@ impl fmt::Debug for Communicator {
             .field("size", &self.size())
             .finish_non_exhaustive()
     }
-}
-
-/// A duplicate of `parent` that returns errors instead of aborting. Collective.
-fn context(parent: MPI_Comm) -> Result<MPI_Comm> {
-    let mut duplicate = mpi_sys::MPI_COMM_NULL;
-    // SAFETY: `parent` is a communicator; `duplicate` outlives the call.
-    check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(parent, &mut duplicate) })?;
-    return_errors(duplicate)?;
-    Ok(duplicate)
 }

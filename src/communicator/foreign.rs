@@ -1,0 +1,50 @@
+//! Communicators that another library made.
+
+use std::mem::MaybeUninit;
+
+use mpi_sys::MPI_Comm;
+
+use crate::base::error::{Error, Result};
+use crate::environment::error_code::check;
+
+/// Checks that `comm` is a communicator of one group.
+///
+/// It may come from any integer that was meant for Fortran's handle, and what MPI says of a handle
+/// that is none, it says to the handlers of its own communicators, which abort unless told
+/// otherwise.
+pub(super) fn check_intra(call: &'static str, comm: MPI_Comm) -> Result<()> {
+    let refuse = |message: &str| Err(Error::Argument { call, message: message.to_owned() });
+    // Open MPI has a null pointer for what is no handle.
+    // SAFETY: a handle is a pointer or an integer, for which zeros are a value.
+    let zeros: MPI_Comm = unsafe { MaybeUninit::zeroed().assume_init() };
+    if comm == mpi_sys::MPI_COMM_NULL || comm == zeros {
+        return refuse("the communicator is MPI_COMM_NULL");
+    }
+    let own = [mpi_sys::MPI_COMM_WORLD, mpi_sys::MPI_COMM_SELF];
+    let mut before = [mpi_sys::MPI_ERRHANDLER_NULL; 2];
+    for (comm, before) in own.into_iter().zip(&mut before) {
+        // SAFETY: MPI's own communicators; `before` outlives the call.
+        check("MPI_Comm_get_errhandler", unsafe {
+            mpi_sys::MPI_Comm_get_errhandler(comm, before)
+        })?;
+        // SAFETY: as above, and one of MPI's own handlers.
+        check("MPI_Comm_set_errhandler", unsafe {
+            mpi_sys::MPI_Comm_set_errhandler(comm, mpi_sys::MPI_ERRORS_RETURN)
+        })?;
+    }
+    let mut inter = 0;
+    // SAFETY: `inter` outlives the call, which looks whether the handle is one.
+    let tested =
+        check("MPI_Comm_test_inter", unsafe { mpi_sys::MPI_Comm_test_inter(comm, &mut inter) });
+    for (comm, mut before) in own.into_iter().zip(before) {
+        // SAFETY: MPI's own communicators, and the handlers that they had.
+        unsafe { mpi_sys::MPI_Comm_set_errhandler(comm, before) };
+        // SAFETY: the reference that getting it made is not used any more.
+        unsafe { mpi_sys::MPI_Errhandler_free(&mut before) };
+    }
+    tested?;
+    if inter != 0 {
+        return refuse("an intercommunicator has two groups; a communicator of one is needed");
+    }
+    Ok(())
+}
