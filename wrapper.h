@@ -30,9 +30,9 @@ typedef struct {
   bool cpu;        /* in host memory */
   bool contiguous; /* elements in memory as MPI sends them: dense, no lazy conjugate or negation */
   bool requires_grad; /* and gradients are being recorded */
-} mpi4tch_view;
+} mpi4tch_metadata;
 
-mpi4tch_view mpi4tch_look(const void *tensor);
+mpi4tch_metadata mpi4tch_look(const void *tensor);
 
 /* How often it was changed in place. */
 int64_t mpi4tch_version(const void *tensor);

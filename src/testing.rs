@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use tch::{Kind, Tensor};
 
-use crate::autograd::{self, View};
+use crate::autograd::{self, Metadata};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::engine::agreement::agree_on;
@@ -432,7 +432,7 @@ fn mismatch(actual: &Tensor, expected: &Tensor) -> Result<Option<String>> {
     if actual.f_kind()? != expected.f_kind()? || actual.size() != expected.size() {
         return Ok(Some(format!("{} instead of {}", described(actual), described(expected))));
     }
-    if View::of(actual).count() == 0 {
+    if Metadata::of(actual).count() == 0 {
         return Ok(None);
     }
     let tolerance = 10.0 * tolerance(actual.f_kind()?);
@@ -466,7 +466,7 @@ fn all_ranks(comm: &Communicator, x: &Tensor) -> Result<Vec<Tensor>> {
     let x = x.f_detach()?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()?;
     let kind = x.f_kind()?;
     let shape = x.size();
-    let count = usize::try_from(View::of(&x).count()).unwrap_or(0);
+    let count = usize::try_from(Metadata::of(&x).count()).unwrap_or(0);
     let mut data = vec![0_u8; count * kind.elt_size_in_bytes()];
     x.f_copy_data_u8(&mut data, count)?;
     let header: Vec<u8> = shape.iter().flat_map(|extent| extent.to_le_bytes()).collect();

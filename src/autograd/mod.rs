@@ -19,7 +19,7 @@ use tch::Tensor;
 use crate::base::error::{Error, Result};
 pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks};
 pub(crate) use recording::{Recording, is_recording};
-pub(crate) use tensor::{View, alias, empty, is_same, pin, take_grad, unpin, version};
+pub(crate) use tensor::{Metadata, alias, empty, is_same, pin, take_grad, unpin, version};
 
 /// The bindings of `wrapper.h`.
 #[allow(
@@ -38,7 +38,7 @@ pub(crate) fn backward(
     call: &'static str,
     outputs: &[&Tensor],
     cotangents: &[&Tensor],
-    retain_graph: bool,
+    keep_graph: bool,
     create_graph: bool,
 ) -> Result<()> {
     assert_eq!(outputs.len(), cotangents.len(), "one cotangent per output");
@@ -49,7 +49,7 @@ pub(crate) fn backward(
             outputs.as_ptr(),
             cotangents.as_ptr(),
             outputs.len(),
-            retain_graph,
+            keep_graph,
             create_graph,
         )
     };
@@ -63,7 +63,7 @@ pub(crate) fn grad(
     outputs: &[&Tensor],
     cotangents: &[&Tensor],
     inputs: &[&Tensor],
-    retain_graph: bool,
+    keep_graph: bool,
     create_graph: bool,
 ) -> Result<Vec<Option<Tensor>>> {
     assert_eq!(outputs.len(), cotangents.len(), "one cotangent per output");
@@ -78,7 +78,7 @@ pub(crate) fn grad(
             outputs.len(),
             inputs.as_ptr(),
             inputs.len(),
-            retain_graph,
+            keep_graph,
             create_graph,
             gradients.as_mut_ptr(),
         )

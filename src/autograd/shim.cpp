@@ -156,22 +156,22 @@ class Communication final : public torch::autograd::Node {
 }  // namespace
 
 // Nothing here throws for a tensor that is defined and strided.
-mpi4tch_view mpi4tch_look(const void *pointer) {
+mpi4tch_metadata mpi4tch_look(const void *pointer) {
   const at::Tensor &t = tensor(pointer);
-  mpi4tch_view view{};
-  view.defined = t.defined();
-  if (!view.defined) return view;
-  view.kind = static_cast<int32_t>(t.scalar_type());
-  view.strided = t.layout() == at::kStrided && !t.is_quantized() && !t.is_nested();
-  if (!view.strided) return view;
-  view.sizes = t.sizes().data();
-  view.dim = t.sizes().size();
-  view.numel = t.numel();
-  view.cpu = t.device().is_cpu();
-  view.contiguous = t.is_contiguous() && !t.is_conj() && !t.is_neg() && !t._is_zerotensor();
-  view.requires_grad = c10::GradMode::is_enabled() && t.requires_grad();
-  view.data = view.cpu && t.has_storage() && !t._is_zerotensor() ? t.const_data_ptr() : nullptr;
-  return view;
+  mpi4tch_metadata metadata{};
+  metadata.defined = t.defined();
+  if (!metadata.defined) return metadata;
+  metadata.kind = static_cast<int32_t>(t.scalar_type());
+  metadata.strided = t.layout() == at::kStrided && !t.is_quantized() && !t.is_nested();
+  if (!metadata.strided) return metadata;
+  metadata.sizes = t.sizes().data();
+  metadata.dim = t.sizes().size();
+  metadata.numel = t.numel();
+  metadata.cpu = t.device().is_cpu();
+  metadata.contiguous = t.is_contiguous() && !t.is_conj() && !t.is_neg() && !t._is_zerotensor();
+  metadata.requires_grad = c10::GradMode::is_enabled() && t.requires_grad();
+  metadata.data = metadata.cpu && t.has_storage() && !t._is_zerotensor() ? t.const_data_ptr() : nullptr;
+  return metadata;
 }
 
 int64_t mpi4tch_version(const void *pointer) {

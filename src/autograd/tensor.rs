@@ -10,12 +10,12 @@ use crate::base::error::Result;
 
 /// What a collective asks of a tensor, read in one call.
 #[derive(Clone, Copy)]
-pub(crate) struct View<'x> {
-    raw: shim::mpi4tch_view,
+pub(crate) struct Metadata<'x> {
+    raw: shim::mpi4tch_metadata,
     tensor: &'x Tensor,
 }
 
-impl<'x> View<'x> {
+impl<'x> Metadata<'x> {
     pub(crate) fn of(tensor: &'x Tensor) -> Self {
         // SAFETY: tch keeps a valid at::Tensor behind the pointer for as long as `tensor` lives.
         let raw = unsafe { shim::mpi4tch_look(tensor.as_ptr().cast()) };

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use tch::{TchError, Tensor};
 
-use crate::autograd::{self, Recording, View};
+use crate::autograd::{self, Metadata, Recording};
 use crate::base::error::{Error, Result};
 use crate::call::blocks::{Blocks, elements};
 use crate::environment::datatype::Datatype;
@@ -19,7 +19,7 @@ use crate::environment::datatype::Datatype;
 /// [`contiguous`](Self::contiguous), [`packed`](Self::packed) or [`replaced`](Self::replaced).
 pub(crate) struct Input<'x> {
     call: &'static str,
-    view: View<'x>,
+    view: Metadata<'x>,
     /// What is sent instead of the user's tensor.
     copy: Option<Tensor>,
     data: *const c_void,
@@ -29,7 +29,7 @@ pub(crate) struct Input<'x> {
 impl<'x> Input<'x> {
     #[inline]
     pub(crate) fn new(call: &'static str, x: &'x Tensor) -> Result<Self> {
-        let view = View::of(x);
+        let view = Metadata::of(x);
         if !view.is_defined() {
             return Err(Error::Undefined { call });
         }
@@ -76,7 +76,7 @@ impl<'x> Input<'x> {
         let recording = Recording::off();
         let other = f(self.view.tensor())?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()?;
         drop(recording);
-        let view = View::of(&other);
+        let view = Metadata::of(&other);
         if view.count() != 0 && view.data().is_null() {
             // Zeros that torch keeps without storage. Writing them makes storage.
             let mut zeros = Output::new(self.call, self.shape(), self.datatype)?.into_tensor();
@@ -87,7 +87,7 @@ impl<'x> Input<'x> {
     }
 
     fn sending(self, copy: Tensor) -> Self {
-        let data = View::of(&copy).data();
+        let data = Metadata::of(&copy).data();
         Self { data, copy: Some(copy), ..self }
     }
 
@@ -99,7 +99,7 @@ impl<'x> Input<'x> {
         self.datatype
     }
 
-    pub(crate) fn view(&self) -> &View<'x> {
+    pub(crate) fn view(&self) -> &Metadata<'x> {
         &self.view
     }
 

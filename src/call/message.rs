@@ -16,7 +16,7 @@ use tch::Tensor;
 
 use super::buffers::{Buffers, as_int};
 use super::{Made, wide};
-use crate::autograd::View;
+use crate::autograd::Metadata;
 use crate::base::check::Check;
 use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
@@ -275,7 +275,7 @@ pub(super) fn check_received(
     envelope.resolve(status);
     let kind = datatype.kind;
     let size = i64::try_from(kind.elt_size_in_bytes()).unwrap_or(1);
-    let count = View::of(result).count();
+    let count = Metadata::of(result).count();
     let Status { source, tag, bytes } = status;
     let refuse = |what: String| {
         envelope.refuse();

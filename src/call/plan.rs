@@ -314,7 +314,7 @@ impl<'x> Plan<'x> {
         let outcome = environment.call(site, || {
             // SAFETY: the input is contiguous and holds as many elements of this datatype as the
             // plan says, the output as the caller ensures. The handles are valid, as `call` gives
-            // leave.
+            // permission.
             unsafe { buffers.call(&self.call, &mut made) }
         });
         if outcome.is_ok() {
@@ -325,7 +325,7 @@ impl<'x> Plan<'x> {
         }
         let outcome = outcome.and_then(|()| {
             environment.wait_until(site, || {
-                // SAFETY: `wait` gives leave to call MPI; the buffers outlive this call.
+                // SAFETY: `wait` gives permission to call MPI; the buffers outlive this call.
                 unsafe { made.test() }
             })
         });

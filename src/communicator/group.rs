@@ -11,10 +11,10 @@ impl Handle {
     ///
     /// Wraps `MPI_Group_translate_ranks`.
     pub(crate) fn ranks_in(&self, call: &'static str, other: &Self) -> Result<Vec<Option<Rank>>> {
-        let _leave = self.environment().enter(call)?;
+        let _permission = self.environment().enter(call)?;
         let (mut own, mut others) = (mpi_sys::MPI_GROUP_NULL, mpi_sys::MPI_GROUP_NULL);
         for (comm, group) in [(self, &mut own), (other, &mut others)] {
-            // SAFETY: `enter` gave leave to call MPI; `group` outlives the call.
+            // SAFETY: `enter` gave permission to call MPI; `group` outlives the call.
             check("MPI_Comm_group", unsafe { mpi_sys::MPI_Comm_group(comm.forward(), group) })?;
         }
         let ranks: Vec<Rank> = (0..self.size()).collect();

@@ -67,9 +67,9 @@ impl Handle {
     ) -> Result<Option<Arc<Self>>> {
         let contexts = &self.contexts;
         self.environment.call(site, || {
-            // SAFETY: `call` gives leave to call MPI, and all ranks have the same bits.
+            // SAFETY: `call` gives permission to call MPI, and all ranks have the same bits.
             let left = unsafe { contexts.free_children(dead) };
-            self.environment.leave(left);
+            self.environment.note_left(left);
             contexts.add_entry();
             let mut made = mpi_sys::MPI_COMM_NULL;
             check(function, create(contexts.forward, &mut made))?;
@@ -83,7 +83,7 @@ impl Handle {
     }
 
     /// Adds to a communicator that was just made what makes it one of this crate. Collective over
-    /// it, with leave to call MPI.
+    /// it, with permission to call MPI.
     fn new(
         site: Site,
         forward: MPI_Comm,
@@ -191,7 +191,7 @@ impl Further<'_> {
     pub(crate) fn make(&self, site: Site) -> Result<()> {
         self.handle.environment.call(site, || {
             let (backward, mut context) = (self.handle.backward(), mpi_sys::MPI_COMM_NULL);
-            // SAFETY: a valid communicator, as `call` gives leave; `context` outlives the call.
+            // SAFETY: a valid communicator, as `call` gives permission; `context` outlives the call.
             unsafe { checked!(MPI_Comm_split(backward, 0, self.key, &mut context)) }?;
             return_errors(context)?;
             *self.context.lock() = Some(context);
@@ -200,7 +200,7 @@ impl Further<'_> {
     }
 }
 
-/// A duplicate of `parent` that returns errors instead of aborting. Collective, with leave to call
+/// A duplicate of `parent` that returns errors instead of aborting. Collective, with permission to call
 /// MPI.
 fn duplicate(parent: MPI_Comm) -> Result<MPI_Comm> {
     let mut duplicate = mpi_sys::MPI_COMM_NULL;

@@ -20,7 +20,7 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Agrees on the identity of a communicator that was just made: its rank 0 broadcasts it in
-    /// `context`. Collective, with leave to call MPI.
+    /// `context`. Collective, with permission to call MPI.
     pub(super) fn agree(context: MPI_Comm) -> Result<Self> {
         static MADE: AtomicI64 = AtomicI64::new(0);
         let mut rank = 0;

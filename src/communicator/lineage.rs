@@ -54,11 +54,11 @@ struct Child {
 }
 
 impl Contexts {
-    /// Of contexts that were just made, with leave to call MPI.
+    /// Of contexts that were just made, with permission to call MPI.
     pub(super) fn new(forward: MPI_Comm, backward: MPI_Comm, control: MPI_Comm) -> Self {
         let (reversed, of_pullbacks) = (Mutex::new(None), Mutex::new(None));
         let children = Mutex::new(Vec::new());
-        // SAFETY: the context is a valid communicator, as its maker has leave to call MPI.
+        // SAFETY: the context is a valid communicator, as its maker has permission to call MPI.
         let fortran = unsafe { mpi_sys::MPI_Comm_c2f(forward) };
         Self { forward, backward, control, fortran, reversed, of_pullbacks, children }
     }

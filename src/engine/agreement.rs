@@ -123,7 +123,7 @@ pub(crate) enum Admission {
 pub(crate) type Subject = Option<(Datatype, bool)>;
 
 /// A rank's message. The extents of a tensor of more axes follow in a message of their own.
-type Record = [i64; WORDS];
+type Words = [i64; WORDS];
 const WORDS: usize = 11;
 const EXTENTS: usize = 3;
 const MOST_EXTENTS: usize = WORDS - EXTENTS;
@@ -155,7 +155,7 @@ pub(crate) fn agree(
     let says = Says { site, comm, subject: recorded(comm, subject, &terms), terms: &terms };
     let mut pending = Pending::new(site, comm, says.fingerprint(), says.balance(), way);
     let outcome = comm.environment().wait(site, || {
-        // SAFETY: `wait` gives leave to call MPI.
+        // SAFETY: `wait` gives permission to call MPI.
         unsafe { pending.poll(&mut || says.lines()) }
     })?;
     let turn = match outcome {
@@ -321,13 +321,13 @@ fn exchange(site: Site, comm: &Communicator, turn: &Turn, terms: &Terms) -> Resu
         return Ok(Agreed { counts, told_here, ..Agreed::default() });
     }
     let Some(told) = terms.told else { return Ok(Agreed::default()) };
-    let mut record: Record = [0; WORDS];
+    let mut record: Words = [0; WORDS];
     record[..2].copy_from_slice(&told.counts);
     record[2] = i64::try_from(told.shape.len()).unwrap_or(i64::MAX);
     for (word, extent) in record[EXTENTS..].iter_mut().zip(told.shape) {
         *word = *extent;
     }
-    let records: Vec<Record> = comm.all_gather_control(site, turn.way(), &record)?;
+    let records: Vec<Words> = comm.all_gather_control(site, turn.way(), &record)?;
     let mut shapes: Vec<Vec<i64>> = records
         .iter()
         .map(|record| {

@@ -134,7 +134,7 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Abort")]
     pub fn abort(&self, code: i32) -> ! {
-        // No leave is taken: another thread may have it, and wait for ever.
+        // No permission is asked for: another thread may have it, and wait for ever.
         if self.environment().is_open() {
             // SAFETY: MPI is there, and the program ends here.
             unsafe { mpi_sys::MPI_Abort(mpi_sys::MPI_COMM_WORLD, code) };

@@ -174,7 +174,7 @@ impl Communicator {
         environment.call(site, || call(&mut memory, &mut made))?;
         if !made.has_ended() {
             environment.wait_until(site, || {
-                // SAFETY: `wait` gives leave to call MPI; the memory is kept to the end.
+                // SAFETY: `wait` gives permission to call MPI; the memory is kept to the end.
                 unsafe { made.test() }
             })?;
         }

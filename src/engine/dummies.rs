@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::autograd::{self, Recording, View, is_recording};
+use crate::autograd::{self, Metadata, Recording, is_recording};
 use crate::base::error::{Error, Result};
 use crate::environment::datatype::{Class, Datatype};
 
@@ -37,7 +37,7 @@ use crate::environment::datatype::{Class, Datatype};
 /// # Ok::<(), mpi4tch::Error>(())
 /// ```
 pub fn join_dummies(x: &Tensor, dummies: &[&Tensor]) -> Result<Tensor> {
-    if !View::of(x).is_defined() {
+    if !Metadata::of(x).is_defined() {
         return Err(Error::Undefined { call: CALL });
     }
     let mut inputs = vec![x];
@@ -51,7 +51,7 @@ pub fn join_dummies(x: &Tensor, dummies: &[&Tensor]) -> Result<Tensor> {
     if zeros.is_empty() || !can_require_grad(x)? {
         return Ok(x.shallow_clone());
     }
-    if !View::of(x).is_strided() {
+    if !Metadata::of(x).is_strided() {
         return Err(Error::Layout { call: CALL });
     }
     let y = autograd::alias(CALL, x)?;
@@ -69,11 +69,11 @@ const CALL: &str = "join_dummies";
 
 /// Whether what is done with the tensor is recorded, whatever its layout.
 fn requires_grad(x: &Tensor) -> bool {
-    View::of(x).is_defined() && is_recording() && x.requires_grad()
+    Metadata::of(x).is_defined() && is_recording() && x.requires_grad()
 }
 
 fn can_require_grad(x: &Tensor) -> Result<bool> {
-    Ok(match Datatype::of(View::of(x).scalar_type()).map(|datatype| datatype.class) {
+    Ok(match Datatype::of(Metadata::of(x).scalar_type()).map(|datatype| datatype.class) {
         Some(class) => !matches!(class, Class::Integer | Class::Bool),
         None => x.f_is_floating_point()? || x.f_is_complex()?,
     })
@@ -89,7 +89,7 @@ struct Zeros {
 
 impl Zeros {
     fn like(x: &Tensor) -> Result<Self> {
-        if !View::of(x).is_strided() {
+        if !Metadata::of(x).is_strided() {
             return Err(Error::Layout { call: CALL });
         }
         Ok(Self { shape: x.size(), kind: x.f_kind()?, device: x.device() })

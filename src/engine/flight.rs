@@ -29,7 +29,7 @@ use crate::environment::StartedCalls;
 use crate::environment::watch;
 
 /// A call that was started.
-pub(crate) struct Flight(Arc<Call>);
+pub(crate) struct Flight(Arc<StartedCall>);
 
 /// How a call is let in to MPI.
 pub(crate) enum Start {
@@ -53,7 +53,7 @@ impl Start {
 }
 
 /// What is under way, from before its start to its end.
-struct Call {
+struct StartedCall {
     site: Site,
     /// Keeps the contexts alive.
     comm: Communicator,
@@ -103,7 +103,7 @@ impl Flight {
             }
             Start::Agreed(proposal) => (Stage::Proposed(proposal, Some(launch)), None),
         };
-        let call = flights.add(|number| Call {
+        let call = flights.add(|number| StartedCall {
             site,
             comm: comm.plain(),
             receives,
@@ -113,13 +113,13 @@ impl Flight {
         });
         let flight = Self(call);
         let _watched = environment.watch().enter(site);
-        let _leave = environment.enter(site.call)?;
-        // SAFETY: `enter` gave leave to call MPI.
+        let _permission = environment.enter(site.call)?;
+        // SAFETY: `enter` gave permission to call MPI.
         unsafe { flights.sweep() };
         match now {
             Some((launch, turn)) => {
                 if let Stage::UnderWay(made) = &mut flight.0.progress().stage {
-                    // SAFETY: `enter` gave leave to call MPI; the list keeps `made` to the end.
+                    // SAFETY: `enter` gave permission to call MPI; the list keeps `made` to the end.
                     unsafe { launch.run(made) }?;
                 }
                 if let Some(turn) = turn {
@@ -128,7 +128,7 @@ impl Flight {
             }
             None => flights.queue(&flight.0),
         }
-        // SAFETY: `enter` gave leave to call MPI.
+        // SAFETY: `enter` gave permission to call MPI.
         unsafe { environment.advance() };
         Ok(flight)
     }
@@ -140,8 +140,8 @@ impl Flight {
     /// Whether it has ended. Gives MPI a chance to go on with all calls.
     pub(crate) fn test(&self) -> Result<bool> {
         let environment = self.0.comm.environment();
-        let _leave = environment.enter(self.0.site.call)?;
-        // SAFETY: `enter` gave leave to call MPI.
+        let _permission = environment.enter(self.0.site.call)?;
+        // SAFETY: `enter` gave permission to call MPI.
         unsafe { environment.advance() };
         // SAFETY: as above.
         unsafe { self.look() }
@@ -159,7 +159,7 @@ impl Flight {
     /// Waits for its end at `site`, in turn with other threads' calls. Returns what it left behind.
     pub(crate) fn landed(self, site: Site) -> Result<Made> {
         self.0.comm.environment().wait_until(site, || {
-            // SAFETY: `wait` gives leave to call MPI.
+            // SAFETY: `wait` gives permission to call MPI.
             unsafe { self.look() }
         })?;
         let mut progress = self.0.progress();
@@ -178,7 +178,7 @@ impl Drop for Flight {
     fn drop(&mut self) {
         let flights = self.0.comm.flights();
         if self.0.progress().has_ended() {
-            self.0.leave();
+            self.0.note_error();
             flights.remove(self.0.number);
         } else {
             self.0.dropped.store(true, Ordering::Release);
@@ -187,12 +187,12 @@ impl Drop for Flight {
     }
 }
 
-impl Call {
+impl StartedCall {
     /// Keeps an error that nobody waited for, to be told at the end.
-    fn leave(&self) {
+    fn note_error(&self) {
         if let Stage::Failed(error) = &self.progress().stage {
             let line = format!("rank {}: {}, started there: {error}", self.comm.rank(), self.site);
-            self.comm.environment().leave(vec![line]);
+            self.comm.environment().note_left(vec![line]);
         }
     }
 
@@ -272,11 +272,11 @@ pub(crate) struct Flights {
 #[derive(Default)]
 struct List {
     next: u64,
-    calls: BTreeMap<u64, Arc<Call>>,
+    calls: BTreeMap<u64, Arc<StartedCall>>,
     /// Those that nobody waits for any more.
-    orphans: VecDeque<Arc<Call>>,
+    orphans: VecDeque<Arc<StartedCall>>,
     /// Those that the ranks are agreeing on, by communicator.
-    queues: BTreeMap<Identity, VecDeque<Arc<Call>>>,
+    queues: BTreeMap<Identity, VecDeque<Arc<StartedCall>>>,
 }
 
 impl Flights {
@@ -284,7 +284,7 @@ impl Flights {
         self.list.lock()
     }
 
-    fn add(&self, call: impl FnOnce(u64) -> Call) -> Arc<Call> {
+    fn add(&self, call: impl FnOnce(u64) -> StartedCall) -> Arc<StartedCall> {
         let mut list = self.list();
         let number = list.next;
         let call = Arc::new(call(number));
@@ -297,7 +297,7 @@ impl Flights {
         self.list().calls.remove(&number);
     }
 
-    fn queue(&self, call: &Arc<Call>) {
+    fn queue(&self, call: &Arc<StartedCall>) {
         let mut list = self.list();
         list.queues.entry(call.comm.identity()).or_default().push_back(Arc::clone(call));
         call.comm.environment().note_queued();
@@ -307,7 +307,7 @@ impl Flights {
     pub(crate) fn refuse(&self, proposal: Proposal) {
         let Some((site, comm)) = proposal.origin() else { return };
         let stage = Stage::Proposed(Box::new(proposal), None);
-        let call = self.add(|number| Call {
+        let call = self.add(|number| StartedCall {
             site,
             comm,
             receives: false,
@@ -332,7 +332,7 @@ impl Flights {
             // SAFETY: passed on to the caller.
             let _ = unsafe { call.progress().test() };
             if call.progress().has_ended() {
-                call.leave();
+                call.note_error();
                 self.remove(call.number);
             } else {
                 self.list().orphans.push_back(call);
@@ -370,10 +370,11 @@ impl StartedCalls for Flights {
 
     unsafe fn end(&self) -> Vec<String> {
         let calls = std::mem::take(&mut self.list().calls);
-        let mut left: Vec<Arc<Call>> = calls.into_values().collect();
-        let is_left = |call: &Arc<Call>| !call.progress().has_ended();
+        let mut left: Vec<Arc<StartedCall>> = calls.into_values().collect();
+        let is_left = |call: &Arc<StartedCall>| !call.progress().has_ended();
         // What this rank has refused, it has told.
-        let is_told = |call: &Arc<Call>| matches!(call.progress().stage, Stage::Proposed(_, None));
+        let is_told =
+            |call: &Arc<StartedCall>| matches!(call.progress().stage, Stage::Proposed(_, None));
         for call in left.iter().filter(|call| is_left(call)) {
             call.progress().was_ended = true;
         }
@@ -398,7 +399,7 @@ impl StartedCalls for Flights {
                 let _ = unsafe { call.progress().test() };
                 let is_left = is_left(call);
                 if !is_left {
-                    call.leave();
+                    call.note_error();
                 }
                 is_left
             });
@@ -429,7 +430,7 @@ impl fmt::Debug for Flights {
 }
 
 /// Names the calls, each line of the program once.
-fn lines<'c>(calls: impl Iterator<Item = &'c Arc<Call>>, what: &str) -> Vec<String> {
+fn lines<'c>(calls: impl Iterator<Item = &'c Arc<StartedCall>>, what: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for call in calls {
         let (rank, size) = (call.comm.rank(), call.comm.size());

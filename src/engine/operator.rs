@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::autograd::{self, View};
+use crate::autograd::{self, Metadata};
 use crate::base::error::Result;
 use crate::base::site::Site;
 use crate::base::way::Way;
@@ -219,7 +219,7 @@ fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor)
     }
     // It leaves out the node of a view where the view's cotangent is undefined. The call is then made
     // in place of a copy, as others may have no view, and all give MPI_IN_PLACE or none.
-    if target.is_view() && comm.records(&View::of(x)) {
+    if target.is_view() && comm.records(&Metadata::of(x)) {
         let mut y = x.f_alias_copy()?;
         change_in_place(operator, comm, &mut y)?;
         return Ok(x.f_copy_(&y)?);
@@ -250,7 +250,7 @@ pub(crate) fn replace(
         return Err(refuse(site, comm, error, false));
     }
     // f may keep its input for the backward pass, while x changes.
-    let before = if comm.records(&View::of(x)) { x.f_alias_copy()? } else { x.shallow_clone() };
+    let before = if comm.records(&Metadata::of(x)) { x.f_alias_copy()? } else { x.shallow_clone() };
     let y = f(&comm.at(site), &before)?;
     Ok(x.f_copy_(&y)?)
 }

@@ -8,7 +8,7 @@
 use mpi_sys::MPI_Op;
 use tch::{Kind, Tensor};
 
-use crate::autograd::View;
+use crate::autograd::Metadata;
 use crate::base::error::{Error, Result};
 use crate::base::op::Op;
 use crate::base::rank::Rank;
@@ -25,7 +25,7 @@ impl Op {
             Self::Sum => true,
             Self::Mean => false,
             // The derivative needs what x was.
-            _ => !comm.records(&View::of(x)),
+            _ => !comm.records(&Metadata::of(x)),
         }
     }
 
@@ -99,7 +99,7 @@ pub(crate) fn reduce<M: Mode>(
     if op != Op::Mean {
         return apply::<M>(operator, comm, x);
     }
-    let (kind, sum) = match Datatype::of(View::of(x).scalar_type()) {
+    let (kind, sum) = match Datatype::of(Metadata::of(x).scalar_type()) {
         // The sum of 16-bit kinds can overflow where the mean does not.
         Some(Datatype { kind, class: Class::Half, .. }) => {
             // The call that follows does not compare the kind.

@@ -23,7 +23,7 @@ use tch::Tensor;
 use crate::base::error::{Error, Result};
 use crate::engine::communicator::Communicator;
 pub(crate) use calls::Traffic;
-use pass::{Pass, loss_root};
+use pass::{BackwardPass, loss_root};
 pub(crate) use record::{Pulled, Record, add_node, carries_gradient, outlived, tapes_used};
 
 /// A communicator whose operations are all carried out in the backward pass, in reverse order, on
@@ -214,7 +214,7 @@ impl Tape {
         loss: impl Into<Option<&'a Tensor>>,
         options: PassOptions,
     ) -> Result<()> {
-        let pass = Pass::new("Tape::backward", options);
+        let pass = BackwardPass::new("Tape::backward", options);
         self.record.backward(pass, loss_root(pass.site.call, loss.into()))
     }
 
@@ -280,7 +280,7 @@ impl Tape {
         inputs: &[&Tensor],
         options: PassOptions,
     ) -> Result<Vec<Tensor>> {
-        let pass = Pass::new("Tape::grad", options);
+        let pass = BackwardPass::new("Tape::grad", options);
         self.record.grad(pass, loss_root(pass.site.call, loss.into()), inputs)
     }
 

@@ -31,17 +31,17 @@ impl Environment {
         if self.is_open() { Ok(()) } else { Err(Error::Finalized { call }) }
     }
 
-    /// Leave to call MPI, for as long as the guard lives.
+    /// Permission to call MPI, for as long as the guard lives.
     #[inline]
-    pub(crate) fn enter(&self, call: &'static str) -> Result<Leave<'_>> {
+    pub(crate) fn enter(&self, call: &'static str) -> Result<Permission<'_>> {
         // A panic between two MPI calls leaves nothing half done: poisoning does not matter.
-        let leave = match self.level {
-            ThreadLevel::Serialized => Leave::Alone(self.alone()),
-            _ => Leave::Shared(self.shared()),
+        let permission = match self.level {
+            ThreadLevel::Serialized => Permission::Exclusive(self.alone()),
+            _ => Permission::Shared(self.shared()),
         };
         // The end is set by who is alone.
         self.allows(call)?;
-        Ok(leave)
+        Ok(permission)
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, ()> {
@@ -53,8 +53,8 @@ impl Environment {
     }
 }
 
-/// Leave to call MPI: alone, or beside other threads.
-pub(crate) enum Leave<'a> {
-    Alone(#[expect(dead_code, reason = "held for its Drop")] RwLockWriteGuard<'a, ()>),
+/// Permission to call MPI: alone, or beside other threads.
+pub(crate) enum Permission<'a> {
+    Exclusive(#[expect(dead_code, reason = "held for its Drop")] RwLockWriteGuard<'a, ()>),
     Shared(#[expect(dead_code, reason = "held for its Drop")] RwLockReadGuard<'a, ()>),
 }

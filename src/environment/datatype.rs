@@ -127,7 +127,7 @@ mod tests {
         for scalar_type in 0..64 {
             if let Some(datatype) = Datatype::of(scalar_type) {
                 let tensor = tch::Tensor::zeros([1], (datatype.kind, tch::Device::Cpu));
-                assert_eq!(crate::autograd::View::of(&tensor).scalar_type(), scalar_type);
+                assert_eq!(crate::autograd::Metadata::of(&tensor).scalar_type(), scalar_type);
             }
         }
     }

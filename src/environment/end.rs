@@ -19,7 +19,7 @@ impl Environment {
     pub(crate) fn meet(&self, site: Site, rank: Rank) -> Result<()> {
         let mut request = mpi_sys::MPI_REQUEST_NULL;
         self.call(site, || {
-            // SAFETY: MPI is there, as `call` gives leave.
+            // SAFETY: MPI is there, as `call` gives permission.
             unsafe { checked!(MPI_Ibarrier(mpi_sys::MPI_COMM_WORLD, &mut request)) }
         })?;
         let mut patience = Some((Instant::now(), self.watch().patience()));

@@ -32,8 +32,8 @@ use watch::Watch;
 /// What every communicator refers to: whether MPI may be called, and by whom, and the handles
 /// that were made at the start.
 ///
-/// The order of locks: leave to call MPI ([`Environment::enter`]) comes before all others, as whoever
-/// has it may take any of them, and nobody who holds another may ask for leave. Of the others, that
+/// The order of locks: permission to call MPI ([`Environment::enter`]) comes before all others, as whoever
+/// has it may take any of them, and nobody who holds another may ask for it. Of the others, that
 /// of the list of calls under way comes before that of a single call, and that before the order of a
 /// communicator's calls; and that of a communicator's children before those of the children. While
 /// any of the rest is held, nothing waits.
@@ -166,7 +166,7 @@ impl Environment {
     }
 
     /// Keeps lines of what was left over, to be told at the end.
-    pub(crate) fn leave(&self, lines: Vec<String>) {
+    pub(crate) fn note_left(&self, lines: Vec<String>) {
         let mut left = self.left.lock();
         for line in lines {
             if !left.contains(&line) {

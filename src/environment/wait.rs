@@ -10,7 +10,7 @@ use crate::base::way::Way;
 const SPINS: u32 = 500;
 
 impl Environment {
-    /// Waits until `poll` gives something, at `site`. Calls it with leave to call MPI, and lets
+    /// Waits until `poll` gives something, at `site`. Calls it with permission to call MPI, and lets
     /// other threads make their calls in between.
     #[inline]
     pub(crate) fn wait<T>(
@@ -22,8 +22,8 @@ impl Environment {
         let mut spins = 0;
         loop {
             {
-                let _leave = self.enter(site.call)?;
-                // SAFETY: `enter` gave leave to call MPI.
+                let _permission = self.enter(site.call)?;
+                // SAFETY: `enter` gave permission to call MPI.
                 unsafe { self.advance() };
                 if let Some(result) = poll()? {
                     return Ok(result);
@@ -53,7 +53,7 @@ impl Environment {
     #[inline]
     pub(crate) fn call<T>(&self, site: Site, call: impl FnOnce() -> Result<T>) -> Result<T> {
         let _watched = self.watch().enter(site);
-        let _leave = self.enter(site.call)?;
+        let _permission = self.enter(site.call)?;
         call()
     }
 

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::autograd::{self, View};
+use crate::autograd::{self, Metadata};
 use crate::base::error::{Error, Result};
 use crate::engine::agreement::{Terms, agree, refuse};
 use crate::engine::communicator::Communicator;
@@ -78,7 +78,7 @@ impl Communicator {
             }
             let records = self.is_on_tape()
                 || (autograd::is_recording() && inputs.iter().any(|x| x.requires_grad()));
-            let subject = Datatype::of(View::of(outputs[0]).scalar_type()).map(|d| (d, records));
+            let subject = Datatype::of(Metadata::of(outputs[0]).scalar_type()).map(|d| (d, records));
             let way = self.environment().way();
             let (_, turn) = agree(site, self, subject, Ok(Terms::default()), false, way)?;
             turn.made();
@@ -131,13 +131,13 @@ fn check(
     saved: &[&Tensor],
 ) -> Result<()> {
     let refuse = |message: String| Err(Error::Argument { call, message });
-    if inputs.iter().chain(outputs).chain(saved).any(|x| !View::of(x).is_defined()) {
+    if inputs.iter().chain(outputs).chain(saved).any(|x| !Metadata::of(x).is_defined()) {
         return Err(Error::Undefined { call });
     }
     if outputs.is_empty() {
         return refuse("a node has at least one output; none was given".to_owned());
     }
-    if let Some(output) = outputs.iter().find(|y| !carries_gradient(&View::of(y))) {
+    if let Some(output) = outputs.iter().find(|y| !carries_gradient(&Metadata::of(y))) {
         return refuse(format!(
             "an output is of kind {:?}; one that carries gradients is needed",
             output.kind()

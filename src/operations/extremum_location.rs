@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::all_reduce::AllReduce;
 use super::nonlinear;
-use crate::autograd::{Recording, View};
+use crate::autograd::{Metadata, Recording};
 use crate::base::error::Result;
 use crate::base::op::Op;
 use crate::engine::communicator::Communicator;
@@ -78,7 +78,7 @@ impl Communicator {
         let y = comm.all_reduce(x, op)?;
         let owners = nonlinear::owners(&comm, x, &y)?;
         drop(recording);
-        if !self.records(&View::of(x)) {
+        if !self.records(&Metadata::of(x)) {
             return Ok((y, owners));
         }
         // Given the owners, the values are linear in x: each is the sum of its owner's and of zeros.

@@ -277,7 +277,7 @@ impl Communicator {
         let (source, tag) = envelope.to_mpi();
         self.environment().wait(site, || {
             let (mut found, mut status) = (0, Status::none());
-            // SAFETY: the context is a valid communicator, as `wait` gives leave; the others
+            // SAFETY: the context is a valid communicator, as `wait` gives permission; the others
             // outlive the call.
             check("MPI_Iprobe", unsafe {
                 mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)

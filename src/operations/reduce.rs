@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::all_reduce::all_reduce;
 use super::broadcast::Broadcast;
-use crate::autograd::View;
+use crate::autograd::Metadata;
 use crate::base::error::Result;
 use crate::base::op::Op;
 use crate::base::rank::Rank;
@@ -124,7 +124,7 @@ impl Communicator {
 #[track_caller]
 fn reduce<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, root: Rank) -> Result<M::Output> {
     let operator = Reduce { op, root };
-    if !op.is_linear() && op.is_differentiable() && comm.records(&View::of(x)) {
+    if !op.is_linear() && op.is_differentiable() && comm.records(&Metadata::of(x)) {
         // The call that follows does not compare the root.
         let (_, agreed) = M::agree(&operator, comm, x)?;
         let y = all_reduce::<M>(&agreed, x, op)?;

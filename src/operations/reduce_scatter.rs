@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::all_gather::AllGather;
 use super::all_reduce::all_reduce;
 use super::counts::Counts;
-use crate::autograd::View;
+use crate::autograd::Metadata;
 use crate::base::error::Result;
 use crate::base::op::Op;
 use crate::base::rank::index;
@@ -113,7 +113,7 @@ fn reduce_scatter<M: Mode>(
     operator: ReduceScatter,
 ) -> Result<M::Output> {
     let op = operator.op;
-    if op.is_linear() || !op.is_differentiable() || !comm.records(&View::of(x)) {
+    if op.is_linear() || !op.is_differentiable() || !comm.records(&Metadata::of(x)) {
         return reduction::reduce::<M>(&operator, op, comm.size(), comm, x);
     }
     // The derivative needs the result on every rank.

@@ -67,10 +67,10 @@ impl TryFrom<&Communicator> for SimpleCommunicator {
     }
 }
 
-/// With leave to call MPI.
+/// With permission to call MPI.
 fn duplicate(comm: &Communicator) -> Result<SimpleCommunicator> {
     let mut duplicate = mpi_sys::MPI_COMM_NULL;
-    // SAFETY: the communicator is alive, as `enter` gave leave; `duplicate` outlives the call.
+    // SAFETY: the communicator is alive, as `enter` gave permission; `duplicate` outlives the call.
     check("MPI_Comm_dup", unsafe { mpi_sys::MPI_Comm_dup(comm.context(), &mut duplicate) })?;
     // SAFETY: a communicator that was just made, and one of MPI's own error handlers.
     check("MPI_Comm_set_errhandler", unsafe {

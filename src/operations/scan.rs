@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::all_gather::AllGather;
 use super::nonlinear;
-use crate::autograd::View;
+use crate::autograd::Metadata;
 use crate::base::error::{Error, Result};
 use crate::base::op::Op;
 use crate::base::rank::{Rank, index};
@@ -141,7 +141,7 @@ impl Communicator {
 fn scan<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, inclusive: bool) -> Result<M::Output> {
     let operator = Scan { op, inclusive, from: End::First };
     let ranks = comm.rank() + Rank::from(inclusive);
-    if !op.is_linear() && op.is_differentiable() && comm.records(&View::of(x)) {
+    if !op.is_linear() && op.is_differentiable() && comm.records(&Metadata::of(x)) {
         // The call that follows does not compare the op.
         let (_, comm) = M::agree(&operator, comm, x)?;
         let counts = vec![1; index(comm.size())];

@@ -30,7 +30,7 @@ pub(super) const WORDS: usize = 5;
 /// What a rank sends in a round.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-struct Message {
+struct Payload {
     largest: [u64; WORDS],
     /// The sum over the 2ᵏ ranks up to this one, before round k.
     window: u64,
@@ -41,7 +41,7 @@ struct Message {
 /// The words of all ranks on their way. They are messages in the control context.
 pub(super) struct Rounds {
     /// What is sent in this round, and what comes. MPI reads and writes them, so they stay in place.
-    messages: Box<[Message; 2]>,
+    payloads: Box<[Payload; 2]>,
     requests: [MPI_Request; 2],
     /// How many ranks further on this round sends; beyond the last round, at least as many as there
     /// are.
@@ -54,8 +54,8 @@ impl Rounds {
     /// round's; each further one has the next.
     pub(super) fn new(words: [u64; WORDS], term: u64, tag: Tag) -> Self {
         let requests = [mpi_sys::MPI_REQUEST_NULL; 2];
-        let own = Message { largest: words, window: term, rest: 0 };
-        Self { messages: Box::new([own, Message::default()]), requests, distance: 1, tag }
+        let own = Payload { largest: words, window: term, rest: 0 };
+        Self { payloads: Box::new([own, Payload::default()]), requests, distance: 1, tag }
     }
 
     fn are_under_way(&self) -> bool {
@@ -90,12 +90,12 @@ impl Rounds {
             if done == 0 {
                 return Ok(None);
             }
-            let [own, came] = &mut *self.messages;
+            let [own, came] = &mut *self.payloads;
             own.take(came, comm.size() & self.distance != 0);
             self.distance *= 2;
             self.tag += 1;
         }
-        let Message { largest, window, rest } = self.messages[0];
+        let Payload { largest, window, rest } = self.payloads[0];
         // The last window is all ranks if their number is a power of two.
         Ok(Some((largest, if comm.size() == self.distance { window } else { rest })))
     }
@@ -105,8 +105,8 @@ impl Rounds {
     unsafe fn begin_round(&mut self, comm: &Communicator) -> Result<()> {
         let (rank, size, context) = (comm.rank(), comm.size(), comm.control());
         let (to, from) = ((rank + self.distance) % size, (rank + size - self.distance) % size);
-        let bytes = c_int::try_from(size_of::<Message>()).unwrap_or(c_int::MAX);
-        let [own, came] = &mut *self.messages;
+        let bytes = c_int::try_from(size_of::<Payload>()).unwrap_or(c_int::MAX);
+        let [own, came] = &mut *self.payloads;
         // SAFETY: `came` has room for as many bytes, and stays in place until the end.
         unsafe {
             checked!(MPI_Irecv(
@@ -134,7 +134,7 @@ impl Rounds {
     }
 }
 
-impl Message {
+impl Payload {
     /// Combines it with that of the rank as many ranks back as the window is long. `counts` is whether
     /// that length is a power of two in the number of ranks.
     fn take(&mut self, came: &Self, counts: bool) {
@@ -151,8 +151,8 @@ impl Message {
 impl Drop for Rounds {
     fn drop(&mut self) {
         if self.are_under_way() {
-            // MPI may still read and write the messages.
-            Box::leak(std::mem::take(&mut self.messages));
+            // MPI may still read and write the payloads.
+            Box::leak(std::mem::take(&mut self.payloads));
         }
     }
 }
@@ -162,10 +162,10 @@ mod tests {
     use super::*;
 
     /// All ranks' messages after all rounds.
-    fn after_all_rounds(size: usize) -> Vec<Message> {
+    fn after_all_rounds(size: usize) -> Vec<Payload> {
         let term = |rank: usize| 1_u64 << rank;
-        let first = |rank| Message { largest: [rank as u64; WORDS], window: term(rank), rest: 0 };
-        let mut all: Vec<Message> = (0..size).map(first).collect();
+        let first = |rank| Payload { largest: [rank as u64; WORDS], window: term(rank), rest: 0 };
+        let mut all: Vec<Payload> = (0..size).map(first).collect();
         let mut distance = 1;
         while distance < size {
             let before = all.clone();
@@ -180,10 +180,10 @@ mod tests {
     #[test]
     fn every_rank_is_counted_once() {
         for size in 1..40 {
-            for message in after_all_rounds(size) {
-                let sum = if size.is_power_of_two() { message.window } else { message.rest };
+            for payload in after_all_rounds(size) {
+                let sum = if size.is_power_of_two() { payload.window } else { payload.rest };
                 assert_eq!(sum, (1 << size) - 1, "{size} ranks");
-                assert_eq!(message.largest, [size as u64 - 1; WORDS]);
+                assert_eq!(payload.largest, [size as u64 - 1; WORDS]);
             }
         }
     }

@@ -117,7 +117,7 @@ fn ended(site: Site, requests: &[Request], most: usize) -> Result<Vec<usize>> {
     }
     let look = || {
         // What went wrong is told to who takes the request.
-        // SAFETY: `wait` gives leave to call MPI.
+        // SAFETY: `wait` gives permission to call MPI.
         let has_ended = |request: &Request| unsafe { request.look() }.unwrap_or(true);
         let places = places(requests, most, has_ended);
         Ok((!places.is_empty()).then_some(places))

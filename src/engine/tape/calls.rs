@@ -110,7 +110,9 @@ impl CommunicatorCalls {
                 Traffic::Wait(number) => number.hash(&mut hasher),
                 Traffic::Local => continue,
                 Traffic::Messages { send, receive } => {
-                    for Message { sends, from, to, tag } in messages(comm.rank(), send, receive) {
+                    for RecordedMessage { sends, from, to, tag } in
+                        messages(comm.rank(), send, receive)
+                    {
                         let part = hash(&(identity, from, to, tag));
                         let part = if sends { part } else { part.wrapping_neg() };
                         balance = balance.wrapping_add(part);
@@ -137,7 +139,7 @@ fn hash(value: &impl Hash) -> i64 {
 
 /// A message from or to this rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Message {
+pub(super) struct RecordedMessage {
     pub(super) sends: bool,
     pub(super) from: Rank,
     pub(super) to: Rank,
@@ -149,17 +151,19 @@ pub(super) fn messages(
     rank: Rank,
     send: &Option<Envelope>,
     receive: &Option<Envelope>,
-) -> impl Iterator<Item = Message> {
+) -> impl Iterator<Item = RecordedMessage> {
     // What was never waited for is from nobody.
     let end = |envelope: &Envelope| envelope.known().unwrap_or((mpi_sys::MPI_ANY_SOURCE, -1));
-    let send =
-        send.as_ref().map(end).map(|(to, tag)| (to, Message { sends: true, from: rank, to, tag }));
+    let send = send
+        .as_ref()
+        .map(end)
+        .map(|(to, tag)| (to, RecordedMessage { sends: true, from: rank, to, tag }));
     // One that was not what it was to be received into has gone nowhere.
     let receive = receive
         .as_ref()
         .filter(|envelope| !envelope.is_refused())
         .map(end)
-        .map(|(from, tag)| (from, Message { sends: false, from, to: rank, tag }));
+        .map(|(from, tag)| (from, RecordedMessage { sends: false, from, to: rank, tag }));
     [send, receive]
         .into_iter()
         .flatten()

@@ -5,7 +5,7 @@ use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
-use super::calls::{Calls, CommunicatorCalls, Entry, Message, Traffic, messages};
+use super::calls::{Calls, CommunicatorCalls, Entry, RecordedMessage, Traffic, messages};
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::communicator::Identity;
@@ -21,7 +21,7 @@ pub(super) struct Told {
     /// Its ranks, as ranks of the tape's communicator.
     members: Vec<Rank>,
     collectives: Vec<Collective>,
-    messages: Vec<(Message, String)>,
+    messages: Vec<(RecordedMessage, String)>,
 }
 
 /// A call of all ranks of a communicator.
@@ -135,13 +135,13 @@ fn differing_call(told: &[Option<&Told>], members: &[Rank]) -> String {
 /// The messages that lack their counterpart, the first few by name.
 fn lost_messages(told: &[Option<&Told>], Told { members, .. }: &Told) -> String {
     let messages = told.iter().flatten().flat_map(|told| &told.messages).map(|(message, at)| {
-        let Message { sends, from, to, tag } = *message;
+        let RecordedMessage { sends, from, to, tag } = *message;
         ((from, to, tag), sends, (message, at))
     });
     let left = without_counterpart(messages);
     let name = |rank: Rank| members.get(index(rank)).copied().unwrap_or(rank);
     let mut text = String::new();
-    for (Message { sends, from, to, tag }, at) in left.iter().take(MOST_NAMED) {
+    for (RecordedMessage { sends, from, to, tag }, at) in left.iter().take(MOST_NAMED) {
         let receiver = name(*to);
         text += &match (*sends, *from) {
             (true, from) => format!(

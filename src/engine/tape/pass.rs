@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::comparison::{differences, told};
 use super::{PassOptions, Record};
-use crate::autograd::{self, View};
+use crate::autograd::{self, Metadata};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::engine::agreement::{Terms, agree};
@@ -15,7 +15,7 @@ use crate::engine::communicator::Communicator;
 
 /// A backward pass and its options.
 #[derive(Clone, Copy)]
-pub(super) struct Pass {
+pub(super) struct BackwardPass {
     pub(super) site: Site,
     options: PassOptions,
 }
@@ -23,7 +23,7 @@ pub(super) struct Pass {
 /// What a backward pass starts from: tensors and their cotangents.
 pub(super) type Roots = Vec<(Tensor, Tensor)>;
 
-impl Pass {
+impl BackwardPass {
     #[track_caller]
     pub(super) fn new(call: &'static str, options: PassOptions) -> Self {
         Self { site: Site::new(call), options }
@@ -50,7 +50,11 @@ impl Pass {
 
 impl Record {
     /// Goes back from the roots to the leaves, and adds to their gradients.
-    pub(super) fn backward(self: &Arc<Self>, pass: Pass, roots: Result<Roots>) -> Result<()> {
+    pub(super) fn backward(
+        self: &Arc<Self>,
+        pass: BackwardPass,
+        roots: Result<Roots>,
+    ) -> Result<()> {
         let create_graph = pass.options.create_graph;
         self.carry_out(pass, roots, |outputs, cotangents, first_token| {
             let keeps = pass.keeps();
@@ -62,7 +66,7 @@ impl Record {
     /// Goes back from the roots to the inputs, and returns their gradients.
     pub(super) fn grad(
         self: &Arc<Self>,
-        pass: Pass,
+        pass: BackwardPass,
         roots: Result<Roots>,
         inputs: &[&Tensor],
     ) -> Result<Vec<Tensor>> {
@@ -98,14 +102,14 @@ impl Record {
         inputs: &[&Tensor],
         options: PassOptions,
     ) -> Result<Vec<Tensor>> {
-        self.grad(Pass::new(call, options), cotangent_roots(call, outputs), inputs)
+        self.grad(BackwardPass::new(call, options), cotangent_roots(call, outputs), inputs)
     }
 
     /// Runs a backward pass, if the ranks agree on it, from the roots and the last token to the first
     /// token, whose gradient `run` returns beside its result; goes on from there.
     fn carry_out<T>(
         self: &Arc<Self>,
-        pass: Pass,
+        pass: BackwardPass,
         roots: Result<Roots>,
         run: impl FnOnce(&[&Tensor], &[&Tensor], &Tensor) -> Result<(T, Option<Tensor>)>,
     ) -> Result<T> {
@@ -139,7 +143,7 @@ impl Record {
     fn agree(
         self: &Arc<Self>,
         comm: &Communicator,
-        pass: Pass,
+        pass: BackwardPass,
         roots: Result<Roots>,
     ) -> Result<Roots> {
         let settled = crate::engine::request::settle_tape(self);
@@ -167,7 +171,7 @@ impl Record {
     }
 }
 
-fn malformed(pass: Pass, error: &postcard::Error) -> Error {
+fn malformed(pass: BackwardPass, error: &postcard::Error) -> Error {
     Error::Argument { call: pass.site.call, message: error.to_string() }
 }
 
@@ -178,7 +182,7 @@ pub(super) fn loss_root(call: &'static str, loss: Option<&Tensor>) -> Result<Roo
     if !loss.defined() {
         return refuse("the loss is undefined".to_owned());
     }
-    if View::of(loss).count() != 1 {
+    if Metadata::of(loss).count() != 1 {
         return refuse(format!("the loss has shape {:?}; one element is needed", loss.size()));
     }
     if loss.is_complex() {

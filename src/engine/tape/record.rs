@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tch::Tensor;
 
 use super::calls::{Calls, Entry, Traffic};
-use crate::autograd::{self, Backward, View};
+use crate::autograd::{self, Backward, Metadata};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::engine::agreement::{Proposal, refuse};
@@ -185,7 +185,7 @@ impl Record {
 
     /// Whether what is done on the tape is recorded.
     pub(crate) fn is_recording(&self) -> bool {
-        View::of(&self.state().last_token).requires_grad()
+        Metadata::of(&self.state().last_token).requires_grad()
     }
 }
 
@@ -198,7 +198,7 @@ fn first_token() -> Tensor {
 impl Communicator {
     /// Whether a call on a tensor is to be recorded.
     #[inline]
-    pub(crate) fn records(&self, x: &View) -> bool {
+    pub(crate) fn records(&self, x: &Metadata) -> bool {
         x.requires_grad()
             || self.record().is_some_and(|record| carries_gradient(x) && record.is_recording())
     }
@@ -209,7 +209,7 @@ impl Communicator {
     }
 }
 
-pub(crate) fn carries_gradient(x: &View) -> bool {
+pub(crate) fn carries_gradient(x: &Metadata) -> bool {
     let class = Datatype::of(x.scalar_type()).map(|datatype| datatype.class);
     matches!(class, Some(Class::Half | Class::Real | Class::Complex))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::autograd::View;
+use crate::autograd::Metadata;
 use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::base::tag::Tag;
@@ -43,7 +43,7 @@ pub(super) struct SendReceive {
 
 impl Receive {
     pub(super) fn new(source: impl Into<Source>, tag: impl Into<TagMatch>, like: &Tensor) -> Self {
-        let view = View::of(like);
+        let view = Metadata::of(like);
         let shape = if view.is_defined() { like.size() } else { Vec::new() };
         Self { from: Envelope::new(source.into(), tag.into()), shape }
     }
