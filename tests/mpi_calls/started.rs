@@ -10,7 +10,13 @@ use crate::profiling::{calls, names, tests_in};
 use crate::{Operation, after_agreement, assert_derivatives, matrix};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
-    harness::tests![started_and_waited_for, messages, work_between_start_and_wait, many_at_a_time,]
+    harness::tests![
+        started_and_waited_for,
+        messages,
+        work_between_start_and_wait,
+        many_at_a_time,
+        a_tape_of_many_communicators,
+    ]
 }
 
 /// The calls of a forward pass, and of the backward pass of its result.
@@ -115,7 +121,7 @@ fn work_between_start_and_wait(context: &Context) -> Result<()> {
     let ((), mut made) = calls(|| tape.backward(&loss))?;
     // The ranks compare their tapes first.
     made = after_agreement(context, made);
-    assert_eq!(made.remove(0).name, "MPI_Allgather");
+    assert_eq!(made.remove(0).name, "MPI_Allreduce");
     assert_eq!(names(&made), expected, "on a tape");
     Ok(())
 }
@@ -152,5 +158,24 @@ fn many_at_a_time(_: &Context) -> Result<()> {
     // What was dropped is let go of while others are started.
     let looks = tests_in(|| (0..1000).try_for_each(|_| this.iall_reduce(&x, Op::Sum).map(drop)))?;
     assert!(looks <= 5000, "{looks}");
+    Ok(())
+}
+
+/// The ranks compare what they recorded by one number, however many communicators there are.
+fn a_tape_of_many_communicators(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+    for count in [1, 2, 8] {
+        let tape = world.tape();
+        let comms = (0..count).map(|_| tape.duplicate()).collect::<Result<Vec<_>>>()?;
+        for comm in &comms {
+            let _ = comm.iall_reduce(&x, Op::Sum)?.wait()?;
+        }
+        let ((), made) = calls(|| tape.backward(None))?;
+        let after = names(&after_agreement(context, made));
+        assert_eq!(after[0], "MPI_Allreduce", "{count} communicators");
+        let adjoints: Vec<_> = after[1..].iter().filter(|name| **name != "MPI_Test").collect();
+        assert_eq!(adjoints, vec![&"MPI_Iallreduce"; count], "{count} communicators");
+    }
     Ok(())
 }

@@ -17,6 +17,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         a_message_that_is_refused,
         waits_in_different_order,
         bad_arguments_are_refused_on_all_ranks,
+        bad_cotangents_are_refused_on_all_ranks,
         options_that_differ,
         what_the_ranks_have_not_agreed_on,
         calls_that_are_on_different_tapes,
@@ -163,6 +164,30 @@ fn bad_arguments_are_refused_on_all_ranks(context: &Context) -> Result<()> {
     assert!(error.contains("Tape::grad: input 0 does not require grad"), "{error}");
     tape.backward(&loss)?;
     assert_eq!(x.grad(), x.full_like(f64::from(world.size())).detach());
+    Ok(())
+}
+
+fn bad_cotangents_are_refused_on_all_ranks(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let tape = world.tape();
+    let x = number(world, 1.0);
+    let y = tape.all_reduce(&x, Op::Sum)?;
+    let good = y.ones_like();
+    let (long, single, none) = (zeros(&[2]), good.to_kind(Kind::Float), Tensor::new());
+    let cases = [
+        (&long, "but its cotangent of kind Double and shape [2]"),
+        (&single, "but its cotangent of kind Float and shape [1]"),
+        (&none, "output 0 or its cotangent is undefined"),
+    ];
+    for (bad, expected) in cases {
+        let last = world.rank() == world.size() - 1;
+        let outputs = [(&y, if last { bad } else { &good })];
+        let error = tape.vjp(&outputs, &[&x], PassOptions::default()).expect_err(expected);
+        assert!(error.to_string().contains(expected), "{error}");
+        assert_eq!(error.to_string().starts_with("Tape::vjp: "), last, "{error}");
+    }
+    let gradient = tape.vjp(&[(&y, &good)], &[&x], PassOptions::default())?.remove(0);
+    assert_eq!(gradient, good * f64::from(world.size()));
     Ok(())
 }
 

@@ -26,6 +26,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         two_tapes,
         integers_are_not_recorded,
         gradients_can_be_written,
+        from_cotangents,
     ]
 }
 
@@ -258,5 +259,28 @@ fn gradients_can_be_written(context: &Context) -> Result<()> {
     let mut gradient = tape.grad(Some(&y.sum(Kind::Double)), &[&like])?.remove(0);
     let _ = gradient.f_add_scalar_(1.0)?;
     assert_eq!(gradient, Tensor::from_slice(&[1.0; 3]));
+    Ok(())
+}
+
+/// Of several outputs, some of which are constants, and with a cotangent that has a history.
+fn from_cotangents(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = number(&tape, 1.0);
+    let weight = number(&tape, 2.0);
+    let (sum, constant) = (tape.all_reduce(&x.square(), Op::Sum)?, zeros(&[2]));
+    let gathered = tape.all_gather(&x, 0)?;
+    let outputs = [(&sum, &weight), (&constant, &constant), (&gathered, &gathered.ones_like())];
+    let gradient = tape.vjp(&outputs, &[&x], CREATE_GRAPH)?.remove(0);
+    let ranks = f64::from(tape.size());
+    let weights = ranks * (ranks + 3.0) / 2.0;
+    assert_eq!(value(&gradient), 2.0 * weights * value(&x.detach()) + ranks);
+    // By the cotangent, too: Σ_r 2 x_r on every rank.
+    let seconds =
+        tape.vjp(&[(&gradient, &gradient.ones_like())], &[&x, &weight], Default::default());
+    let seconds = seconds?;
+    assert_eq!(value(&seconds[0]), 2.0 * weights);
+    assert_eq!(value(&seconds[1]), ranks * (ranks + 1.0));
+    // Nothing to start from on any rank.
+    assert!(tape.vjp(&[], &[], Default::default())?.is_empty());
     Ok(())
 }
