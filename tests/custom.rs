@@ -20,6 +20,7 @@ fn main() -> ExitCode {
             on_part_of_the_ranks,
             messages_of_a_pullback_meet_no_others,
             messages_of_a_pullback_may_be_started,
+            calls_of_pullbacks_that_differ,
             nested,
             without_grad,
             what_is_saved_is_looked_after,
@@ -162,6 +163,29 @@ fn messages_of_a_pullback_may_be_started(context: &Context) -> Result<()> {
     };
     testing::gradcheck(&tape, &[&x], |x| shift(&x[0]))?;
     testing::gradgradcheck(&tape, &x, shift)
+}
+
+/// A pullback starts calls of different sizes, and nobody waits for the error. Its own derivative would
+/// go back through them, beyond the smaller one's memory, if the tape were taken to have compared them.
+fn calls_of_pullbacks_that_differ(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let comm = world.duplicate()?;
+    let tape = comm.tape();
+    let x = variable(&tape, &[1])?;
+    let y = no_grad(|| &x * 2.0);
+    let y = tape.custom("twice", &[&x], &[&y], &[], |comm, _, cotangents| {
+        let count = if comm.rank() == 0 { 16 } else { 200_000 };
+        drop(comm.iall_reduce(&cotangents[0].repeat([count]), Op::Sum)?);
+        Ok(vec![Some(&cotangents[0] * 2.0)])
+    })?;
+    let loss = y[0].square().sum(Kind::Double);
+    let gradient = tape.grad_with(&loss, &[&x], CREATE_GRAPH)?.remove(0);
+    let error = tape.grad(&gradient.sum(Kind::Double), &[&x]).expect_err("the sizes differ");
+    assert!(error.to_string().contains("the ranks disagree on a call"), "{error}");
+    works(world)
 }
 
 /// A pullback that adds a node in its turn, as of a solution: x / (2 p), by x / (2 p).

@@ -228,6 +228,11 @@ impl Communicator {
         self.record.as_ref().filter(|record| record.is_open())
     }
 
+    /// Whether its calls are those of a pullback of the user's own, or of their derivatives.
+    pub(crate) fn is_of_pullback(&self) -> bool {
+        self.of_pullback
+    }
+
     /// Whether its calls are those of the forward pass.
     #[inline]
     pub(crate) fn is_forward(&self) -> bool {

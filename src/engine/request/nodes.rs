@@ -163,8 +163,9 @@ impl<D: Derivative> Wait for Nodes<D> {
 
 /// The communicator of a pullback, for the adjoint to be started at once where it is certain to be
 /// the same on all ranks: the tape has compared the calls, their sizes are those that the ranks
-/// agreed on in the forward pass, and no rank can have lost a saved tensor.
+/// agreed on in the forward pass, and no rank can have lost a saved tensor. What a pullback of the
+/// user's own has started is not among the calls that the tape has compared.
 fn compared<D: Derivative>(comm: &Communicator) -> Communicator {
-    let is_certain = !D::READS && comm.record().is_some();
+    let is_certain = !D::READS && comm.record().is_some() && !comm.is_of_pullback();
     if is_certain { comm.admitted(Admission::Compared) } else { comm.clone() }
 }
