@@ -6,15 +6,14 @@
 //! it returns on all, or panics on all with a text that says by how much the test failed. Where the
 //! tested function returns an error on one rank, the test returns one on all.
 //!
-//! What goes by a [`Tape`] is gone back through by it: if the communicator that a test is given is on
-//! one, or the function that it is given records calls on one. The tape starts anew.
+//! If the communicator that a test is given is on a [`Tape`](crate::Tape), or if the function that it
+//! is given records calls on one, the test goes back by that tape. The tape starts anew.
 //!
 //! Data is random, different on each rank, and the same in each run: a test with equal data, or
 //! with cotangents of ones, cannot see a wrong root or a missing rank. It is drawn from libtorch's
 //! generator, which is seeded anew for each tensor.
 
 use std::sync::Arc;
-
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use tch::{Kind, Tensor};
@@ -290,7 +289,7 @@ fn refs(tensors: &[Tensor]) -> Vec<&Tensor> {
 /// not depend on. `create_graph` records the gradients' own graph, and retains that of the outputs.
 ///
 /// Local but for the communication that the backward pass goes through. What is on a tape is gone
-/// back through by [`Tape::grad`] instead.
+/// back through by [`Tape::grad`](crate::Tape::grad) instead.
 ///
 /// # Errors
 /// Whatever the backward pass returns.

@@ -234,7 +234,7 @@ fn communicators_of_a_loop(context: &Context) -> Result<()> {
             let receive = half.irecv(&y, before, 3)?;
             let _ = half.send(&y, next, 3)?;
             drop(receive);
-            y = y + request.wait()?;
+            y += request.wait()?;
         }
         Ok(y)
     };

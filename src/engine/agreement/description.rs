@@ -46,7 +46,10 @@ fn shortened(value: &str, longest: usize) -> Cow<'_, str> {
     }
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
-    let end = value.floor_char_boundary(longest);
+    let mut end = longest;
+    while !value.is_char_boundary(end) {
+        end -= 1;
+    }
     format!("{}… (hash {:08x})", &value[..end], hasher.finish() >> 32).into()
 }
 
