@@ -170,7 +170,8 @@ mpi4tch_metadata mpi4tch_look(const void *pointer) {
   metadata.cpu = t.device().is_cpu();
   metadata.contiguous = t.is_contiguous() && !t.is_conj() && !t.is_neg() && !t._is_zerotensor();
   metadata.requires_grad = c10::GradMode::is_enabled() && t.requires_grad();
-  metadata.data = metadata.cpu && t.has_storage() && !t._is_zerotensor() ? t.const_data_ptr() : nullptr;
+  metadata.data =
+      metadata.cpu && t.has_storage() && !t._is_zerotensor() ? t.const_data_ptr() : nullptr;
   return metadata;
 }
 
