@@ -1,4 +1,5 @@
-//! Compiles `src/autograd/shim.cpp` against the libtorch that torch-sys found, and binds `wrapper.h`.
+//! Compiles `src/autograd/shim.cpp` against the libtorch that torch-sys found, and binds
+//! `wrapper.h`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,9 @@ struct Libtorch {
 }
 
 impl Libtorch {
-    /// Follows torch-sys: its library folder comes as metadata, the headers are beside it or where
-    /// `LIBTORCH_INCLUDE` says.
+    /// torch-sys passes its library folder as metadata. The headers are in the first of
+    /// `LIBTORCH_INCLUDE`, the folder above the libraries, and `LIBTORCH` that has them in
+    /// `include`.
     fn find() -> Self {
         let lib = PathBuf::from(
             env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys did not say where libtorch is"),
@@ -39,7 +41,7 @@ impl Libtorch {
                  to an installation that has them"
             );
         };
-        // Another libtorch in the same place has other classes.
+        // Compile again if libtorch is replaced in place: another version has other classes.
         println!(
             "cargo::rerun-if-changed={}",
             include.join("torch/headeronly/version.h").display()
@@ -54,7 +56,7 @@ impl Libtorch {
             .cpp(true)
             .std("c++17")
             .file("src/autograd/shim.cpp")
-            // System headers: their warnings are not ours to mend.
+            // As system headers, whose warnings the compiler does not report.
             .flag("-isystem")
             .flag(&self.include)
             .flag("-isystem")
@@ -66,12 +68,14 @@ impl Libtorch {
     }
 }
 
-/// Lets programs find libtorch when they start, and an MPI that is in no folder of the loader's.
+/// Lets programs find libtorch when they start, and MPI if it is not in a folder that the loader
+/// searches.
 ///
-/// Our own tests and examples get their folders as rpath, which Cargo passes to no dependant. A
-/// dependant's build script does so with `DEP_MPI4TCH_RPATH`, a list as in PATH. For what `cargo run`
-/// and `cargo test` start there are links to the folders in `OUT_DIR`, and in that of mpi-sys: Cargo
-/// adds search paths below the target folder to the loader's path.
+/// This crate's tests and examples get the folders as rpath. Cargo does not pass an rpath on to
+/// dependants, but their build scripts can set it from `DEP_MPI4TCH_RPATH`, a list as in PATH.
+/// Programs that `cargo run` and `cargo test` start need none: Cargo adds library search paths
+/// below the target folder to the loader's path, so `OUT_DIR` has a link to libtorch's folder, and
+/// that of mpi-sys one to MPI's.
 fn make_loadable(libtorch: &Path) {
     let mpi = env::var_os("DEP_MPI4TCH_MPI_RPATH").map(PathBuf::from);
     let folders: Vec<PathBuf> = [libtorch.to_owned()].into_iter().chain(mpi).collect();
@@ -89,7 +93,8 @@ fn make_loadable(libtorch: &Path) {
     }
 }
 
-/// Tells the sources whether this MPI has the functions with wide counts of MPI 4.
+/// Sets the cfg `large_count` if this MPI has MPI 4's functions with large counts, as
+/// `MPI_Bcast_c`.
 fn pass_on_what_mpi_has() {
     println!("cargo::rustc-check-cfg=cfg(large_count)");
     if env::var("DEP_MPI4TCH_MPI_LARGE_COUNT").is_ok_and(|has| has == "1" || has == "true") {
@@ -101,7 +106,7 @@ fn bind_wrapper() {
     let headers = env::var("DEP_MPI4TCH_MPI_COMPILER_HEADERS").ok().filter(|it| !it.is_empty());
     bindgen::Builder::default()
         .header("wrapper.h")
-        // libclang from the Python registry has no headers of its own.
+        // The libclang package of the Python registry has no headers of its own.
         .clang_args(headers.iter().flat_map(|folder| ["-idirafter", folder]))
         .allowlist_item("mpi4tch_.*")
         .rust_edition(bindgen::RustEdition::Edition2024)

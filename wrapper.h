@@ -1,4 +1,4 @@
-/* The C face of src/autograd/shim.cpp. It is included there and read by bindgen in
+/* The C interface of src/autograd/shim.cpp. It is included there and read by bindgen in
  * build.rs, so the two sides cannot disagree.
  *
  * A function that can fail returns an error text, which the caller frees with
@@ -18,36 +18,38 @@ extern "C" {
 /* An at::Tensor *, as tch's Tensor::as_ptr gives it. */
 typedef void *mpi4tch_tensor;
 
-/* What a collective asks of a tensor, in one call instead of ten. */
+/* The properties of a tensor that every call needs, read in one call instead of ten. */
 typedef struct {
   const void *data;     /* first element; NULL if it has none or none that MPI could read */
   const int64_t *sizes; /* lives as long as the tensor and its shape */
   size_t dim;
   int64_t numel;
-  bool defined;    /* whether there is a tensor; if not, all else is zero */
+  bool defined;    /* whether the tensor is defined; if not, all else is zero */
   int32_t kind;    /* c10::ScalarType */
-  bool strided;    /* not sparse, quantized or otherwise without plain storage */
+  bool strided;    /* not sparse, quantized or nested; if not, all but defined and kind is zero */
   bool cpu;        /* in host memory */
   bool contiguous; /* elements in memory as MPI sends them: dense, no lazy conjugate or negation */
-  bool requires_grad; /* and gradients are being recorded */
+  bool requires_grad; /* and operations are being recorded */
 } mpi4tch_metadata;
 
 mpi4tch_metadata mpi4tch_look(const void *tensor);
 
-/* How often it was changed in place. */
+/* Its version counter: how often it was changed in place; 0 if it has none. */
 int64_t mpi4tch_version(const void *tensor);
 
-/* The name of its device, "cuda:0", for mpi4tch_free. */
+/* The name of its device, "cuda:0", to be freed with mpi4tch_free. */
 char *mpi4tch_device(const void *tensor);
 
-/* A new contiguous CPU tensor of undefined content, below torch's dispatcher. */
+/* A new contiguous CPU tensor with undefined content, made without torch's dispatcher, which would
+ * take longer. */
 char *mpi4tch_empty(const int64_t *sizes, size_t dim, int32_t kind, mpi4tch_tensor *result,
                     void **data);
 
-/* What a pullback may read, valid during its call. `cotangents` has one tensor per output, dense,
- * and zeros where no cotangent came; the callee owns these tensors and the saved ones. Where a
- * saved tensor could not be had, `error` says why, and there are none. It writes one tensor per
- * input to `gradients`, NULL for none; the caller owns these. */
+/* The arguments of a pullback, valid during its call. `cotangents` has one dense tensor per output,
+ * zeros if libtorch has no cotangent for it. The pullback owns these tensors and the saved ones. If
+ * a saved tensor could not be unpacked, `error` says why and `saved_count` is 0; otherwise `error`
+ * is NULL. The pullback writes one tensor per input to `gradients`, or NULL; its caller owns
+ * these. */
 typedef struct {
   mpi4tch_tensor *cotangents;
   size_t outputs;
@@ -65,20 +67,22 @@ typedef struct {
   void (*drop)(void *state);
 } mpi4tch_pullback;
 
-/* Makes `outputs`, fresh tensors without history, the outputs of a new node of the autograd graph
- * over `inputs`. `saved` are kept for the pullback as torch keeps them: without reference cycles
- * and guarded by their version counters. The pullback is owned from the call on, also on error. */
+/* Makes `outputs`, new tensors without history, the outputs of a new node of the autograd graph
+ * with these `inputs`. The node keeps `saved` for the pullback as torch does: without reference
+ * cycles, and guarded by their version counters. The shim owns the pullback from the call on, also
+ * if it fails. */
 char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_tensor *inputs,
                      size_t input_count, const mpi4tch_tensor *outputs, size_t output_count,
                      const mpi4tch_tensor *saved, size_t saved_count);
 
-/* Whether torch's rules allow a change of the tensor in place: an error text if not. `data` is
- * where to write, or NULL; `view` says whether it is a view, which shares its base's history. */
+/* Returns an error text if torch's rules forbid a change of the tensor in place. `data` is set to
+ * the first element, or to NULL if the tensor is not strided and in host memory; `view` tells
+ * whether the tensor is a view, which shares its base's history. */
 char *mpi4tch_check_in_place(const void *tensor, void **data, bool *view);
 
-/* After a change of the tensor's content in place: bumps its version counter and, with a pullback,
- * lets its history go on from a new node over what it was. The pullback is owned from the call on,
- * also on error. */
+/* To be called after a change of the tensor's content in place. Bumps its version counter and, with
+ * a pullback, makes the tensor the output of a new node whose input is the tensor before the
+ * change. The shim owns the pullback from the call on, also if it fails. */
 char *mpi4tch_record_in_place(const char *name, const mpi4tch_pullback *pullback,
                               const void *tensor);
 
@@ -91,29 +95,29 @@ char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangen
 char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
                             size_t output_count, bool retain_graph, bool create_graph);
 
-/* A leaf's gradient, which the leaf then has no more; NULL if it has none. */
+/* Removes a leaf's gradient and returns it; NULL if it has none. */
 mpi4tch_tensor mpi4tch_take_grad(const void *leaf);
 
-/* The backward pass that the calling thread is in: a number of its own, or -1. */
+/* The number of the backward pass that the calling thread is in (libtorch's graph task), or -1. */
 int32_t mpi4tch_graph_task(void);
 
-/* A tensor of the same memory, which nothing that is done to the other takes from it: until
- * mpi4tch_unpin, the memory cannot be resized. `storage` tells memories apart;
- * `resizable` is what it was before. */
+/* A tensor that shares the memory of this one and keeps it, whatever is done to this one: until
+ * mpi4tch_unpin, the storage cannot be resized. `storage` is set to the address of the storage, and
+ * `resizable` to whether it could be resized before; both are left as they are if there is none. */
 char *mpi4tch_pin(const void *tensor, mpi4tch_tensor *result, const void **storage,
                   bool *resizable);
 void mpi4tch_unpin(const void *tensor);
 
-/* A view of all of the tensor, to be given a history of its own. */
+/* A view of all of the tensor, without history, so that mpi4tch_record can give it one. */
 char *mpi4tch_alias(const void *tensor, mpi4tch_tensor *result);
 
-/* Whether both are one tensor, and not only equal or of the same memory. */
+/* Whether both are the same tensor object, and not only equal or of the same memory. */
 bool mpi4tch_is_same(const void *a, const void *b);
 
-/* Whether operations are being recorded; within a pullback: whether create_graph was asked for. */
+/* Whether operations are being recorded; in a pullback: whether the pass has create_graph. */
 bool mpi4tch_grad_enabled(void);
 
-/* A copy of a text that mpi4tch_free can free. */
+/* A copy of a text, to be freed with mpi4tch_free. */
 char *mpi4tch_text(const char *text, size_t length);
 void mpi4tch_free(char *text);
 

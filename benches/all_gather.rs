@@ -1,4 +1,4 @@
-//! What `all_gather` costs above raw MPI: forward against one `MPI_Allgatherv`, forward and
+//! The cost of `all_gather` against raw MPI: forward against one `MPI_Allgatherv`, forward and
 //! backward against that and one `MPI_Reduce_scatter`. Bytes are per rank.
 //!
 //! ```text

@@ -1,5 +1,5 @@
-//! What `all_reduce`, and `iall_reduce` with its wait, cost above raw MPI: forward against one
-//! `MPI_Allreduce`, or `MPI_Iallreduce` and `MPI_Wait`; forward and backward against two.
+//! The cost of `all_reduce`, and of `iall_reduce` with its wait, against raw MPI: forward against
+//! one `MPI_Allreduce`, or `MPI_Iallreduce` and `MPI_Wait`; forward and backward against two.
 //!
 //! ```text
 //! cargo bench --bench all_reduce           # on 2 ranks

@@ -1,6 +1,6 @@
-//! What `all_to_all` costs above raw MPI: forward against one `MPI_Alltoallv`, forward and backward
-//! against two. Bytes are per rank. Blocks along the first axis lie in memory as MPI sends them;
-//! the transposition, from rows to columns, has a local permutation besides.
+//! The cost of `all_to_all` against raw MPI: forward against one `MPI_Alltoallv`, forward and
+//! backward against two. Bytes are per rank. Blocks along the first axis lie in memory as MPI sends
+//! them; the transposition, from rows to columns, needs a local permutation, too.
 //!
 //! ```text
 //! cargo bench --bench all_to_all           # on 4 ranks
@@ -28,7 +28,8 @@ fn measure(
 ) -> mpi4tch::Result<()> {
     let (size, doubles) = (world.size(), (Kind::Double, Device::Cpu));
     let count = rows * columns;
-    // A tensor of blocks, [1, p, …], becomes [p, 1, …]; a matrix's rows are exchanged for columns.
+    // A tensor of blocks, [1, p, …], becomes [p, 1, …]; a matrix that is cut into rows becomes one
+    // that is cut into columns.
     let blocks = Tensor::ones([1, i64::from(size), i64::from(count)], doubles);
     let matrix = Tensor::ones([i64::from(rows), i64::from(columns * size)], doubles);
     let received = blocks.zeros_like();

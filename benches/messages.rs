@@ -1,5 +1,5 @@
-//! What messages cost above raw MPI: each rank exchanges one with a partner, forward, and forward
-//! and backward.
+//! The cost of messages against raw MPI: each rank exchanges one with a partner, forward, and
+//! forward and backward.
 //!
 //! ```text
 //! cargo bench --bench messages             # on 2 ranks, or any even number

@@ -1,6 +1,6 @@
-//! What a tape costs: an operation on it beside one that is on none, and its backward pass, with the
-//! comparison of the ranks, beside one of libtorch's own, with calls on 1, 2 and 8 communicators.
-//! "Raw" is without a tape here.
+//! The cost of a tape: of an operation on a tape, against one without; and of a backward pass of
+//! the tape, in which the ranks compare what they recorded, against libtorch's own, with calls on
+//! 1, 2 and 8 communicators. "Raw" means without a tape here.
 //!
 //! ```text
 //! cargo bench --bench tape                 # on 2 ranks
@@ -44,7 +44,7 @@ fn measure(world: &Communicator, (): ()) -> mpi4tch::Result<()> {
             _ => "8 calls on 8, and back",
         };
         let comms = &comms[..count];
-        // Sent to nobody: the pass itself is what costs.
+        // A send to PROC_NULL takes no time, so the rest of the pass is measured.
         let sent = |comms: &[Communicator]| -> mpi4tch::Result<Tensor> {
             let mut y = x.shallow_clone();
             for i in 0..8 {

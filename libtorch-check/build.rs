@@ -1,4 +1,4 @@
-//! Looks at `LIBTORCH` before anything is compiled against it.
+//! Checks `LIBTORCH` before anything is compiled against it.
 
 mod check;
 

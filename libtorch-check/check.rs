@@ -4,16 +4,16 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Versions of libtorch, and of the tch that needs each.
+/// Versions of libtorch, each with the version of tch that needs it.
 const VERSIONS: [(&str, &str); 2] = [("2.11", "0.24"), ("2.13", "0.26")];
 
-/// Where a libtorch states its version: the second had all of it before 2.9.
+/// The headers that may state the version of libtorch: before 2.9, the second.
 const HEADERS: [&str; 2] =
     ["include/torch/headeronly/version.h", "include/torch/csrc/api/include/torch/version.h"];
 
-/// Looks at the folder of `LIBTORCH`, if torch-sys is going to.
+/// Checks the folder of `LIBTORCH`, if torch-sys is going to use it.
 pub fn check(variable: impl Fn(&str) -> Option<OsString>) -> Result<(), String> {
-    // torch-sys asks Python then, and compares the version itself.
+    // torch-sys then asks Python for the folder, and checks the version itself.
     if variable("LIBTORCH_USE_PYTORCH").is_some() {
         return Ok(());
     }
@@ -50,7 +50,7 @@ pub fn check(variable: impl Fn(&str) -> Option<OsString>) -> Result<(), String> 
     Ok(())
 }
 
-/// `2.11`, as in the header's macros.
+/// The version in the header's macros, as in `2.11`.
 fn stated_version(header: &Path) -> Option<String> {
     let text = fs::read_to_string(header).ok()?;
     let number = |part: &str| {
@@ -64,7 +64,7 @@ fn stated_version(header: &Path) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// A folder with the headers and the library of this version.
+    /// Makes a folder with the header and the library of this version.
     fn install(name: &str, minor: u32) -> PathBuf {
         let folder = format!("mpi4tch-libtorch-{name}-{}", std::process::id());
         let folder = std::env::temp_dir().join(folder);
@@ -79,7 +79,7 @@ mod tests {
         folder
     }
 
-    /// What is wrong with this folder, with these variables set, too.
+    /// What the error says is wrong with this folder, with the `others` variables set, too.
     fn told(libtorch: &Path, others: &[&str]) -> Option<String> {
         let variable = |name: &str| match name {
             "LIBTORCH" => Some(libtorch.into()),

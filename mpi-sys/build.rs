@@ -1,6 +1,6 @@
 //! Finds the MPI of this machine and binds it, in three steps: `probe` says
-//! which MPI, `shim` compiles what `mpi.h` hides in macros, `bindings` writes
-//! the Rust declarations.
+//! which MPI, `shim` compiles what `mpi.h` has as macros only, and `bindings`
+//! writes the Rust declarations.
 
 #[path = "build/bindings.rs"]
 mod bindings;

@@ -3,7 +3,7 @@
  * implementation or another. Each NAME below becomes an object or function
  * mpi4tch_NAME, which the build script binds as NAME.
  *
- * Read twice: by bindgen for the declarations, and by shim.c, with
+ * This file is read twice: by bindgen for the declarations, and by shim.c, with
  * MPI4TCH_DEFINE, for the definitions.
  */
 #ifndef MPI4TCH_SHIM_H
@@ -26,8 +26,8 @@
 typedef MPI_Fint mpi4tch_MPI_Fint;
 #endif
 
-/* Integers of the same size in all implementations, by the names of various C
- * types: the build script gives each the one Rust type of that size. */
+/* Integers that have the same size in all implementations, but not the same C
+ * type: the build script gives each the Rust type of that size. */
 _Static_assert(sizeof(MPI_Aint) == sizeof(void *), "MPI_Aint is isize");
 _Static_assert(sizeof(MPI_Count) == 8, "MPI_Count is i64");
 _Static_assert(sizeof(MPI_Offset) == 8, "MPI_Offset is i64");
@@ -117,7 +117,7 @@ CONSTANT(MPI_Datatype, MPI_LONG_DOUBLE_INT)
 CONSTANT(MPI_Datatype, MPI_LONG_INT)
 CONSTANT(MPI_Datatype, MPI_SHORT_INT)
 
-/* Datatypes of C++; MPI_DATATYPE_NULL where it was built without. */
+/* Datatypes of C++; MPI_DATATYPE_NULL if MPI was built without C++. */
 CONSTANT(MPI_Datatype, MPI_CXX_BOOL)
 CONSTANT(MPI_Datatype, MPI_CXX_DOUBLE_COMPLEX)
 CONSTANT(MPI_Datatype, MPI_CXX_FLOAT_COMPLEX)
@@ -134,7 +134,7 @@ CONSTANT(MPI_Datatype, MPI_DOUBLE_PRECISION)
 CONSTANT(MPI_Datatype, MPI_INTEGER)
 CONSTANT(MPI_Datatype, MPI_LOGICAL)
 CONSTANT(MPI_Datatype, MPI_REAL)
-/* Those of a given size exist where the Fortran compiler had them. */
+/* Those of a given size exist if the Fortran compiler had the type. */
 #ifdef MPI_COMPLEX4
 CONSTANT(MPI_Datatype, MPI_COMPLEX4)
 #endif
@@ -201,7 +201,7 @@ CONSTANT(MPI_Datatype, MPIX_C_BF16)
 CONSTANT(MPI_Datatype, MPIX_SHORT_FLOAT)
 #endif
 
-/* Addresses with a meaning of their own. */
+/* Addresses that stand for something else than a buffer. */
 CONSTANT(char **, MPI_ARGV_NULL)
 CONSTANT(char ***, MPI_ARGVS_NULL)
 CONSTANT(void *, MPI_BOTTOM)
@@ -209,7 +209,7 @@ CONSTANT(int *, MPI_ERRCODES_IGNORE)
 CONSTANT(void *, MPI_IN_PLACE)
 CONSTANT(MPI_Status *, MPI_STATUSES_IGNORE)
 CONSTANT(MPI_Status *, MPI_STATUS_IGNORE)
-/* Objects, and so visible already, in MPICH. */
+/* In MPICH these are objects, which bindgen sees. */
 #ifdef MPI_UNWEIGHTED
 CONSTANT(int *, MPI_UNWEIGHTED)
 #endif

@@ -10,7 +10,7 @@ case ${MPI4TCH_MPI:-} in
 *) launcher=$(command -v "mpiexec.${MPI4TCH_MPI:-}" || echo mpiexec) ;;
 esac
 
-# More ranks than cores is the rule on a desktop: let them take turns.
+# A desktop often has fewer cores than there are ranks: let the ranks take turns.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMPI_MCA_rmaps_base_oversubscribe=1                   # Open MPI 4
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe  # Open MPI 5

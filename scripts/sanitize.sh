@@ -1,29 +1,28 @@
 #!/usr/bin/env bash
 # Runs the tests on 2 ranks under AddressSanitizer, on the first MPI of
 # MPI4TCH_TEST_MPIS, which is Open MPI. Arguments go to `cargo test`; without any, all
-# runs but the documentation's examples, for which rustdoc has flags of its own.
+# tests run but those of the documentation, as rustdoc does not take these flags.
 #
-# The crate's Rust and C++ are instrumented. libtorch and MPI are not, but go by
-# the same allocator, and what they copy from buffer to buffer, or from process to
-# process, is looked at.
+# The crate's Rust and C++ are instrumented. libtorch and MPI are not, but they use
+# the same allocator, and what they copy between buffers or processes is checked.
 set -euo pipefail
 
-# With a target named, what runs while building is not instrumented.
+# With --target, cargo does not instrument build scripts and macros.
 host=$(rustc -vV | sed -n 's/^host: //p')
 target=$(cargo metadata --format-version 1 --no-deps |
     sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
 
-# rustc links LLVM's runtime. It serves what gcc has instrumented as well, which
-# asks for the same version of the interface and must not bring a runtime of its own.
+# rustc links LLVM's runtime. Code that gcc has instrumented uses it, too: it has the
+# same version of the interface, and gcc must not link a second runtime.
 export MPI4TCH_MPI=${MPI4TCH_TEST_MPIS%%:*} CARGO_TARGET_DIR=$target/sanitize
 export RUSTC_BOOTSTRAP=1 RUSTFLAGS="${RUSTFLAGS:-} -Zsanitizer=address"
 export CXXFLAGS="${CXXFLAGS:-} -fsanitize=address"
 
-# No look for leaks: libtorch and MPI keep to the end what they allocate once.
+# No search for leaks: libtorch and MPI never free some of their memory.
 export ASAN_OPTIONS=detect_leaks=0
 export MPI4TCH_TEST_RANKS=${MPI4TCH_TEST_RANKS:-2} MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
-# Some tests build programs, as a user does, without any of these flags.
+# Skips tests that build programs as a user does, without these flags.
 [[ $# != 0 ]] || set -- --tests -- --skip program_of_ones_own --skip the_demo
-# Tests run the examples, too.
+# Some tests run the examples.
 cargo build --target "$host" --examples
 cargo test --target "$host" --no-fail-fast "$@"

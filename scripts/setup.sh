@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Installs what a build of mpi4tch needs and this machine lacks, and prints the
-# environment to build in, so that a shell is made ready by
+# Installs the tools that a build of mpi4tch needs and this machine lacks, and prints
+# the environment to build in. To set it in a shell:
 #
 #     eval "$(scripts/setup.sh)"
 #
-# Any one MPI will do, except with
+# One MPI of any vendor is enough, except with the first of these options:
 #
 #     --every-mpi      Open MPI and MPICH, listed in MPI4TCH_TEST_MPIS
 #     --clang-format   also the formatter of the C and C++ sources, as CLANG_FORMAT
 #     --valgrind       also valgrind
 #
-# What is there is used, and nothing is fetched twice. System packages come from
-# apt where that needs no password. The rest are wheels from the Python registry,
-# which go below a cache folder of their own. Set before, these are respected:
+# Tools that are installed are used, and nothing is fetched twice. System packages
+# come from apt if that needs no password. The rest are wheels from the Python
+# registry, which are kept in a cache folder. These variables are respected:
 #
 #     LIBTORCH, LIBTORCH_USE_PYTORCH   your libtorch, as tch documents them
 #     MPI4TCH_MPI                      your MPI: no other is installed or tested
@@ -42,13 +42,13 @@ for option; do
     esac
 done
 
-# Standard output is for the environment; people watch standard error.
+# Standard output is for the environment; all messages go to standard error.
 exec 3>&1 1>&2
 say() { printf '%12s %s\n' "$1" "$2"; }
 die() { printf 'error: %s\n' "$1" && exit 1; }
 print_export() { printf 'export %s=%q\n' "$1" "$2" >&3; }
 
-# ---- What is there ----
+# ---- What is installed ----
 
 has() { command -v "$1" >/dev/null; }
 
@@ -58,8 +58,8 @@ has_libtorch() {
     [[ -n ${LIBTORCH:-} || -n ${LIBTORCH_USE_PYTORCH+set} || -d $cache/libtorch-$libtorch ]]
 }
 
-# Says what is wrong with the LIBTORCH that was set: torch-sys would compile against
-# it for minutes, and fail with errors of the compiler.
+# Checks the LIBTORCH that is set: with a wrong one, torch-sys would compile for
+# minutes, and fail with errors of the compiler.
 check_libtorch() {
     local header version
     [[ $LIBTORCH == /* && -d $LIBTORCH ]] ||
@@ -83,8 +83,8 @@ has_libclang() {
     return 1
 }
 
-# Prints the MPI4TCH_MPI that stands here for openmpi or mpich: its name if the
-# two can be told apart by it, as on Debian, a prefix otherwise.
+# Prints the value of MPI4TCH_MPI by which openmpi or mpich is found on this machine:
+# its name if there are programs with that suffix, as on Debian, else its prefix.
 find_mpi() { # openmpi|mpich
     local mpicc prefix version
     if has "mpicc.$1" && has "mpiexec.$1"; then
@@ -100,7 +100,7 @@ find_mpi() { # openmpi|mpich
     return 1
 }
 
-# ---- How to get what is not ----
+# ---- How to install what is missing ----
 
 may_apt() {
     [[ -z ${MPI4TCH_NO_APT:-} ]] && has apt-get && { [[ $EUID == 0 ]] || sudo -n true; } 2>/dev/null
@@ -114,8 +114,8 @@ apt_install() { # PACKAGE...
     "${run[@]}" install -y --no-install-recommends "$@"
 }
 
-# pip, the machine's or one in an environment of its own, with the user's index
-# but none of the settings that change where things go.
+# Runs the machine's pip, or one in an environment of its own. It uses the user's
+# index, but none of the settings that change where packages are installed.
 pip_install() { # OPTION|WHEEL...
     local python=python3
     if ! python3 -m pip --version &>/dev/null; then
@@ -129,8 +129,8 @@ pip_install() { # OPTION|WHEEL...
         --ignore-installed "$@"
 }
 
-# Makes a folder of the cache from wheels, whole or not at all: what an interrupted
-# run leaves is in partial/, for the next to clear away.
+# Installs wheels in a folder of the cache, completely or not at all: an interrupted
+# run leaves its files in partial/, which the next run removes.
 install_wheels() { # FOLDER --prefix|--target [OPTION...] WHEEL...
     local folder=$1 layout=$2 partial=$cache/partial
     shift 2
@@ -144,14 +144,15 @@ install_wheels() { # FOLDER --prefix|--target [OPTION...] WHEEL...
     rm -rf "$partial"
 }
 
-# Takes from libtorch what a GPU would need: most of its size. libtorch.so is empty
-# but for references to the parts, so a linker script that refers to one can stand in.
+# Removes the parts of libtorch that only a GPU needs, which are most of its size.
+# libtorch.so only refers to the parts, so a linker script that refers to the
+# remaining one can replace it.
 keep_cpu_part() { # LIBRARY-FOLDER
     rm -f "$1"/libtorch_{cuda,cuda_linalg,nvshmem}.so "$1/libtorch.so"
     echo 'INPUT(libtorch_cpu.so)' >"$1/libtorch.so"
 }
 
-# ---- What to have, how to get it, where it is ----
+# ---- Install what is missing, print the environment ----
 
 mpis=(openmpi mpich)
 $every_mpi || mpis=(openmpi)
@@ -188,7 +189,7 @@ has c++ || die "a C++ compiler is missing (on Debian: g++)"
 ! $with_valgrind || has valgrind || die "valgrind is missing (on Debian: valgrind)"
 
 if ! has_libtorch; then
-    # One Python's wheel serves all: nothing here imports it.
+    # The wheel for any version of Python will do, as nothing here imports it.
     install_wheels "libtorch-$libtorch" --target --only-binary :all: --python-version 3.11 \
         "${libtorch_wheels[@]}"
 fi
@@ -201,8 +202,8 @@ if ! has_libclang; then
     print_export LIBCLANG_PATH "$cache/libclang-$libclang/clang/native"
 fi
 
-# libclang alone has no headers of the compiler's. The build scripts here know, that
-# of the crate mpi, which the feature rsmpi brings, does not.
+# Without clang, libclang lacks the compiler's headers. The build scripts here add
+# them, that of the crate mpi, a dependency of the feature rsmpi, does not.
 if ! has clang && [[ -z ${BINDGEN_EXTRA_CLANG_ARGS+set} ]]; then
     print_export BINDGEN_EXTRA_CLANG_ARGS "-I$(cc -print-file-name=include)"
 fi

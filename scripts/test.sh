@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Runs the tests of the workspace on each MPI of MPI4TCH_TEST_MPIS (separated by
-# colons) and closes with the sum. Arguments go to `cargo test`, except a first
+# colons), and prints the sum at the end. Arguments go to `cargo test`, except a first
 #
 #     --all     every rank count of the harness, and messages of more than 2³¹
 #               elements, which take 11 GB of memory
 #
-# Otherwise a few rank counts do, unless MPI4TCH_TEST_RANKS names others. Each
-# shows what those before it do not:
+# Without it, the tests run on a few rank counts, or on those of MPI4TCH_TEST_RANKS.
+# Each count covers cases that smaller ones do not:
 #
-#     1     there is nobody to send to
-#     2     each rank has one other; tests of two partners are run
+#     1     there is no other rank to send to
+#     2     each rank has one other; tests that need two ranks run
 #     3     a third rank, which neither sends nor receives; no power of two
 #     4     MPI's algorithms take two rounds, and trees have a rank in between
 #
@@ -30,11 +30,11 @@ trap 'rm -f "$output"' EXIT
 IFS=: read -ra mpis <<<"$MPI4TCH_TEST_MPIS"
 for mpi in "${mpis[@]}"; do
     counts=${MPI4TCH_TEST_RANKS:-${ranks[0]}}
-    # The last counts serve all further MPIs.
+    # All further MPIs use the last counts.
     ranks=("${ranks[-1]}")
     printf '\n==== Tests on %s, on %s ranks ====\n\n' "$mpi" "$counts"
-    # The crate mpi, which the feature rsmpi brings, has a build of its own: it takes the MPI of
-    # MPICC, and does not notice when that changes.
+    # The crate mpi, a dependency of the feature rsmpi, has a build script of its own: it takes the
+    # MPI of MPICC, and does not run again when that changes.
     case $mpi in
     */*) mpicc=$mpi/bin/mpicc ;;
     *) mpicc=mpicc.$mpi ;;
@@ -45,9 +45,9 @@ for mpi in "${mpis[@]}"; do
         cargo test --workspace --features mpi4tch/rsmpi --no-fail-fast "$@" 2>&1 |
         tee "$output" || status=$?
     read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
-    # What does not compile, or ends without a result, counts as one failure.
+    # A run that does not compile, or ends without a result, counts as one failure.
     [[ $status == 0 || $f != 0 ]] || f=1
-    # So does a selection of no test.
+    # So does it if no test was selected.
     [[ $p != 0 || $f != 0 ]] || f=1
     passed=$((passed + p)) failed=$((failed + f))
 done

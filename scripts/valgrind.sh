@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs tests on 2 ranks under valgrind, on the last MPI of MPI4TCH_TEST_MPIS, which
-# is MPICH. Arguments go to `cargo test`: without any, those test files run that
-# look at memory and not at time.
+# is MPICH. Arguments go to `cargo test`; without any, the test files run that are
+# about memory and do not depend on time.
 set -euo pipefail
 
-# As the launcher of the tests: puts valgrind before each rank's program.
+# The tests call this script as their launcher: runs each rank under valgrind.
 if [[ ${1:-} == -n ]]; then
     exec scripts/mpiexec.sh "$1" "$2" valgrind -q --error-exitcode=9 --num-callers=40 \
         --fair-sched=yes --suppressions=scripts/valgrind.supp "${@:3}"

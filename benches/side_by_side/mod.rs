@@ -1,4 +1,4 @@
-//! Raw MPI and this crate at the same work, in one run, told as a ratio.
+//! Times the same work done by raw MPI and by this crate, in one run, and prints the ratio.
 
 use std::error::Error;
 use std::time::Instant;
@@ -15,7 +15,8 @@ pub struct Pair<'a> {
     pub ours: Run<'a>,
 }
 
-/// Measures each of the `cases` on the ranks: as many as `MPI4TCH_BENCH_RANKS` says, or `ranks`.
+/// Measures each of the `cases`, on as many ranks as `MPI4TCH_BENCH_RANKS` says, by default
+/// `ranks`.
 pub fn run<T>(
     ranks: usize,
     cases: impl IntoIterator<Item = T>,
@@ -47,7 +48,8 @@ pub fn run<T>(
     Ok(())
 }
 
-/// A line per pair, for messages of `bytes`: rounds of `calls` calls each, all taking turns.
+/// Prints a line per pair, for messages of `bytes`. Times rounds of `calls` calls; in each round,
+/// the raw and our calls of all pairs take turns.
 pub fn compare(
     world: &Communicator,
     bytes: usize,
@@ -78,7 +80,7 @@ pub fn compare(
     Ok(())
 }
 
-/// Microseconds per call.
+/// The time of a call in microseconds.
 fn time(world: &Communicator, calls: u32, run: &mut Run<'_>) -> Result<f64> {
     world.barrier()?;
     let start = Instant::now();

@@ -10,23 +10,24 @@ use crate::installation::Installation;
 /// vendors' extensions, and those of the shim.
 const NAMES: &str = "(mpi4tch_)?P?MPIX?_.*";
 
-/// Named enumerations of MPICH, whose enumerators are names of the standard.
+/// MPICH's enumerations, whose enumerators have names of the standard.
 const ENUMS: &str = "MPIR_.*";
 
-/// Functions in one `mpi.h`, macros in another, or both: the shim has them.
+/// Names of functions in one `mpi.h`, of macros in another, or of both: those of
+/// the shim are bound instead.
 const MACRO_FUNCTIONS: &str = "MPI_[A-Za-z]+_(c2f|f2c)|MPI_Aint_(add|diff)";
 
 /// Integers whose size `shim.h` asserts, and the Rust type of that size.
 const INTEGERS: [(&str, &str); 3] =
     [("MPI_Aint", "isize"), ("MPI_Count", "i64"), ("MPI_Offset", "i64")];
 
-/// Opaque handles: a pointer in one implementation, an integer in another,
-/// and a type of their own in these bindings.
+/// Opaque handles: pointers in one implementation, integers in another, and
+/// types of their own in these bindings.
 const HANDLES: &str =
     "MPI_(Comm|Datatype|Errhandler|File|Group|Info|Message|Op|Request|Session|Win)";
 
-/// Parts of MPI that a library may have ahead of the standard it claims, each
-/// with a function that only they bring.
+/// Parts of MPI that a library may have although it claims an earlier standard,
+/// each with a function that shows that the library has it.
 const FEATURES: [(&str, &str); 4] = [
     ("large_count", "MPI_Allreduce_c"),
     ("persistent_collectives", "MPI_Allreduce_init"),
@@ -34,15 +35,15 @@ const FEATURES: [(&str, &str); 4] = [
     ("sessions", "MPI_Session_init"),
 ];
 
-/// Writes `bindings.rs`; returns each of the optional features with whether it
-/// is there.
+/// Writes `bindings.rs`. Returns the optional features, and whether the library
+/// has each.
 pub fn generate(mpi: &Installation, headers: Option<&str>) -> Vec<(&'static str, bool)> {
     let includes = mpi.include_paths.iter().map(|path| format!("-I{}", path.display()));
     let integers = INTEGERS.map(|(name, rust)| format!("pub type {name} = {rust};"));
     let bindings = bindgen::Builder::default()
         .header("shim.h")
         .clang_args(includes)
-        // Searched last, so that clang's own come first.
+        // Searched last, so that clang's own headers come first.
         .clang_args(headers.iter().flat_map(|folder| ["-idirafter", folder]))
         .allowlist_function(NAMES)
         .allowlist_type(NAMES)
@@ -82,7 +83,8 @@ impl ParseCallbacks for Macros {
     }
 }
 
-/// Makes the text the same for every implementation where bindgen cannot.
+/// Changes the generated text where bindgen cannot make it alike for all
+/// implementations.
 ///
 /// - The shim's items get the names of the standard.
 /// - A constant that is a macro in one `mpi.h` is an enumerator in another, for

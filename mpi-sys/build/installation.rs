@@ -1,4 +1,4 @@
-//! An MPI that was found: what the C compiler says of it.
+//! [`Installation`]: an MPI that was found, as the C compiler sees it.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::launcher::Launcher;
 use crate::place::Flags;
 
-/// Whose ABI an MPI has.
+/// The vendor whose ABI an MPI has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vendor {
     OpenMpi,
@@ -31,19 +31,20 @@ impl fmt::Display for Vendor {
 #[derive(Clone, Debug)]
 pub struct Installation {
     pub vendor: Vendor,
-    /// Version of the library, as in `4.1.4`.
+    /// Version of the library, as in `4.1.4`; empty if the vendor is unknown.
     pub version: String,
     /// Version of the MPI standard, as in `(3, 1)`.
     pub standard: (u32, u32),
     pub include_paths: Vec<PathBuf>,
     pub lib_paths: Vec<PathBuf>,
     pub libs: Vec<String>,
-    /// Where its programs are, if the place says so.
+    /// The folder of its programs, if the place names it.
     pub bin: Option<PathBuf>,
     pub launcher: Option<Launcher>,
 }
 
-/// Preprocessed, this program says in its first lines what `mpi.h` is.
+/// A program to compile and link. Its preprocessed text states the vendor and
+/// versions of `mpi.h`, in lines that begin with `mpi4tch_`.
 const PROGRAM: &str = "\
 #include <mpi.h>
 #ifdef MPI4TCH_IDENTIFY
@@ -115,7 +116,7 @@ fn joined(option: &str, folder: &Path) -> OsString {
     joined
 }
 
-/// What the compiler prints; where it fails, its own error.
+/// What the compiler prints, or its error text if it fails.
 fn run(compiler: &mut Command) -> Result<String, String> {
     let output = compiler.output().map_err(|error| format!("cannot run {compiler:?}: {error}"))?;
     if !output.status.success() {

@@ -1,5 +1,5 @@
-//! `mpiexec`: which implementation it belongs to, and which one belongs to an
-//! implementation.
+//! [`Launcher`]: an `mpiexec`. Tells which MPI it belongs to, and finds the one
+//! that belongs to an MPI.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,14 +11,14 @@ use crate::installation::{Installation, Vendor};
 pub struct Launcher {
     pub path: PathBuf,
     pub vendor: Vendor,
-    /// The implementation, for people.
+    /// The name of the implementation, for messages.
     pub name: &'static str,
-    /// As in `4.1.4`; empty where the program does not say.
+    /// As in `4.1.4`; empty if the program does not say.
     pub version: String,
 }
 
 impl Launcher {
-    /// Asks the program at `path` what it is.
+    /// Asks the program at `path` for its implementation and version.
     pub fn identify(path: &Path) -> Option<Launcher> {
         let output = Command::new(path).arg("--version").output().ok()?;
         let text = String::from_utf8_lossy(&output.stdout);
@@ -40,8 +40,8 @@ impl Launcher {
         Some(Launcher { path: path.to_path_buf(), vendor, name, version: version.to_owned() })
     }
 
-    /// Whether it belongs to `mpi`: both state the same version, or `4.1` and
-    /// `4.1.4`, or they lie in the same folder.
+    /// Whether it belongs to `mpi`: both are of one vendor, and state the same
+    /// version, or `4.1` and `4.1.4`, or lie in the same folder.
     pub fn starts(&self, mpi: &Installation) -> bool {
         let extends = |long: &str, short: &str| {
             let rest = long.strip_prefix(short).filter(|_| !short.is_empty());
@@ -54,13 +54,13 @@ impl Launcher {
         self.vendor == mpi.vendor && (same_version || (folder.is_some() && folder == bin))
     }
 
-    /// The `mpiexec` that a user who types `mpiexec` gets.
+    /// The first `mpiexec` on PATH, which a user gets.
     pub fn on_path() -> Option<Launcher> {
         Launcher::identify(&find_on_path("mpiexec")?)
     }
 
-    /// The launcher that starts programs linked with `mpi`: from its own
-    /// `bin`, else from PATH; of the same version, else of the same vendor.
+    /// The launcher of programs linked with `mpi`: the first in the folder of
+    /// its programs or on PATH that belongs to it, else the first of its vendor.
     pub fn of(mpi: &Installation) -> Option<Launcher> {
         let found: Vec<Launcher> = names(mpi.vendor)
             .iter()
@@ -85,7 +85,8 @@ fn names(vendor: Vendor) -> &'static [&'static str] {
     }
 }
 
-/// The first file called `name` in the folders of PATH, which cargo watches.
+/// The first file called `name` in the folders of PATH. The build script runs
+/// again if PATH changes.
 pub fn find_on_path(name: &str) -> Option<PathBuf> {
     println!("cargo::rerun-if-env-changed=PATH");
     let path = std::env::var_os("PATH")?;

@@ -1,4 +1,4 @@
-//! libclang, by which bindgen reads `mpi.h`.
+//! libclang, with which bindgen reads `mpi.h`.
 
 const HELP: &str = "\
 bindgen needs libclang to read mpi.h. Install it
@@ -8,7 +8,7 @@ bindgen needs libclang to read mpi.h. Install it
     `clang/native` of that package
 or set LIBCLANG_PATH to the folder that holds your libclang.so.";
 
-/// Loads libclang for bindgen, which would panic where there is none.
+/// Loads libclang for bindgen, which would panic if there is none.
 pub fn load() -> Result<(), String> {
     for name in ["LIBCLANG_PATH", "LLVM_CONFIG_PATH"] {
         println!("cargo::rerun-if-env-changed={name}");

@@ -1,4 +1,5 @@
-//! Places where an MPI may be, and how each says to compile and link with it.
+//! Places where an MPI may be, and how to get from each the flags to compile
+//! and link with it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::process::Command;
 
 use crate::launcher::find_on_path;
 
-/// What a place says about how to compile and link.
+/// What a place says about how to compile and link with its MPI.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Flags {
     pub include_paths: Vec<PathBuf>,
@@ -42,7 +43,7 @@ impl fmt::Display for Place {
 }
 
 impl Place {
-    /// Asks the place.
+    /// Asks the place for the flags; the error says why it has none.
     pub fn flags(&self) -> Result<Flags, String> {
         match self {
             Place::PkgConfig(name) => pkg_config(name),
@@ -76,7 +77,7 @@ fn pkg_config(name: &str) -> Result<Flags, String> {
     })
 }
 
-/// Reads what `mpicc -show` prints: the compiler call that it stands for.
+/// The flags of the compiler call that `mpicc -show` prints.
 fn wrapper(path: &Path) -> Result<Flags, String> {
     let program = program(path)?;
     let output = Command::new(&program)
@@ -128,7 +129,7 @@ fn beside(wrapper: &Path) -> Result<Flags, String> {
     prefix(program.parent().and_then(Path::parent).ok_or("it lies in no folder `bin`")?)
 }
 
-/// Where a prefix has its libraries, and their names.
+/// The folders of a prefix in which its library may be, and the library's names.
 const LIB_FOLDERS: [&str; 4] = ["lib", "lib64", "lib/release", "lib64/release"];
 const LIBRARIES: [&str; 2] = ["mpi", "mpich"];
 

@@ -1,4 +1,4 @@
-//! Where is MPI? A list of places, asked one after the other.
+//! Finds MPI: asks a list of places, one after another.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -18,24 +18,24 @@ and, where it is not found by itself, set MPI4TCH_MPI to `openmpi`, to `mpich`, 
 absolute path of the folder that holds its bin/mpicc, include/ and lib/ (for pip: the virtual
 environment).";
 
-/// Which MPI the user means.
+/// The places to ask, and which MPI of those found to take.
 struct Choice {
     places: Vec<Place>,
     wanted: Wanted,
 }
 
-/// Which of the MPIs in the places to take.
+/// Which MPI to take.
 enum Wanted {
-    /// The first.
+    /// The first that is found.
     Any,
-    /// The first of this vendor, best the one that the `mpiexec` on PATH
-    /// belongs to.
+    /// The one of this vendor that the `mpiexec` on PATH belongs to, else the
+    /// first of this vendor.
     Of(Vendor, Option<Launcher>),
-    /// The one that this launcher, the `mpiexec` on PATH, belongs to.
+    /// The one that the `mpiexec` on PATH belongs to: this launcher.
     StartedBy(Launcher),
 }
 
-/// Finds the MPI to bind, or says where it was looked for in vain.
+/// Finds the MPI to bind; the error lists the places where it is not.
 pub fn probe() -> Result<Installation, String> {
     let choice = Choice::from_environment()?;
     let mut best: Option<(Fit, Installation)> = None;
@@ -62,8 +62,8 @@ pub fn probe() -> Result<Installation, String> {
 }
 
 impl Choice {
-    /// `MPI4TCH_MPI` decides, then `MPICC`; else the `mpiexec` on PATH shows
-    /// which of several MPIs is in use.
+    /// `MPI4TCH_MPI` decides, or `MPICC` if that is not set. Otherwise all
+    /// places are asked, and the `mpiexec` on PATH tells which MPI is in use.
     fn from_environment() -> Result<Choice, String> {
         let vendor = match variable("MPI4TCH_MPI").as_deref() {
             Some("openmpi") => Some(Vendor::OpenMpi),
@@ -123,13 +123,13 @@ impl Wanted {
             }
             Wanted::StartedBy(launcher) => {
                 let fit = exact_if(launcher.starts(mpi));
-                // A launcher that does not say whose it is may start any.
+                // A launcher of an unknown vendor may start programs of any MPI.
                 (fit == Fit::Exact || launcher.vendor == Vendor::Other).then_some(fit)
             }
         }
     }
 
-    /// The error where none fits.
+    /// The error if no MPI fits.
     fn missing(&self, tried: &str) -> String {
         match self {
             Wanted::Any => format!("mpi4tch-sys: no MPI was found. Tried:\n{tried}\n{HELP}"),
@@ -159,7 +159,8 @@ fn wrapper_places(wrapper: &str) -> [Place; 2] {
     [Place::Wrapper(wrapper.into()), Place::Beside(wrapper.into())]
 }
 
-/// The variable's value, if it is set and not empty; cargo watches it.
+/// The variable's value, if it is set and not empty. The build script runs
+/// again if it changes.
 fn variable(name: &str) -> Option<String> {
     println!("cargo::rerun-if-env-changed={name}");
     env::var(name).ok().filter(|value| !value.is_empty())

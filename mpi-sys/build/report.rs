@@ -1,4 +1,4 @@
-//! What cargo, this crate and its dependants learn from the build.
+//! Tells cargo, this crate and its dependants what the build has found.
 
 use std::env;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::installation::Installation;
 
-/// Links the library so that programs find it at run time, too.
+/// Links the library, and lets programs find it at run time.
 pub fn link(mpi: &Installation) {
     for folder in &mpi.lib_paths {
         println!("cargo::rustc-link-search=native={}", folder.display());
@@ -17,9 +17,9 @@ pub fn link(mpi: &Installation) {
     if let Some(folder) = runtime_folder(mpi) {
         println!("cargo::metadata=rpath={}", folder.display());
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
-        // `cargo run` and `cargo test` let the loader search the link paths
-        // that lie in the target folder: with this one, the programs and
-        // doctests of dependants start without an rpath of their own.
+        // `cargo run` and `cargo test` let the loader search those link paths
+        // that lie in the target folder. So with a link there, the programs
+        // and doctests of dependants start without an rpath of their own.
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
         let link = out.join("lib");
         let _ = fs::remove_file(&link);
@@ -29,7 +29,7 @@ pub fn link(mpi: &Installation) {
     }
 }
 
-/// The folder of the shared library, unless the loader searches it anyway.
+/// The folder of the shared library; `None` if the loader searches it anyway.
 fn runtime_folder(mpi: &Installation) -> Option<PathBuf> {
     let files = mpi.libs.iter().flat_map(|library| {
         let names = [format!("lib{library}.so"), format!("lib{library}.dylib")];
@@ -103,7 +103,7 @@ fn cfg(name: &str, value: bool) {
     }
 }
 
-/// As in PATH.
+/// The folders, separated as in PATH.
 fn join(folders: &[PathBuf]) -> String {
     let joined = env::join_paths(folders).unwrap_or_default();
     joined.to_string_lossy().into_owned()

@@ -1,4 +1,4 @@
-//! Compiles `shim.c`: what `mpi.h` offers as macros only.
+//! Compiles `shim.c`, which makes objects and functions of the macros of `mpi.h`.
 
 use crate::installation::Installation;
 
@@ -9,7 +9,7 @@ pub fn compile(mpi: &Installation) {
     cc::Build::new()
         .file("shim.c")
         .includes(&mpi.include_paths)
-        // MPI_LB, MPI_UB and their like: the tables in shim.h decide.
+        // shim.h decides which names are bound, even if an MPI deprecates them.
         .flag_if_supported("-Wno-deprecated-declarations")
         .compile("mpi4tch_mpi_shim");
 }

@@ -19,12 +19,14 @@ mod bindings {
 
 pub use bindings::*;
 
-/// Lets handles and the types made of them go to other threads.
+/// Lets handles, and types that contain them, be sent to other threads and shared
+/// with them.
 macro_rules! thread_safe {
     ($($handle:ty),* $(,)?) => {$(
-        // SAFETY: a handle is a name, an integer or an address that only the
-        // MPI library looks behind. Whether two threads may call MPI at a time
-        // is a matter of the calls, which are unsafe, and of the thread level.
+        // SAFETY: a handle is an integer, or an address that only the MPI
+        // library dereferences. Whether several threads may call MPI at a time
+        // depends on the thread level, and is up to the callers of MPI's
+        // functions, which are unsafe.
         unsafe impl Send for $handle {}
         // SAFETY: as above.
         unsafe impl Sync for $handle {}
@@ -47,16 +49,16 @@ thread_safe!(
 #[cfg(mpi_sessions)]
 thread_safe!(MPI_Session);
 
-/// Whose ABI an MPI has. Programs compiled for one cannot run with another:
-/// the types and constants differ.
+/// The vendor whose ABI an MPI library has. Programs compiled for one vendor
+/// cannot run with another: the types and constants differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Vendor {
     /// Open MPI.
     OpenMpi,
-    /// MPICH and what derives from it: Cray's, Intel's, MVAPICH.
+    /// MPICH and its derivatives: Cray's, Intel's, MVAPICH.
     Mpich,
-    /// Any other.
+    /// Any other, or unknown.
     Other,
 }
 
@@ -100,12 +102,12 @@ pub const LIBRARY_VERSION: &str = env!("MPI4TCH_MPI_VERSION");
 pub const STANDARD: (i32, i32) = (MPI_VERSION, MPI_SUBVERSION);
 
 /// The `mpiexec` that starts programs of this MPI: a path, or just `mpiexec`
-/// where the build found none that belongs to it.
+/// if the build found none that belongs to it.
 pub const MPIEXEC: &str = env!("MPI4TCH_MPI_MPIEXEC");
 
-/// Whether the library that calls itself `version`, in the text that
-/// `MPI_Get_library_version` returns, may be the one that this crate was
-/// compiled for: it is not known to be another vendor's.
+/// Whether a library may be the one that this crate was compiled for, that is,
+/// whether it is not known to be of another vendor. `version` is the text that
+/// its `MPI_Get_library_version` returns.
 ///
 /// ```
 /// use mpi_sys::{VENDOR, Vendor, is_compiled_for};

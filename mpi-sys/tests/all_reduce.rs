@@ -23,9 +23,9 @@ fn max(world: &World) {
     assert_eq!(all_reduce(&sent, MPI_INT64_T, MPI_MAX), [i64::from(world.size - 1), 0]);
 }
 
-/// Complex numbers are pairs; here the second is the imaginary part.
+/// A complex number is a pair of its real and its imaginary part.
 fn complex(world: &World) {
-    // Real parts are 0, and i * i = -1: the product over two ranks is real.
+    // The product is i to the power of the number of ranks.
     let product = all_reduce(&[[0.0_f32, 1.0]], MPI_C_FLOAT_COMPLEX, MPI_PROD);
     let expected = match world.size % 4 {
         0 => [1.0, 0.0],
@@ -47,7 +47,7 @@ fn in_place(world: &World) {
     assert_eq!(value, (1..=world.size).product());
 }
 
-/// An error comes back as a code, whose class is a constant here.
+/// An error is returned as a code, whose class is one of the bound constants.
 fn invalid(_: &World) {
     // SAFETY: the handles are predefined.
     let code = unsafe { MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN) };

@@ -1,5 +1,5 @@
-//! The library that is loaded is the one that was compiled for, and the
-//! constants mean to it what they should.
+//! Tests that the library that is loaded is the one that was compiled for, and
+//! that the constants are those of this library.
 
 mod world;
 
@@ -34,7 +34,7 @@ fn loaded_library(_: &World) {
 
 const MAX_VERSION: usize = MPI_MAX_LIBRARY_VERSION_STRING as usize;
 
-/// As many ranks as were asked for, as the harness checks, and one world.
+/// All ranks are in one world; the harness checks their number.
 fn world_is_complete(world: &World) {
     assert!((0..world.size).contains(&world.rank));
     let (mut sum, expected) = (world.rank, (0..world.size).sum());
@@ -144,7 +144,7 @@ fn fortran(_: &World) {
     assert_eq!(unsafe { MPI_Type_f2c(number) }, MPI_DOUBLE);
 }
 
-/// Handles may be kept where other threads see them.
+/// Handles may be sent to and shared with other threads.
 fn threads(_: &World) {
     fn assert_thread_safe<T: Send + Sync>() {}
     assert_thread_safe::<MPI_Comm>();

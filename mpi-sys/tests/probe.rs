@@ -1,5 +1,5 @@
-//! Which MPI the build script takes, and what it says where it takes none: its own sources, run on
-//! installations of a temporary folder that have all that it looks at.
+//! Tests which MPI the build script takes, and its error if it takes none. Runs its sources on
+//! imitated installations in a temporary folder, which have all files that it looks at.
 
 #[path = "../build/installation.rs"]
 #[allow(dead_code, reason = "the build script has more uses for it")]
@@ -21,7 +21,7 @@ use std::process::Command;
 
 use place::{Flags, parse};
 
-/// What an MPI's programs and headers say of it.
+/// What the programs and headers of an imitated MPI say of it.
 struct Mpi {
     mpiexec: &'static str,
     header: &'static str,
@@ -84,7 +84,7 @@ impl Scratch {
             .env_remove("MPI4TCH_MPI")
             .env_remove("MPICC")
             .env("PATH", env::join_paths(path).unwrap())
-            // Packages of the machine's own are not looked at.
+            // Hides the packages of this machine.
             .env("PKG_CONFIG_LIBDIR", &self.0)
             .envs([("TARGET", host), ("HOST", host), ("OPT_LEVEL", "0"), (CHILD, "1")])
             .env("OUT_DIR", &self.0)
@@ -111,7 +111,7 @@ fn script(file: &Path, text: &str) {
 /// The variable that tells a process to be the build script.
 const CHILD: &str = "MPI4TCH_TEST_PROBE";
 
-/// What the other tests start: prints what the probe finds.
+/// The process that other tests start: prints what the probe finds.
 #[test]
 fn child() {
     if env::var_os(CHILD).is_none() {
@@ -129,7 +129,7 @@ fn child() {
 const PLAIN: &str = "gcc -I'{}/include' -L'{}/lib' -lmpi";
 const QUOTED: &str = "gcc -I\"{}/include\" -L\"{}/lib/release\" -L\"{}/lib\" -Xlinker -rpath \
                       -Xlinker \"{}/lib\" -lmpi -lrt";
-/// As of Intel MPI's wheel where `I_MPI_ROOT` is not set.
+/// As printed by Intel MPI's wheel if `I_MPI_ROOT` is not set.
 const UNRESOLVED: &str = "gcc -I\"I_MPI_SUBSTITUTE_INSTALLDIR/include\" \
                           -L\"I_MPI_SUBSTITUTE_INSTALLDIR/lib\" -lmpi";
 
@@ -218,7 +218,7 @@ fn the_mpiexec_on_path_decides() {
     let scratch = Scratch::new("decides");
     let mpich = scratch.install("mpich", &MPICH, PLAIN);
     let open_mpi = scratch.install("openmpi", &OPEN_MPI, PLAIN);
-    // Its mpicc is hidden by the other's.
+    // Only the other is called mpicc, as where both are packages of Debian.
     fs::rename(open_mpi.join("bin/mpicc"), open_mpi.join("bin/mpicc.openmpi")).unwrap();
     assert_found(&scratch.probe(&[&open_mpi, &mpich], &[]), "openmpi 5.0.3", &open_mpi);
     assert_found(&scratch.probe(&[&mpich, &open_mpi], &[]), "mpich 4.2.0", &mpich);
@@ -226,7 +226,7 @@ fn the_mpiexec_on_path_decides() {
     assert_found(&scratch.probe(&[&mpich, &open_mpi], &variables), "openmpi 5.0.3", &open_mpi);
 }
 
-/// Another MPI that is there, even of the same vendor, is not taken in its place.
+/// Another installed MPI, even of the same vendor, is not taken instead.
 #[test]
 fn an_mpiexec_whose_mpi_cannot_be_bound_is_an_error() {
     let scratch = Scratch::new("unbound");
@@ -240,10 +240,10 @@ fn an_mpiexec_whose_mpi_cannot_be_bound_is_an_error() {
         intel.display()
     );
     assert!(printed.contains(&told), "{printed}");
-    // The reason, in the compiler's words, and what else there is.
+    // The compiler's error, and the other MPI that was found.
     assert!(printed.contains("fatal error: mpi.h: No such file"), "{printed}");
     assert!(printed.contains("mpicc.mpich -show: mpich 4.2.0"), "{printed}");
-    // It is taken where it is asked for.
+    // The other MPI is taken if it is asked for.
     let variables = [("MPI4TCH_MPI", "mpich")];
     assert!(scratch.probe(&[&intel, &mpich], &variables).contains("<mpich 4.2.0: "));
 }

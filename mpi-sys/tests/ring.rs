@@ -17,7 +17,7 @@ fn ring(world: &World) {
     assert_eq!(received, [(world.rank + world.size - 1) % world.size]);
 }
 
-/// More than a library sends before the receiver is ready.
+/// A message that MPI sends only when the receiver is ready, as it is large.
 fn large(world: &World) {
     let sent: Vec<i32> = (0..1 << 20).map(|i| i * (world.rank + 1)).collect();
     let left = (world.rank + world.size - 1) % world.size;

@@ -1,4 +1,4 @@
-//! Nodes of libtorch's autograd graph with pullbacks in Rust: the only module that knows the shim
+//! Nodes of libtorch's autograd graph with pullbacks in Rust. Only this module uses the C++ shim
 //! (`wrapper.h`, `shim.cpp`).
 //!
 //! [`add_node`] makes given tensors the outputs of a new node. When libtorch's engine reaches the
@@ -87,7 +87,7 @@ pub(crate) fn grad(
     Ok(gradients.into_iter().map(own).collect())
 }
 
-/// The backward pass that this thread is in: a number of its own.
+/// The number of the backward pass that this thread is in (libtorch's graph task); -1 if in none.
 pub(crate) fn graph_task() -> i32 {
     // SAFETY: reads a thread-local number of libtorch.
     unsafe { shim::mpi4tch_graph_task() }
@@ -100,7 +100,7 @@ fn check(call: &'static str, error: *mut c_char) -> Result<()> {
     Err(Error::Autograd { call, message: own_text(error) })
 }
 
-/// Takes a text of the shim's over.
+/// Takes ownership of a text that the shim returned.
 fn own_text(text: *mut c_char) -> String {
     // SAFETY: the shim's texts are C strings made by mpi4tch_text; each is freed once, here.
     unsafe {
@@ -110,7 +110,7 @@ fn own_text(text: *mut c_char) -> String {
     }
 }
 
-/// Tensors borrowed for the shim.
+/// Borrowed tensors as the shim takes them: pointers, valid for `'x`.
 struct Pointers<'x> {
     list: Vec<shim::mpi4tch_tensor>,
     tensors: PhantomData<&'x Tensor>,
@@ -132,7 +132,7 @@ impl Pointers<'_> {
 }
 
 fn own(pointer: shim::mpi4tch_tensor) -> Option<Tensor> {
-    // SAFETY: what the shim gives is null or an at::Tensor that nobody else owns.
+    // SAFETY: the shim returns null or an at::Tensor that nobody else owns.
     (!pointer.is_null()).then(|| unsafe { Tensor::from_ptr(pointer.cast()) })
 }
 

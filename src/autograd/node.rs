@@ -1,4 +1,4 @@
-//! Nodes of the graph, whose pullbacks are closures.
+//! Nodes of the autograd graph whose pullbacks are Rust closures.
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,22 +10,23 @@ use tch::Tensor;
 use super::{Recording, check, own, pointers, shim};
 use crate::base::error::{Error, Result};
 
-/// What a pullback gets.
+/// The arguments of a pullback.
 pub(crate) struct Backward {
-    /// One cotangent per output, zeros where none came. They may be shared with other branches of
-    /// the graph: never change them in place.
+    /// One cotangent per output, zeros if libtorch has none. They may be shared with other branches
+    /// of the graph: never change them in place.
     pub(crate) cotangents: Vec<Tensor>,
-    /// The tensors saved with the node; an error if one was changed in place or is gone. The
-    /// pullback then still has to tell those ranks that wait for it.
+    /// The tensors saved with the node; an error if one was changed in place or has been freed. A
+    /// pullback that communicates must then still tell the other ranks, which wait for it.
     pub(crate) saved: Result<Vec<Tensor>>,
 }
 
-/// Makes `outputs`, fresh tensors without history, the outputs of a new node over `inputs`.
+/// Makes `outputs`, new tensors without history, the outputs of a new node with these `inputs`.
 ///
-/// `saved` are kept for the pullback: they make no reference cycle, and a change of one in place
-/// before the pullback runs is an error of the backward pass. The pullback returns one gradient
-/// per input, or `None` for an input that gets none; its `Err`s and panics come out of the
-/// backward pass as errors. The node lives as long as its outputs need it.
+/// The node keeps `saved` for the pullback, without a reference cycle where an output is among
+/// them. If one is changed in place before the pullback runs, that is an error of the backward
+/// pass. The pullback returns one gradient per input, or `None` for an input that gets none; its
+/// `Err`s and panics come out of the backward pass as errors. The node lives until no graph refers
+/// to it.
 ///
 /// See `torch/csrc/autograd/function.h`.
 pub(crate) fn add_node<F>(
@@ -58,7 +59,7 @@ where
     check(call, error)
 }
 
-/// A change of a tensor in place, by torch's rules for it.
+/// A change of a tensor in place, which torch's rules allow.
 #[derive(Clone, Copy)]
 pub(crate) struct InPlace {
     call: &'static str,
@@ -67,7 +68,8 @@ pub(crate) struct InPlace {
 }
 
 impl InPlace {
-    /// Refuses a leaf that requires grad, and the views that torch refuses.
+    /// An error where torch forbids the change: for a leaf that requires grad, for some views, and
+    /// for elements that overlap in memory.
     pub(crate) fn new(call: &'static str, x: &Tensor) -> Result<Self> {
         let (mut data, mut view) = (ptr::null_mut(), false);
         // SAFETY: `x` is a valid at::Tensor that outlives the call, as do the results.
@@ -77,23 +79,25 @@ impl InPlace {
         Ok(Self { call, data, view })
     }
 
-    /// Whether the tensor is a view of another, in whose history the change is to be recorded.
+    /// Whether the tensor is a view: the change must then be recorded in its base's history, too.
     pub(crate) fn is_view(self) -> bool {
         self.view
     }
 
-    /// The first element, to write; null where it could not be written by a pointer.
+    /// A pointer for writing to the first element; null if the tensor is not strided and in host
+    /// memory.
     pub(crate) fn data(self) -> *mut c_void {
         self.data
     }
 
-    /// After the change: bumps the version counter, so that a node that saved the tensor notices.
+    /// To be called after the change: bumps the version counter, so that a node that saved the
+    /// tensor notices.
     pub(crate) fn bump_version(self, x: &mut Tensor) -> Result<()> {
         self.rebase(x, ptr::null())
     }
 
-    /// After the change: bumps the version counter and lets the history go on from a new node, as
-    /// [`add_node`] makes it.
+    /// To be called after the change: bumps the version counter, and makes the tensor the output of
+    /// a new node, as [`add_node`] does, whose input is the tensor before the change.
     pub(crate) fn record<F>(self, x: &mut Tensor, pullback: F) -> Result<()>
     where
         F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
@@ -111,7 +115,7 @@ impl InPlace {
     }
 }
 
-/// The closure for the shim, which drops it.
+/// Boxes the closure for the shim, which owns it from then on.
 fn boxed<F>(call: &'static str, pullback: F) -> shim::mpi4tch_pullback
 where
     F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
@@ -124,7 +128,7 @@ where
     }
 }
 
-/// How many pullbacks are alive in the process: how many of our nodes graphs still hold.
+/// The number of this crate's nodes that graphs in this process still hold.
 pub(crate) fn live_pullbacks() -> usize {
     LIVE.load(Ordering::Relaxed)
 }
@@ -154,10 +158,10 @@ struct Pullback<F> {
     live: Live,
 }
 
-/// Runs the closure behind `state`; what goes wrong becomes an error text.
+/// Runs the closure behind `state`; returns an error text if it fails or panics.
 ///
 /// # Safety
-/// `state` is the `Pullback<F>` that [`add_node`] boxed, and `backward` holds what `wrapper.h` says.
+/// `state` is the `Pullback<F>` that [`boxed`] made, and `backward` is as `wrapper.h` describes it.
 unsafe extern "C" fn call_pullback<F>(
     state: *mut c_void,
     backward: *const shim::mpi4tch_backward,
@@ -165,7 +169,8 @@ unsafe extern "C" fn call_pullback<F>(
 where
     F: Fn(Backward) -> Result<Vec<Option<Tensor>>>,
 {
-    // SAFETY: both pointers are valid for the call; the shim calls before it drops.
+    // SAFETY: both pointers are valid for the call; the shim makes no call after it drops the
+    // state.
     let (node, backward) = unsafe { (&*state.cast::<Pullback<F>>(), &*backward) };
     let _recording = Recording::kept();
     // Unwind safety: after a panic the closure's state is only read again or dropped, and it has
@@ -207,12 +212,12 @@ where
 /// Drops the closure behind `state`.
 ///
 /// # Safety
-/// `state` is the `Pullback<F>` that [`add_node`] boxed; nothing uses it afterwards.
+/// `state` is the `Pullback<F>` that [`boxed`] made; nothing uses it afterwards.
 unsafe extern "C" fn drop_pullback<F>(state: *mut c_void) {
     // SAFETY: the shim drops a pullback once, with its node.
     let node = unsafe { Box::from_raw(state.cast::<Pullback<F>>()) };
     let _recording = Recording::kept();
-    // A panic in a destructor has nowhere to go; it has been printed.
+    // A panic in a destructor cannot be returned from here; the panic hook has printed it.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(node)));
 }
 

@@ -1,25 +1,25 @@
-//! Whether libtorch records what is done with tensors, on this thread.
+//! libtorch's switch for recording operations on tensors, which each thread has.
 
 use std::ffi::c_int;
 use std::marker::PhantomData;
 
 use super::shim;
 
-/// Whether operations are being recorded. In a pullback: whether the user asked for a graph of
-/// the derivative, which is so on every rank or on none.
+/// Whether operations are being recorded. In a pullback: whether the user asked for a graph of the
+/// derivative (`create_graph`), which all ranks or none must do.
 pub(crate) fn is_recording() -> bool {
     // SAFETY: reads a thread-local flag of libtorch.
     unsafe { shim::mpi4tch_grad_enabled() }
 }
 
-/// Recording, switched on or off until the guard is dropped.
+/// A guard that switches recording on or off until it is dropped.
 ///
-/// tch's `no_grad` and `with_grad` do not switch it back where what they run panics, and a panic may
-/// be caught: by the crate, in a pullback, or by its user.
+/// tch's `no_grad` and `with_grad` do not switch it back if their closure panics, and a panic may
+/// be caught: by this crate, around a pullback, or by its user.
 #[must_use]
 pub(crate) struct Recording {
     before: bool,
-    /// The flag is the thread's.
+    /// The switch belongs to the thread.
     not_send: PhantomData<*const ()>,
 }
 
@@ -36,7 +36,8 @@ impl Recording {
         Self { before: switch(records), not_send: PhantomData }
     }
 
-    /// As it is: what is run meanwhile may panic while it is switched.
+    /// Leaves recording as it is now, and restores that after code which may panic with it
+    /// switched.
     pub(crate) fn kept() -> Self {
         Self { before: is_recording(), not_send: PhantomData }
     }
@@ -48,7 +49,7 @@ impl Drop for Recording {
     }
 }
 
-/// Returns what it was before.
+/// Switches recording; returns whether it was on before.
 fn switch(records: bool) -> bool {
     // SAFETY: writes a thread-local flag of libtorch, and returns its value before.
     unsafe { torch_sys::at_grad_set_enabled(c_int::from(records)) != 0 }

@@ -1,5 +1,5 @@
-// The one place that speaks C++ to libtorch: an autograd node that owns a Rust pullback.
-// Its Rust side is beside it, in src/autograd/; wrapper.h is the border.
+// All C++ of the crate: an autograd node that owns a Rust pullback, and functions of libtorch that
+// tch does not offer. The Rust files in this folder call it through wrapper.h.
 
 #include "../../wrapper.h"
 
@@ -29,8 +29,8 @@ namespace {
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// Nodes are held by std::shared_ptr, with a deleter that frees long chains of them iteratively, not
-// by recursion; from libtorch 2.13 on by c10::intrusive_ptr, which sees to that itself.
+// Nodes are held by std::shared_ptr, with a deleter that frees long chains of them without
+// recursion; from libtorch 2.13 on by c10::intrusive_ptr, which needs no such deleter.
 #if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 13)
 template <typename Node, typename... Args>
 auto make_node(Args &&...args) {
@@ -54,10 +54,10 @@ variable_list tensors(const mpi4tch_tensor *pointers, size_t count) {
   return list;
 }
 
-// Hands a tensor to the other side, which owns it from then on.
+// Passes a tensor to Rust, which owns it from then on; NULL for an undefined one.
 mpi4tch_tensor give(at::Tensor t) { return t.defined() ? new at::Tensor(std::move(t)) : nullptr; }
 
-// Takes back what the other side gave.
+// Takes ownership of a tensor that Rust passed; NULL is an undefined one.
 at::Tensor take(mpi4tch_tensor pointer) {
   if (pointer == nullptr) return {};
   std::unique_ptr<at::Tensor> owned(static_cast<at::Tensor *>(pointer));
@@ -89,7 +89,7 @@ class Pullback {
   Pullback &operator=(const Pullback &) = delete;
   ~Pullback() { rust_.drop(rust_.state); }
 
-  // `why_not` tells why there are no saved tensors, if there are none.
+  // `why_not` is the error because of which there are no saved tensors, or NULL.
   variable_list operator()(variable_list cotangents, variable_list saved, const char *why_not,
                            size_t inputs) const {
     std::vector<mpi4tch_tensor> given, kept, gradients(inputs, nullptr);
@@ -125,9 +125,9 @@ class Communication final : public torch::autograd::Node {
     for (auto &value : saved_) value.reset_data();
   }
 
-  // A communication must never be left out because this rank's cotangent happens to be undefined,
-  // or because a saved tensor is not to be had: other ranks wait for it. So undefined cotangents
-  // become zeros, and what is wrong with a saved tensor is left to the pullback to tell the others.
+  // A communication must not be skipped because this rank's cotangent is undefined or a saved
+  // tensor cannot be unpacked: other ranks wait for it. So undefined cotangents become zeros, and
+  // the error of a saved tensor is passed to the pullback, which tells the other ranks.
   variable_list apply(variable_list &&cotangents) override {
     variable_list saved;
     const std::unique_ptr<char, decltype(&mpi4tch_free)> error(
@@ -155,7 +155,7 @@ class Communication final : public torch::autograd::Node {
 
 }  // namespace
 
-// Nothing here throws for a tensor that is defined and strided.
+// Does not throw: all that only a defined, strided tensor has is read after the checks for these.
 mpi4tch_metadata mpi4tch_look(const void *pointer) {
   const at::Tensor &t = tensor(pointer);
   mpi4tch_metadata metadata{};
@@ -170,7 +170,8 @@ mpi4tch_metadata mpi4tch_look(const void *pointer) {
   metadata.cpu = t.device().is_cpu();
   metadata.contiguous = t.is_contiguous() && !t.is_conj() && !t.is_neg() && !t._is_zerotensor();
   metadata.requires_grad = c10::GradMode::is_enabled() && t.requires_grad();
-  metadata.data = metadata.cpu && t.has_storage() && !t._is_zerotensor() ? t.const_data_ptr() : nullptr;
+  metadata.data =
+      metadata.cpu && t.has_storage() && !t._is_zerotensor() ? t.const_data_ptr() : nullptr;
   return metadata;
 }
 
@@ -216,7 +217,7 @@ char *mpi4tch_check_in_place(const void *pointer, void **data, bool *view) {
   return guarded([&] {
     const at::Tensor &t = tensor(pointer);
     TORCH_CHECK(t.defined(), "the tensor is undefined");
-    // torch's own check comes only with the change, after the call.
+    // torch itself would refuse only an operation of its own on it, after the MPI call.
     TORCH_CHECK(!t._is_zerotensor(),
                 "torch keeps these zeros without storage; clone the tensor to change it");
     torch::autograd::check_inplace(t, torch::autograd::compute_requires_grad(t));
@@ -287,7 +288,7 @@ void mpi4tch_unpin(const void *pointer) {
   tensor(pointer).storage().unsafeGetStorageImpl()->set_resizable(true);
 }
 
-// As torch's own functions return an input that they did not change
+// torch does the same for a custom function that returns one of its inputs unchanged
 // (torch/csrc/autograd/custom_function.cpp).
 char *mpi4tch_alias(const void *pointer, mpi4tch_tensor *result) {
   return guarded([&] {

@@ -1,4 +1,4 @@
-//! What is asked of a single tensor of libtorch's, beyond what tch tells.
+//! Queries and operations on a single tensor that tch does not offer.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::{check, own, own_text, shim};
 use crate::base::error::Result;
 
-/// What a collective asks of a tensor, read in one call.
+/// The properties of a tensor that every call needs, read at once.
 #[derive(Clone, Copy)]
 pub(crate) struct Metadata<'x> {
     raw: shim::mpi4tch_metadata,
@@ -35,12 +35,12 @@ impl<'x> Metadata<'x> {
         unsafe { std::slice::from_raw_parts(self.raw.sizes, self.raw.dim) }
     }
 
-    /// Whether there is a tensor: a gradient that was never computed is none.
+    /// Whether the tensor is defined; a gradient that was never computed is not.
     pub(crate) fn is_defined(&self) -> bool {
         self.raw.defined
     }
 
-    /// The first element; null where there is none.
+    /// A pointer to the first element; null if there is none, or none in host memory.
     pub(crate) fn data(&self) -> *const c_void {
         self.raw.data
     }
@@ -69,18 +69,19 @@ impl<'x> Metadata<'x> {
         own_text(name)
     }
 
-    /// Whether the elements lie in memory as MPI sends them.
+    /// Whether MPI can read the elements as they lie in memory: contiguous, without a lazy
+    /// conjugation or negation.
     pub(crate) fn is_contiguous(&self) -> bool {
         self.raw.contiguous
     }
 
-    /// Whether a call on this tensor is to be recorded.
+    /// Whether the tensor requires grad and recording is on.
     pub(crate) fn requires_grad(&self) -> bool {
         self.raw.requires_grad
     }
 }
 
-/// A new contiguous CPU tensor of undefined content, and where its first element is.
+/// A new contiguous CPU tensor with undefined content, and a pointer to its first element.
 pub(crate) fn empty(
     call: &'static str,
     shape: &[i64],
@@ -96,14 +97,14 @@ pub(crate) fn empty(
     Ok((unsafe { Tensor::from_ptr(tensor.cast()) }, data))
 }
 
-/// How often a tensor was changed in place.
+/// torch's version counter: how often a tensor was changed in place. 0 if it has no counter.
 pub(crate) fn version(tensor: &Tensor) -> i64 {
     // SAFETY: `tensor` is a valid at::Tensor that outlives the call.
     unsafe { shim::mpi4tch_version(tensor.as_ptr().cast()) }
 }
 
-/// A tensor of the same memory, whose storage cannot be resized until [`unpin`]; a number for the
-/// storage, and whether it could be resized before.
+/// A tensor that shares the memory of `tensor`, whose storage cannot be resized until [`unpin`];
+/// the address of the storage, 0 if there is none; and whether it could be resized before.
 pub(crate) fn pin(call: &'static str, tensor: &Tensor) -> Result<(Tensor, usize, bool)> {
     let (mut alias, mut storage, mut resizable) = (ptr::null_mut(), ptr::null(), false);
     // SAFETY: `tensor` is a valid at::Tensor that outlives the call, as do the results.
@@ -115,13 +116,14 @@ pub(crate) fn pin(call: &'static str, tensor: &Tensor) -> Result<(Tensor, usize,
     Ok((unsafe { Tensor::from_ptr(alias.cast()) }, storage.addr(), resizable))
 }
 
-/// Lets the storage of a tensor that [`pin`] made be resized again.
+/// Allows the storage of a tensor that [`pin`] returned to be resized again.
 pub(crate) fn unpin(alias: &Tensor) {
     // SAFETY: `alias` is a valid at::Tensor with storage that outlives the call.
     unsafe { shim::mpi4tch_unpin(alias.as_ptr().cast()) };
 }
 
-/// The same elements in the same storage, as a tensor without history that [`add_node`](super::add_node) can give one.
+/// A view of all of `tensor`, without history, so that [`add_node`](super::add_node) can give it
+/// one.
 pub(crate) fn alias(call: &'static str, tensor: &Tensor) -> Result<Tensor> {
     let mut alias = ptr::null_mut();
     // SAFETY: `tensor` is a valid at::Tensor that outlives the call, as does the result.
@@ -130,13 +132,13 @@ pub(crate) fn alias(call: &'static str, tensor: &Tensor) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(alias.cast()) })
 }
 
-/// Whether both are one tensor, and not only equal or of the same memory.
+/// Whether both are the same tensor object, and not only equal or of the same memory.
 pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
     // SAFETY: both are valid at::Tensors that outlive the call.
     unsafe { shim::mpi4tch_is_same(a.as_ptr().cast(), b.as_ptr().cast()) }
 }
 
-/// Takes a leaf's gradient from it.
+/// Removes a leaf's gradient, and returns it.
 pub(crate) fn take_grad(leaf: &Tensor) -> Option<Tensor> {
     // SAFETY: `leaf` is a valid at::Tensor that outlives the call.
     own(unsafe { shim::mpi4tch_take_grad(leaf.as_ptr().cast()) })

@@ -1,4 +1,4 @@
-//! The nodes, without MPI.
+//! Tests of the nodes, without MPI.
 
 use std::panic::catch_unwind;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ fn variable(values: &[f64]) -> Tensor {
     Tensor::from_slice(values).set_requires_grad(true)
 }
 
-/// y = 2x as a node of its own, whose pullback is `pullback`.
+/// y = 2x as one node with this pullback.
 fn twice<F>(x: &Tensor, saved: fn(&Tensor, &Tensor) -> Vec<Tensor>, pullback: F) -> Tensor
 where
     F: Fn(Backward) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
@@ -24,7 +24,7 @@ fn nothing(_: &Tensor, _: &Tensor) -> Vec<Tensor> {
     vec![]
 }
 
-/// 2ȳ.
+/// The pullback of `twice`: 2ȳ.
 fn doubled(backward: Backward) -> Result<Vec<Option<Tensor>>> {
     Ok(vec![Some(&backward.cotangents[0] * 2.0)])
 }
@@ -87,7 +87,7 @@ fn an_input_without_gradient_gets_none() {
     assert_eq!(b.grad(), Tensor::from_slice(&[1.0]));
 }
 
-/// Tells, after all its clones are dropped, that they are.
+/// One of a pair, which tells whether the other has been dropped.
 struct Witness(Arc<()>);
 
 impl Witness {
@@ -103,7 +103,7 @@ impl Witness {
 
 #[test]
 fn the_last_output_frees_the_graph() {
-    // An output saved as itself would keep itself alive, if it were not for SavedVariable.
+    // A saved output would keep itself alive, but for libtorch's SavedVariable.
     let saved: [fn(&Tensor, &Tensor) -> Vec<Tensor>; 3] =
         [nothing, |x, _| vec![x.shallow_clone()], |_, y| vec![y.shallow_clone()]];
     for saved in saved {
@@ -170,7 +170,7 @@ fn what_a_pullback_does_is_recorded_with_create_graph() {
     assert_eq!(second[1].as_ref().unwrap(), &Tensor::from_slice(&[9.0]));
 }
 
-/// tch's `no_grad` restores nothing where what it runs panics.
+/// tch's `no_grad` does not restore the switch if its closure panics.
 #[test]
 fn a_panic_that_was_caught_leaves_recording_as_it_was() {
     struct Panics;

@@ -1,22 +1,22 @@
-//! [`Check`]: how much the ranks compare of their calls, as `MPI4TCH_CHECK` says.
+//! [`Check`]: how much of their calls the ranks compare, set by `MPI4TCH_CHECK`.
 
 use std::ffi::OsString;
 
 use crate::base::error::{Error, Result};
 
-/// What the ranks compare of their calls.
+/// How much of their calls the ranks compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Check {
-    /// Nothing, except in calls in which sizes travel.
+    /// Nothing, except in calls that exchange sizes first.
     None,
-    /// The terms of collective calls.
+    /// The terms of collective calls, and for nonlinear reductions whether they are recorded.
     Local,
-    /// Also whether calls are recorded, and what messages hold.
+    /// Also, for every call, whether it is recorded, and for messages kind and number of elements.
     Collective,
 }
 
 impl Check {
-    /// What `MPI4TCH_CHECK` says; by default all in debug builds.
+    /// The value of `MPI4TCH_CHECK`; if it is not set, `Collective` in debug builds, else `Local`.
     pub(crate) fn from_environment() -> Result<Self> {
         match std::env::var_os("MPI4TCH_CHECK") {
             None if cfg!(debug_assertions) => Ok(Self::Collective),

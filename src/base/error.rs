@@ -8,7 +8,7 @@ use tch::Kind;
 use crate::base::op::Op;
 use crate::base::rank::Rank;
 
-/// What every fallible call of this crate returns.
+/// The result of every fallible call of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a call failed: the call first, then what came and what was needed.
@@ -24,7 +24,7 @@ pub enum Error {
         class: &'static str,
         /// The library's text for the class.
         message: String,
-        /// What the library says of this failure beyond that; empty if it says no more.
+        /// What the library says of this failure beyond its text for the class; may be empty.
         detail: String,
     },
 
@@ -91,7 +91,7 @@ pub enum Error {
     Rank {
         /// The operation.
         call: &'static str,
-        /// What the rank was to be: `root`.
+        /// The argument that the rank was given for: `root`.
         role: &'static str,
         /// The rank asked for.
         rank: Rank,
@@ -117,7 +117,7 @@ pub enum Error {
         message: String,
     },
 
-    /// A message is not what it was to be received into.
+    /// A message does not match the tensor that it was to be received into.
     #[error("{call}: {message}")]
     Message {
         /// The operation.
@@ -131,18 +131,18 @@ pub enum Error {
     InFlight {
         /// The operation.
         call: &'static str,
-        /// Where it was started.
+        /// The line that started the call.
         at: &'static Location<'static>,
     },
 
-    /// The derivative of what was started needs its result, and nobody waited for it.
+    /// The derivative of a started call needs its result, but the program never waited for it.
     #[error(
         "{call}: its derivative needs the result, but what was started at {at} was never waited for"
     )]
     Unreached {
         /// The operation.
         call: &'static str,
-        /// Where it was started.
+        /// The line that started the call.
         at: &'static Location<'static>,
     },
 
@@ -150,7 +150,7 @@ pub enum Error {
     /// begun the backward pass.
     #[error("the ranks recorded different calls on the tape:{differences}")]
     Tape {
-        /// The first calls that differ: each with its line, and its rank.
+        /// The first calls that differ, each with its rank and its line in the program.
         differences: String,
     },
 
@@ -161,8 +161,8 @@ pub enum Error {
         differences: String,
     },
 
-    /// A call that the ranks had agreed on failed on this rank, or was given up: other ranks may have
-    /// made it. No further collective call can be made on the communicator.
+    /// A call that the ranks had agreed on failed or was given up on this rank, while other ranks
+    /// may have made it. No further collective call can be made on the communicator.
     #[error(
         "{call}: an earlier call on this communicator failed on this rank after the ranks had agreed \
          on it, so their calls no longer match; make another communicator"
@@ -172,21 +172,22 @@ pub enum Error {
         call: &'static str,
     },
 
-    /// What ranks have started or sent was left over at MPI's end.
+    /// Started calls or messages were left over when MPI was finalized.
     #[error("finalize: {what}")]
     Left {
-        /// A line for each message that nobody received and each call that did not end.
+        /// A line for each message that no rank received, and for each started call that did not
+        /// end, or that failed and was never waited for.
         what: String,
     },
 
-    /// An environment variable has a value that means nothing.
+    /// An environment variable has a value that is not allowed.
     #[error("initialize: {name} is {value:?}; it may be {needed}")]
     Setting {
         /// The variable.
         name: &'static str,
         /// Its value.
         value: String,
-        /// What it may be.
+        /// The values that are allowed.
         needed: &'static str,
     },
 
@@ -202,25 +203,25 @@ pub enum Error {
     Device {
         /// The operation.
         call: &'static str,
-        /// Where it is, as libtorch names it: `cuda:0`.
+        /// The tensor's device, as libtorch names it: `cuda:0`.
         device: String,
     },
 
-    /// The ranks' data is too much for one exchange of the crate's own.
+    /// The data that the ranks exchange for the crate's own use is too large for one MPI call.
     #[error("{call}: the data of all ranks exceeds 2 GiB")]
     Exchange {
         /// The operation.
         call: &'static str,
     },
 
-    /// MPI is not there yet.
+    /// MPI has not been initialized.
     #[error("{call}: MPI has not been initialized; call mpi4tch::initialize first")]
     Uninitialized {
         /// The operation.
         call: &'static str,
     },
 
-    /// MPI is not there any more.
+    /// MPI has been finalized.
     #[error("{call}: MPI has been finalized")]
     Finalized {
         /// The operation.
@@ -236,19 +237,19 @@ pub enum Error {
         call: &'static str,
         /// The thread level that MPI was initialized with.
         level: crate::base::thread_level::ThreadLevel,
-        /// What would be allowed.
+        /// What the caller may do instead.
         needed: &'static str,
     },
 
-    /// The MPI library that was loaded is not the one that was compiled against.
+    /// The MPI library loaded at run time is of another vendor than the one compiled against.
     #[error(
         "initialize: compiled against {compiled}, but {loaded} was loaded, and their ABIs differ; \
          rebuild with MPI4TCH_MPI set to the one that is loaded, or mend the library path"
     )]
     Library {
-        /// What `mpi_sys` was compiled against.
+        /// The vendor and version that `mpi_sys` was compiled against.
         compiled: String,
-        /// What `MPI_Get_library_version` says.
+        /// The text that `MPI_Get_library_version` returns.
         loaded: String,
     },
 
@@ -259,38 +260,38 @@ pub enum Error {
          with {launcher}, or set MPI4TCH_ALLOW_SINGLETONS=1 if that is meant"
     )]
     Launcher {
-        /// The variable by which the launcher counts the ranks.
+        /// The environment variable in which the launcher states the number of ranks.
         variable: &'static str,
         /// Its value.
         launched: i32,
-        /// Whose MPI the program is compiled for.
+        /// The vendor of the MPI that the program is compiled for.
         vendor: mpi_sys::Vendor,
         /// The launcher of that MPI: a path, or `mpiexec`.
         launcher: &'static str,
     },
 
-    /// libtorch refused.
+    /// A function of tch failed.
     #[error(transparent)]
     Torch(#[from] tch::TchError),
 
-    /// libtorch refused, below tch.
+    /// A function of libtorch that this crate calls directly, not through tch, failed.
     #[error("{call}: {message}")]
     Autograd {
         /// The operation.
         call: &'static str,
-        /// libtorch's text.
+        /// libtorch's error text.
         message: String,
     },
 }
 
-/// As `Display`: it is what a `main` that returns its error prints.
+/// The same text as `Display`, since Rust prints the `Debug` form of an error that `main` returns.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-/// What is put after a text that may be all there is to say.
+/// `: detail`, or nothing if `detail` is empty.
 fn after_colon(detail: &str) -> String {
     if detail.is_empty() { String::new() } else { format!(": {detail}") }
 }

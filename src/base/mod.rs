@@ -1,4 +1,4 @@
-//! The words that all layers use: they know nothing of MPI's calls or of tensors' graphs.
+//! Types that all layers use. They make no MPI calls and know nothing of autograd.
 
 pub(crate) mod check;
 pub(crate) mod error;

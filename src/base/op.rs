@@ -15,8 +15,9 @@ use tch::{Kind, Scalar};
 /// | `BitwiseAnd`, `BitwiseOr`, `BitwiseXor` | yes | – | – | – | yes |
 ///
 /// Every other pair is an [`Error::OpKind`](crate::Error::OpKind). With the 16-bit kinds each
-/// combination of two values is computed in `f32` and rounded to the kind, and a `Mean` is computed in
-/// `Float` throughout. `Max` and `Min` of floating-point kinds propagate NaN, as `torch.max` does.
+/// combination of two values is computed in `f32` and rounded to the kind, and a `Mean` is computed
+/// in `Float` throughout. `Max` and `Min` of floating-point kinds propagate NaN, as `torch.max`
+/// does.
 ///
 /// # Derivatives
 ///
@@ -88,7 +89,7 @@ impl Op {
         matches!(self, Self::Sum | Self::Mean)
     }
 
-    /// The value that changes nothing when combined with it.
+    /// The op's identity element: combining a value with it gives that value.
     pub(crate) fn identity(self, kind: Kind) -> Scalar {
         let least = match kind {
             Kind::Uint8 | Kind::Bool => Scalar::int(0),

@@ -1,31 +1,31 @@
-//! Where a call was made, for the tape, the watch and reports.
+//! [`Site`]: where a call was made, for the tape, the watch and error texts.
 
 use std::fmt;
 use std::panic::Location;
 
-/// An operation, and the line of the user's that called it.
+/// A call of an operation, and the line of the user's program that made it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Site {
     /// The method's name.
     pub(crate) call: &'static str,
     pub(crate) at: &'static Location<'static>,
-    /// Whether it is the call's derivative that is meant.
+    /// Whether this is the call's derivative, in the backward pass.
     pub(crate) backward: bool,
-    /// Which of this rank's calls it is, from 1; 0 for one that is not counted by itself.
+    /// The call's number among this rank's calls, from 1; 0 if the watch is to number it.
     pub(crate) number: u64,
-    /// What the ranks have agreed on about it, as a number that it has on all of them; 0 where they
-    /// have not.
+    /// A hash of what the ranks have agreed on about the call; 0 if they have agreed on nothing. It
+    /// can be compared across ranks: all run the same program, whose hash function has fixed keys.
     pub(crate) seal: u64,
 }
 
 impl Site {
-    /// The caller's.
+    /// The caller's site, in the forward pass and not numbered yet.
     #[track_caller]
     pub(crate) fn new(call: &'static str) -> Self {
         Self { call, at: Location::caller(), backward: false, number: 0, seal: 0 }
     }
 
-    /// The line, and the pass.
+    /// The line, and the pass if it is the backward pass.
     pub(crate) fn place(&self) -> String {
         let pass = if self.backward { " in the backward pass" } else { "" };
         format!("{}{pass}", self.at)

@@ -1,5 +1,5 @@
-//! [`Tag`]: which of the messages between two ranks.
+//! [`Tag`]: tells messages between the same ranks apart.
 
-/// The number by which messages between the same ranks are told apart, from 0.
+/// A number, 0 or larger, that tells messages between the same ranks apart.
 #[doc(alias = "MPI_TAG_UB")]
 pub type Tag = i32;

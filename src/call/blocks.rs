@@ -1,14 +1,15 @@
 //! A tensor cut along an axis into one block per rank.
 //!
-//! MPI sends a block from consecutive memory. Along the first axis the blocks lie one after another
-//! as they are; along another they are packed so before the call, or unpacked after it, by one
-//! local copy.
+//! MPI sends a block from consecutive memory. Along the first axis the blocks are consecutive as
+//! they are. Along another axis, one local copy packs them before the call, or unpacks them after
+//! it.
 //!
-//! Derived datatypes would let MPI do that. Measured with Open MPI 4.1.4 on 4 ranks of 2 cores, for
-//! `MPI_Alltoall` of a matrix's columns by `MPI_Type_vector`, resized, against contiguous data and
-//! the permutation by itself: 8 MiB per rank 12.1 ms, 6.7 ms and 1.3 ms; 2 MiB in blocks of 8
-//! columns 8.2, 3.5 and 0.3 ms; `MPI_Allgather` likewise, 10.8 and 7.2 ms for 8 MiB. libtorch's
-//! copy into a new tensor costs 1.8 ms of the 8 MiB: the permutation wins.
+//! With derived datatypes MPI could do that itself, but takes longer. Measured with Open MPI 4.1.4
+//! on 4 ranks of 2 cores, for `MPI_Alltoall` of a matrix's columns: by a resized `MPI_Type_vector`,
+//! with contiguous data, and for the local permutation alone. 8 MiB per rank take 12.1 ms, 6.7 ms
+//! and 1.3 ms; 2 MiB in blocks of 8 columns 8.2, 3.5 and 0.3 ms. `MPI_Allgather` of 8 MiB takes
+//! 10.8 ms by the datatype and 7.2 ms with contiguous data. libtorch's copy of 8 MiB into a new
+//! tensor takes 1.8 ms, so that packing is faster.
 
 use std::sync::Arc;
 
@@ -49,11 +50,11 @@ impl Parts {
 
     /// One past the last element.
     pub(crate) fn end(&self) -> i64 {
-        // No tensor has as many elements as an i64 cannot hold: what saturates has no memory.
+        // The sum saturates only for tensors that are too large to have memory.
         self.counts.iter().fold(0, |sum: i64, count| sum.saturating_add(*count))
     }
 
-    /// The count of all parts, if they have the same.
+    /// The count of each part, if it is the same for all.
     pub(crate) fn common_count(&self) -> Option<i64> {
         let (first, rest) = self.counts.split_first()?;
         rest.iter().all(|count| count == first).then_some(*first)
@@ -65,7 +66,8 @@ impl Blocks {
         Self { axis, counts: counts.into() }
     }
 
-    /// The extent of the whole. Tensors without elements may be too long to be joined.
+    /// The extent of the whole along the axis. An error if it overflows, as it can for tensors
+    /// without elements.
     pub(crate) fn total(&self, call: &'static str) -> Result<i64> {
         let sum = self.counts.iter().try_fold(0_i64, |sum, count| sum.checked_add(*count));
         sum.ok_or_else(|| {
@@ -74,7 +76,7 @@ impl Blocks {
         })
     }
 
-    /// The shape of the whole, whose blocks have this shape but for their extents along the axis.
+    /// The shape of the whole. `shape` is that of a block; its extent along the axis is not used.
     pub(crate) fn whole(&self, call: &'static str, shape: &[i64]) -> Result<Vec<i64>> {
         let whole = self.shape_with(shape, self.total(call)?);
         check_shape(call, &whole)?;
@@ -88,19 +90,20 @@ impl Blocks {
         shape
     }
 
-    /// The packed blocks of a tensor of this shape, whatever its own extent along the axis.
+    /// The places of the blocks when a tensor of this shape is packed. The extent of `shape` along
+    /// the axis is not used.
     pub(crate) fn parts(&self, shape: &[i64]) -> Parts {
         let row = elements_of_row(shape, self.axis);
         Parts::new(self.counts.iter().map(|count| count.saturating_mul(row)).collect())
     }
 
-    /// Whether a contiguous tensor of this shape is its own packing.
+    /// Whether the blocks of a contiguous tensor of this shape are consecutive as they are.
     pub(crate) fn are_consecutive(&self, shape: &[i64]) -> bool {
         shape[..self.axis].iter().all(|&extent| extent == 1)
             || self.counts.iter().filter(|&&count| count != 0).count() <= 1
     }
 
-    /// The blocks of `x` one after another.
+    /// A new tensor with the blocks of `x` one after another.
     pub(crate) fn pack(
         &self,
         call: &'static str,
@@ -126,7 +129,8 @@ impl Blocks {
         Ok(x)
     }
 
-    /// Calls `f` with blocks of `x` that are not empty and their part of `packed`.
+    /// Calls `f` with each block of `x` that is not empty and its part of `packed`, or with all
+    /// blocks at once if they are equally large.
     fn for_each(
         &self,
         x: &Tensor,
@@ -137,14 +141,14 @@ impl Blocks {
         let axis = i64::try_from(self.axis).unwrap_or(i64::MAX);
         let parts = self.parts(shape);
         if parts.end() == 0 {
-            // Views of nothing may have strides beyond what torch can compute.
+            // torch cannot compute the strides of some views without elements.
             return Ok(());
         }
         let _recording = Recording::off();
         if let [count, rest @ ..] = &*self.counts
             && rest.iter().all(|other| other == count)
         {
-            // Equal blocks are one more axis, and all of them one copy.
+            // Blocks of one size are one more axis of a view, so one copy does for all.
             let blocks = i64::try_from(self.counts.len()).unwrap_or(i64::MAX);
             let mut cut = shape.to_vec();
             cut[self.axis] = *count;
@@ -169,7 +173,7 @@ impl Blocks {
     }
 }
 
-/// How many elements one step along the axis has.
+/// The number of elements of a slice of extent 1 along the axis.
 pub(crate) fn elements_of_row(shape: &[i64], axis: usize) -> i64 {
     shape
         .iter()
@@ -178,7 +182,7 @@ pub(crate) fn elements_of_row(shape: &[i64], axis: usize) -> i64 {
         .fold(1, |row: i64, (_, extent)| row.saturating_mul(*extent))
 }
 
-/// How many elements a tensor of this shape has: none if any extent is zero, however large the others
+/// The number of elements of a tensor of this shape: 0 if any extent is 0, however large the others
 /// are.
 pub(crate) fn elements(call: &'static str, shape: &[i64]) -> Result<i64> {
     let extents = || shape.iter().try_fold(1_i64, |count, extent| count.checked_mul(*extent));
@@ -186,13 +190,13 @@ pub(crate) fn elements(call: &'static str, shape: &[i64]) -> Result<i64> {
     count.ok_or_else(|| too_large(call, shape))
 }
 
-/// Checks that torch can make a tensor of this shape, on any rank: on one that has no part of it, so
-/// that all ranks find out.
+/// Checks that torch can make a tensor of this shape. All ranks check the shape, also those that do
+/// not make the tensor, so that all get the error.
 pub(crate) fn check_shape(call: &'static str, shape: &[i64]) -> Result<()> {
     elements(call, shape)?;
-    // Where there are no elements, torch still multiplies the extents before the first zero, in 64
-    // bits (`computeStorageNbytesContiguous`), and for the strides all but the first extent, with
-    // one for zero, in 63 (`TensorImpl::empty_tensor_restride`).
+    // Also for a shape without elements, torch multiplies the extents before the first zero, in 64
+    // bits (`computeStorageNbytesContiguous`), and for the strides all extents but the first, with
+    // 1 in place of 0, in 63 bits (`TensorImpl::empty_tensor_restride`).
     let mut before_zero = shape.iter().take_while(|&&extent| extent != 0);
     let size = before_zero.try_fold(1_u64, |size, extent| size.checked_mul(extent.unsigned_abs()));
     let mut inner = shape.iter().skip(1);

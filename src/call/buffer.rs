@@ -1,4 +1,4 @@
-//! What MPI reads and writes: a tensor, checked, as (pointer, count, datatype).
+//! The buffers that MPI reads and writes: tensors, checked, as (pointer, count, datatype).
 //!
 //! All result and staging memory comes from [`Output::new`], so that its source can change in one
 //! place.
@@ -15,12 +15,12 @@ use crate::base::error::{Error, Result};
 use crate::call::blocks::{Blocks, elements};
 use crate::environment::datatype::Datatype;
 
-/// A tensor to send: checked, in host memory; for MPI to read after
+/// A tensor to send, which has been checked and is in host memory. MPI may read it only after
 /// [`contiguous`](Self::contiguous), [`packed`](Self::packed) or [`replaced`](Self::replaced).
 pub(crate) struct Input<'x> {
     call: &'static str,
     view: Metadata<'x>,
-    /// What is sent instead of the user's tensor.
+    /// The tensor that is sent instead of the user's, if any.
     copy: Option<Tensor>,
     data: *const c_void,
     datatype: Datatype,
@@ -49,17 +49,17 @@ impl<'x> Input<'x> {
         Ok(Self { call, view, copy: None, data: view.data(), datatype })
     }
 
-    /// As MPI sends it: a copy, unless the elements already lie so.
+    /// Makes the elements contiguous: sends a copy of the tensor, unless they are already.
     #[inline]
     pub(crate) fn contiguous(self) -> Result<Self> {
-        // What replaces the tensor lies so already.
+        // A copy is always contiguous.
         if self.copy.is_some() || self.view.is_contiguous() {
             return Ok(self);
         }
         self.replaced(|x| Ok(x.shallow_clone()))
     }
 
-    /// With the blocks one after another.
+    /// Makes the blocks consecutive: sends a packed copy of the tensor, unless they are already.
     pub(crate) fn packed(self, blocks: &Blocks) -> Result<Self> {
         if blocks.are_consecutive(self.shape()) {
             return self.contiguous();
@@ -68,7 +68,7 @@ impl<'x> Input<'x> {
         Ok(self.sending(packed))
     }
 
-    /// Sends what `f` makes of the tensor instead, of the same number of elements and kind.
+    /// Sends the tensor that `f` returns instead; it has the same number of elements and kind.
     pub(crate) fn replaced(
         self,
         f: impl FnOnce(&Tensor) -> std::result::Result<Tensor, TchError>,
@@ -78,7 +78,7 @@ impl<'x> Input<'x> {
         drop(recording);
         let view = Metadata::of(&other);
         if view.count() != 0 && view.data().is_null() {
-            // Zeros that torch keeps without storage. Writing them makes storage.
+            // Zeros that torch keeps without storage: MPI needs them in memory.
             let mut zeros = Output::new(self.call, self.shape(), self.datatype)?.into_tensor();
             let _ = zeros.f_zero_()?;
             return Ok(self.sending(zeros));
@@ -130,11 +130,11 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// A new one, of undefined content.
+    /// A new tensor with undefined content.
     #[inline]
     pub(crate) fn new(call: &'static str, shape: &[i64], datatype: Datatype) -> Result<Self> {
         let (tensor, data) = autograd::empty(call, shape, datatype.scalar_type())?;
-        // What torch has made is no larger than memory.
+        // torch has allocated the tensor, so its size fits.
         let count = usize::try_from(elements(call, shape)?).unwrap_or(0);
         let bytes = count.saturating_mul(datatype.kind.elt_size_in_bytes());
         if bytes >= HUGE {
@@ -143,7 +143,7 @@ impl Output {
         Ok(Self { tensor, data })
     }
 
-    /// Copies what `input` sends, which has as many elements.
+    /// Copies the tensor that `input` sends, which must have as many elements.
     pub(crate) fn copy_from(&self, input: &Input) -> Result<()> {
         let _recording = Recording::off();
         Ok(self.tensor.shallow_clone().f_copy_(input.sent())?)
@@ -164,14 +164,15 @@ impl Output {
     }
 }
 
-/// Memory that MPI reads or writes while a call is under way. Whatever is done to the tensor, it
-/// stays where it is.
+/// Memory that MPI reads or writes while a call is under way. It is not freed, and not moved by a
+/// resize, whatever the program does with the tensor.
 pub(crate) struct Pinned {
     tensor: Tensor,
     storage: usize,
 }
 
-/// How many hold each storage, of those that could be resized before.
+/// The number of `Pinned` for each storage, by its address, of the storages that could be resized
+/// before they were pinned.
 static PINS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
 impl Pinned {
@@ -197,10 +198,11 @@ impl Drop for Pinned {
     }
 }
 
-/// From this size on, what a new tensor costs is its pages: huge ones are far fewer.
+/// The size in bytes from which on a new tensor's cost is mostly that of its pages, of which there
+/// are far fewer if they are huge.
 const HUGE: usize = 4 << 20;
 
-/// Asks the kernel to back the memory with huge pages. It is a wish: nothing depends on the answer.
+/// Asks the kernel to back the memory with huge pages. Nothing depends on whether it does.
 #[cold]
 fn ask_for_huge_pages(data: *mut c_void, bytes: usize) {
     #[cfg(target_os = "linux")]

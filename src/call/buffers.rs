@@ -1,4 +1,5 @@
-//! MPI's collective functions by the shape of their arguments, each shape called in one place.
+//! Calls the MPI function of a [`Call`]: a collective function here, those of messages in
+//! [`message`](super::message).
 
 use std::ffi::{c_int, c_void};
 
@@ -9,40 +10,44 @@ use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::call::blocks::Parts;
 
-/// What every call gets.
+/// The arguments that all calls have in common.
 #[derive(Clone, Copy)]
 pub(super) struct Buffers {
     pub(super) send: *const c_void,
     pub(super) receive: *mut c_void,
-    /// Elements to send, where no parts say it.
+    /// The number of elements of the input: all that are sent, if the call does not cut it into
+    /// parts.
     pub(super) count: i64,
     pub(super) datatype: MPI_Datatype,
-    /// Bytes of an element.
+    /// The bytes of an element.
     pub(super) size: usize,
     pub(super) context: MPI_Comm,
     pub(super) rank: Rank,
+    /// The largest count and displacement to pass as an `int`.
     pub(super) largest: c_int,
 }
 
-// SAFETY: who makes them sees to it that what the pointers point at outlives them, on any thread.
+// SAFETY: whoever makes one keeps the memory behind the pointers while it is used, on any thread.
 unsafe impl Send for Buffers {}
 
-/// The most elements of one reduction. Beyond it Open MPI's arithmetic overflows: of 2³¹ − 1 bytes
-/// at 2 ranks, `MPI_Allreduce` and `MPI_Scan` of 4.1.4 never return; of 2³⁰ they do.
+/// The most elements of one reduction. With more, Open MPI's arithmetic overflows: on 2 ranks,
+/// `MPI_Allreduce` and `MPI_Scan` of Open MPI 4.1.4 never return from 2³¹ − 1 bytes, but do from
+/// 2³⁰.
 pub(super) const LARGEST_REDUCED: c_int = 1 << 30;
 
-/// Calls the first function, which waits, or the second, which starts and gives a request.
+/// Calls the first function, which is blocking, or the second, which is nonblocking and whose
+/// request `$made` keeps, as the way of `$made` says.
 macro_rules! mpi {
     ($made:expr, $waits:ident | $starts:ident($($argument:expr),* $(,)?)) => {
         match $made.way() {
             $crate::base::way::Way::Waits => {
-                // SAFETY: what the arguments point at is as the function that calls this requires.
+                // SAFETY: the caller of the function that this is in vouches for the arguments.
                 let code = unsafe { mpi_sys::$waits($($argument),*) };
                 $crate::environment::error_code::check(stringify!($waits), code)
             }
             $crate::base::way::Way::Polls => {
                 let mut request = mpi_sys::MPI_REQUEST_NULL;
-                // SAFETY: as above, to the end of what is started; `request` outlives the call.
+                // SAFETY: as above, until the started call has ended; `request` outlives this one.
                 let code = unsafe { mpi_sys::$starts($($argument,)* &mut request) };
                 $crate::environment::error_code::check(stringify!($starts), code)
                     .map(|()| $made.started(request))
@@ -53,9 +58,11 @@ macro_rules! mpi {
 pub(crate) use mpi;
 
 impl Buffers {
+    /// Makes the call, or starts it.
+    ///
     /// # Safety
-    /// The buffers hold what `call` reads and writes, and do not overlap; the handles are valid. So
-    /// it stays to the end of what is started.
+    /// The buffers are as large as `call` needs, and do not overlap; the handles are valid. All
+    /// this remains so until a started call has ended.
     #[inline]
     pub(super) unsafe fn call(&self, call: &Call, made: &mut Made) -> Result<()> {
         let Self { datatype, context, .. } = *self;
@@ -95,8 +102,8 @@ impl Buffers {
         }
     }
 
-    /// Calls `f` for pieces of the elements that an `int` can count: for functions that treat each
-    /// element by itself.
+    /// Calls `f` for consecutive pieces of the elements, whose counts fit an `int`. For functions
+    /// that treat each element independently of the others.
     #[inline]
     fn in_pieces(&self, mut f: impl FnMut(Piece) -> Result<()>) -> Result<()> {
         for (start, count) in pieces(self.count, self.largest.min(LARGEST_REDUCED)) {
@@ -207,7 +214,8 @@ impl Buffers {
         common: bool,
     ) -> Result<()> {
         let Self { send, receive, datatype, context, .. } = *self;
-        // All ranks must call the same function, whatever their own parts.
+        // All ranks must call the same function, whatever their own parts: `largest` is of all
+        // ranks.
         let fits = largest <= i64::from(self.largest);
         let ints = (Ints::of(made, sent, self.largest), Ints::of(made, received, self.largest));
         let (true, (Some(from), Some(to))) = (fits, ints) else {
@@ -258,24 +266,23 @@ impl Buffers {
     }
 }
 
-/// Some of the elements.
+/// A piece of the buffers.
 struct Piece {
     send: *const c_void,
     receive: *mut c_void,
     count: c_int,
 }
 
-/// Parts as MPI takes them.
+/// Parts as MPI's functions with `int` counts take them.
 struct Ints {
-    /// The count of all, if they have the same.
+    /// The count of each part, if it is the same for all.
     common: Option<c_int>,
     counts: *const c_int,
     displacements: *const c_int,
 }
 
 impl Ints {
-    /// `None` if the parts reach beyond `largest`, which all ranks that see the same parts see
-    /// alike.
+    /// `None` if the parts reach beyond `largest`. Ranks with the same parts get the same answer.
     fn of(made: &mut Made, parts: &Parts, largest: c_int) -> Option<Self> {
         (parts.end() <= i64::from(largest)).then(|| Self {
             common: parts.common_count().map(as_int),
@@ -291,8 +298,8 @@ pub(super) fn as_int(count: i64) -> c_int {
     c_int::try_from(count).unwrap_or_else(|_| unreachable!("{count} was checked to fit an int"))
 }
 
-/// Cuts `count` elements into (start, length), at least one of them: a call on no elements is a
-/// call all the same.
+/// Cuts `count` elements into pieces (start, length). There is at least one, since a call is made
+/// for no elements, too.
 #[inline]
 pub(super) fn pieces(count: i64, most: c_int) -> impl Iterator<Item = (usize, c_int)> {
     let mut start = 0;
@@ -302,7 +309,7 @@ pub(super) fn pieces(count: i64, most: c_int) -> impl Iterator<Item = (usize, c_
         }
         let length = c_int::try_from(count - start).unwrap_or(most).min(most);
         let piece = (usize::try_from(start).ok()?, length);
-        // Ends also after an empty piece.
+        // At least 1, so that nothing follows an empty piece.
         start += i64::from(length).max(1);
         Some(piece)
     })

@@ -1,4 +1,4 @@
-//! What an MPI call leaves behind: what was started, and what has come.
+//! [`Made`]: what must be kept of an MPI call after it has been made.
 
 use std::any::Any;
 
@@ -11,27 +11,28 @@ use crate::call::buffer::Pinned;
 use crate::environment::error_code::check;
 use crate::environment::status::Status;
 
-/// What a call leaves behind.
+/// What must be kept of a call after it has been made: the requests of nonblocking functions, the
+/// memory that they use, and the status of a message.
 pub(crate) struct Made {
     way: Way,
-    /// Of the calls that were started and have not ended.
+    /// The requests that have not completed.
     requests: Vec<MPI_Request>,
-    /// Whether a message may be looked at before it is received: where the call waits for it.
+    /// Whether a receive may probe for the message first, as the call waits for it anyway.
     pub(super) looks: bool,
-    /// The message that is to be received when it has been looked at.
+    /// The receive that is yet to be started, when its message has been probed.
     pub(super) look: Option<Look>,
-    /// Of the message that came.
+    /// The status of the message that was received.
     pub(super) arrival: Option<Arrival>,
-    /// What was sent along with that message.
+    /// The header that was sent along with that message.
     pub(super) header: Option<Box<Header>>,
-    /// What MPI reads until the end of what was started.
+    /// Lists of counts and the like, which MPI reads until the requests have completed.
     lists: Vec<Box<dyn Any + Send>>,
-    /// The tensors that it reads and writes until then, where nobody else keeps them.
+    /// The tensors that MPI reads and writes until then, unless the caller keeps them.
     pinned: Option<[Pinned; 2]>,
 }
 
 impl Made {
-    /// For a call that is made in this way.
+    /// For a call that is about to be made in this way.
     pub(crate) fn new(way: Way) -> Self {
         Self {
             way,
@@ -45,7 +46,7 @@ impl Made {
         }
     }
 
-    /// For a call that is started and then waited for at once.
+    /// For messages that are started and then waited for at once.
     pub(crate) fn looking() -> Self {
         Self { looks: true, ..Self::new(Way::Polls) }
     }
@@ -54,7 +55,7 @@ impl Made {
         self.way
     }
 
-    /// Notes a call that was started.
+    /// Keeps the request of a call that was started.
     pub(crate) fn started(&mut self, request: MPI_Request) {
         self.requests.push(request);
     }
@@ -64,23 +65,23 @@ impl Made {
         self.pinned = Some(pinned);
     }
 
-    /// Keeps what MPI reads until the end of the call, however that is made.
+    /// Keeps a list that MPI reads until the end of the call, whether it is blocking or not.
     pub(super) fn keep<T: Send + 'static>(&mut self, kept: Vec<T>) -> *const T {
         let pointer = kept.as_ptr();
         self.lists.push(Box::new(kept));
         pointer
     }
 
-    /// Whether all that was started has been seen to end.
+    /// Whether all that was started has ended, as far as [`test`](Self::test) has seen.
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
         self.requests.is_empty() && self.look.is_none()
     }
 
-    /// Looks whether all that was started has ended.
+    /// Tests whether all that was started has ended.
     ///
     /// # Safety
-    /// MPI can be called, and the buffers of what was started are still there.
+    /// MPI can be called, and the buffers of the started calls are still valid.
     pub(crate) unsafe fn test(&mut self) -> Result<bool> {
         if let Some(look) = self.look.take() {
             // SAFETY: passed on to the caller.
@@ -91,14 +92,14 @@ impl Made {
         while let Some(request) = self.requests.first_mut() {
             let mut done = 0;
             let mut status = Status::none();
-            // SAFETY: the request is of a call that has not ended, whose buffers are kept; the
-            // others outlive the call.
+            // SAFETY: the request has not completed, and its buffers are valid; the others outlive
+            // the call.
             let code = unsafe { mpi_sys::MPI_Test(request, &mut done, &mut status) };
             if done == 0 && code == mpi_sys::MPI_SUCCESS {
                 return Ok(false);
             }
             self.requests.remove(0);
-            // What stays is the last call's: where messages go both ways, of the one received.
+            // The last request's status stays: of a sendrecv, that is the receive's.
             self.arrival = Some(Arrival::of(&status, code));
             if !is_truncation(code) {
                 check("MPI_Test", code)?;
@@ -107,14 +108,14 @@ impl Made {
         Ok(self.look.is_none())
     }
 
-    /// Gives up what was started, if it is a receive.
+    /// Cancels the receive that was started.
     ///
     /// # Safety
     /// MPI can be called.
     pub(crate) unsafe fn cancel(&mut self) {
         self.look = None;
         for request in &mut self.requests {
-            // SAFETY: the request of a receive that has not been seen to end.
+            // SAFETY: the request of a receive, which has not completed yet.
             unsafe { mpi_sys::MPI_Cancel(request) };
         }
     }

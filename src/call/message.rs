@@ -1,13 +1,13 @@
-//! Messages from rank to rank.
+//! Messages between two ranks.
 //!
-//! What is received is checked: a message that is longer or shorter than what it is received into
-//! is an error. Where ranks compare their calls ([`Check::Collective`]), a message brings a
-//! [`Header`] that says what it holds, so that another kind is one too. Header and elements are one
-//! message, by a datatype that describes both where they are.
+//! A message that is longer or shorter than the tensor that it is received into is an error. With
+//! [`Check::Collective`], a message has a [`Header`] that describes its elements, so that a wrong
+//! kind is an error, too. Header and elements are sent as one message, by a derived datatype with
+//! the addresses of both.
 //!
-//! A header on every message would cost too much for the rest. Measured on 2 ranks of one machine,
-//! such a datatype on both ends against plain elements: Open MPI 4.1.4, 8 B 1.42 and 0.52 µs, 1 MiB
-//! 310 and 165 µs, 80 MB 47 and 26 ms; MPICH 4.0.2, 8 B 1.87 and 0.19 µs, 4 KiB 11.4 and 0.8 µs.
+//! At the other levels a header would cost too much. Measured on 2 ranks of one machine, with such
+//! a datatype on both ends and with plain elements: Open MPI 4.1.4, 8 B 1.42 and 0.52 µs, 1 MiB 310
+//! and 165 µs, 80 MB 47 and 26 ms; MPICH 4.0.2, 8 B 1.87 and 0.19 µs, 4 KiB 11.4 and 0.8 µs.
 
 use std::ffi::{c_int, c_void};
 
@@ -27,12 +27,12 @@ use crate::environment::datatype::Datatype;
 use crate::environment::error_code::checked;
 use crate::environment::status::{Envelope, Status};
 
-/// What a message brings beside its elements.
+/// The description of its elements that a message has before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Header {
     scalar_type: i32,
-    /// Whether the sender goes back through the message in the backward pass.
+    /// Whether the sender recorded the message, and so takes part in its backward pass.
     recorded: i32,
     count: i64,
 }
@@ -42,26 +42,27 @@ const HEADER: c_int = 16;
 const _: () = assert!(size_of::<Header>() == HEADER as usize);
 
 impl Header {
-    /// What no message brings.
+    /// A header that no message has.
     const NONE: Self = Self { scalar_type: -1, recorded: -1, count: -1 };
 
-    /// The bytes that a message has beside its elements.
+    /// The bytes that a message has in addition to its elements.
     pub(crate) fn bytes(comm: &Handle) -> i64 {
         if comm.environment().check() == Check::Collective { i64::from(HEADER) } else { 0 }
     }
 }
 
-/// Open MPI copies a large message as it is to a buffer without gaps, also where the buffer is too
-/// small for it (seen in 4.1, of processes that share memory). So where a call waits for a message,
-/// its length is looked at first (`MPI_Improbe`, `MPI_Imrecv`). Where it only starts to receive, the
-/// buffer gets a gap: two bytes of its own, apart from each other.
+/// Whether the library may write beyond the buffer of a receive. Open MPI copies a large message as
+/// a whole to a buffer without gaps, even if the buffer is too small for it (seen in 4.1, between
+/// processes that share memory). So a call that waits for its message probes it for its length
+/// first (`MPI_Improbe`, `MPI_Imrecv`). A call that only starts to receive cannot wait for that; it
+/// adds two bytes of the crate's own to the end of the buffer, with a gap between them.
 ///
 /// The gap makes Open MPI copy twice. Measured by `cargo bench --bench messages` on 2 ranks of one
-/// machine, an exchange of 8 MiB: 1.7 ms as sendrecv, which looks, and 5.1 ms started, with a gap; by
-/// MPI 1.7 ms. In some runs the gap costs nothing.
+/// machine, an exchange of 8 MiB takes 1.7 ms as a sendrecv, which probes, 5.1 ms if it is started,
+/// with a gap, and 1.7 ms with raw MPI. In some runs the gap costs nothing.
 const OVERRUNS: bool = matches!(mpi_sys::VENDOR, mpi_sys::Vendor::OpenMpi);
 
-/// A message to send or to receive: the arguments besides the buffer.
+/// A message to send or to receive: the arguments of the call besides the buffer.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     /// A rank, `MPI_ANY_SOURCE` or `MPI_PROC_NULL`.
@@ -69,12 +70,13 @@ pub(crate) struct Message {
     /// A tag or `MPI_ANY_TAG`.
     tag: Tag,
     count: i64,
-    /// What is sent along, or expected; none where ranks do not compare their calls.
+    /// The header to send or to expect; `None` below [`Check::Collective`].
     header: Option<Header>,
 }
 
 impl Message {
-    /// A message of `count` elements, which the backward pass goes back through if `recorded`.
+    /// A message of `count` elements. `recorded` tells whether this rank records it for the
+    /// backward pass.
     pub(crate) fn new(
         comm: &Handle,
         (peer, tag): (Rank, Tag),
@@ -97,8 +99,8 @@ impl Buffers {
         let Layout { start, count, datatype, _made: _held } =
             self.layout(self.send.cast_mut(), message.count, header)?;
         let (peer, tag, mut request) = (message.peer, message.tag, mpi_sys::MPI_REQUEST_NULL);
-        // SAFETY: the buffer holds what is sent, to the end of what is started; the request
-        // outlives the call.
+        // SAFETY: the buffer holds the elements until the started call has ended; the request
+        // outlives this one.
         unsafe {
             checked!(MPI_Isend(start, count, datatype, peer, tag, self.context, &mut request))
         }?;
@@ -114,8 +116,8 @@ impl Buffers {
         let Layout { start, count, datatype, _made: _held } =
             self.incoming(made, message, OVERRUNS)?;
         let (peer, tag, mut request) = (message.peer, message.tag, mpi_sys::MPI_REQUEST_NULL);
-        // SAFETY: the buffer has room for what the layout describes, to the end of what is started;
-        // the request outlives the call.
+        // SAFETY: the buffer has room for what the layout describes, until the started call has
+        // ended; the request outlives this one.
         unsafe {
             checked!(MPI_Irecv(start, count, datatype, peer, tag, self.context, &mut request))
         }?;
@@ -129,18 +131,19 @@ impl Buffers {
         send: &Message,
         receive: &Message,
     ) -> Result<()> {
-        // The message that comes is the last, whose status counts.
+        // The receive comes last, as `Made` keeps the status of the last request.
         self.send(made, send)?;
         self.receive(made, receive)
     }
 
-    /// The bytes of the message that is expected.
+    /// The bytes of an expected message, with its header.
     fn bytes(&self, message: &Message) -> i64 {
         let elements = message.count.saturating_mul(i64::try_from(self.size).unwrap_or(i64::MAX));
         elements.saturating_add(message.header.map_or(0, |_| i64::from(HEADER)))
     }
 
-    /// Where a message is received: with a gap, if it may be longer than what there is room for.
+    /// The buffer to receive a message in; with a gap, if the message may be longer than the
+    /// buffer.
     fn incoming(&self, made: &mut Made, message: &Message, gap: bool) -> Result<Layout> {
         made.header = message.header.map(|_| Box::new(Header::NONE));
         let header = made.header.as_deref_mut().map(std::ptr::from_mut);
@@ -157,7 +160,7 @@ impl Buffers {
         Ok(Layout { start: mpi_sys::MPI_BOTTOM, count: 1, datatype: both.0, _made: Some(both) })
     }
 
-    /// How MPI is told of `count` elements, and of a header before them.
+    /// The layout of a header, if there is one, and `count` elements.
     fn layout(
         &self,
         elements: *mut c_void,
@@ -186,17 +189,17 @@ impl Buffers {
     }
 }
 
-/// A message that is to be received when it has been looked at.
+/// A receive that is to be started when its message has been probed.
 pub(super) struct Look {
     buffers: Buffers,
     message: Message,
 }
 
 impl Look {
-    /// Starts to receive the message, if it is there.
+    /// Probes for the message, and starts to receive it if it is there.
     ///
     /// # Safety
-    /// MPI can be called, and the buffers are still there.
+    /// MPI can be called, and the buffers are valid until the receive has ended.
     pub(super) unsafe fn receive(&self, made: &mut Made) -> Result<bool> {
         let Self { buffers, message } = self;
         let (mut found, mut handle) = (0, mpi_sys::MPI_MESSAGE_NULL);
@@ -212,20 +215,20 @@ impl Look {
         let Layout { start, count, datatype, _made: _held } =
             buffers.incoming(made, message, too_long)?;
         let mut request = mpi_sys::MPI_REQUEST_NULL;
-        // SAFETY: the buffer has room for what the layout describes, to the end of what is started;
-        // the others outlive the call.
+        // SAFETY: the buffer has room for what the layout describes, until the started call has
+        // ended; the others outlive this one.
         unsafe { checked!(MPI_Imrecv(start, count, datatype, &mut handle, &mut request)) }?;
         made.started(request);
         Ok(true)
     }
 }
 
-/// A buffer as MPI takes it.
+/// A buffer as MPI's functions take it.
 struct Layout {
     start: *mut c_void,
     count: c_int,
     datatype: MPI_Datatype,
-    /// The datatype, where it was made for this: it may be freed once the call has started.
+    /// Owns the datatype if it was made for this layout. It may be freed once the call has started.
     _made: Option<Temporary>,
 }
 
@@ -236,11 +239,11 @@ fn address(start: *mut c_void) -> Result<MPI_Aint> {
     Ok(address)
 }
 
-/// A message that has come, as MPI tells of it while it may be asked.
+/// The status of a message that has arrived, read from MPI's while MPI can be called.
 pub(super) struct Arrival {
-    /// With all bytes, a header's too.
+    /// Its bytes include those of a header.
     status: Status,
-    /// Whether it was too long.
+    /// Whether the message was too long for the buffer.
     truncated: bool,
 }
 
@@ -250,7 +253,7 @@ impl Arrival {
     }
 }
 
-/// Whether an error says that a message was too long.
+/// Whether an error code says that a message was too long for its buffer.
 pub(super) fn is_truncation(code: c_int) -> bool {
     let mut class = code;
     // SAFETY: the call takes any code that MPI returned; `class` outlives it.
@@ -259,7 +262,7 @@ pub(super) fn is_truncation(code: c_int) -> bool {
         && class == mpi_sys::MPI_ERR_TRUNCATE
 }
 
-/// Checks that what came is what `result` was to be, and resolves its envelope.
+/// Checks that the message that was received matches `result`, and resolves its envelope.
 pub(super) fn check_received(
     site: Site,
     envelope: &Envelope,
@@ -282,7 +285,7 @@ pub(super) fn check_received(
         let message = format!("the message of rank {source} with tag {tag} {what}");
         Err(Error::Message { call: site.call, message })
     };
-    // A message that is too long may have lost its header as well.
+    // Of a message that was too long, the header may be missing, too.
     let header = made.header.as_deref().filter(|&&header| header != Header::NONE);
     if let Some(header) = header {
         let came = Datatype::of(header.scalar_type).map(|datatype| datatype.kind);
@@ -303,7 +306,7 @@ pub(super) fn check_received(
     }
     let needed =
         format!("`like` has {count} elements of {kind:?}, which are {} bytes", count * size);
-    // How long it was MPI need not say.
+    // MPI need not tell the length of a message that was truncated.
     if *truncated || bytes > count * size {
         return refuse(format!("is longer than `like`; {needed}"));
     }
@@ -323,7 +326,7 @@ impl Temporary {
         Ok(Self(datatype))
     }
 
-    /// Blocks of elements (count, address, datatype), ready for use.
+    /// A datatype of blocks of elements (count, address, datatype), committed.
     pub(super) fn structure<const N: usize>(
         blocks: [(c_int, MPI_Aint, MPI_Datatype); N],
     ) -> Result<Self> {
@@ -348,14 +351,14 @@ impl Temporary {
 
     pub(super) fn commit(&self) -> Result<()> {
         let mut datatype = self.0;
-        // SAFETY: a datatype that was made and not freed; committing leaves the handle as it is.
+        // SAFETY: a datatype that was made and not freed; committing does not change the handle.
         unsafe { checked!(MPI_Type_commit(&mut datatype)) }
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // SAFETY: a datatype that this made, freed once.
+        // SAFETY: a datatype that this value owns, freed once.
         unsafe { mpi_sys::MPI_Type_free(&mut self.0) };
     }
 }

@@ -1,9 +1,9 @@
 //! One MPI call with everything that it reads and writes.
 //!
-//! A collective says which function it is and with what: a [`Plan`]. How that function is called,
-//! blocking or not, is written once, in [`buffers`] and [`message`]; what happens where MPI's `int`
-//! cannot hold a count, in [`wide`]. The tensors come as [`Input`](buffer::Input) and
-//! [`Output`](buffer::Output), cut into [`blocks`] where each rank has a part.
+//! An operation describes the call that it needs by a [`Plan`]: the function, its arguments and its
+//! tensors, which are an [`Input`](buffer::Input) and an [`Output`](buffer::Output), cut into
+//! [`blocks`] where each rank has a part. The functions are called, blocking or not, in [`buffers`]
+//! and [`message`], and in [`wide`] if a count does not fit MPI's `int`.
 
 pub(crate) mod blocks;
 pub(crate) mod buffer;

@@ -23,10 +23,12 @@ use crate::environment::status::Envelope;
 /// An MPI call with everything that it reads and writes.
 pub(crate) struct Plan<'x> {
     pub(crate) input: Input<'x>,
-    /// The result's.
+    /// The shape of the output, which MPI writes. It is the result's, except with
+    /// [`Finish::Zeros`].
     pub(crate) shape: Cow<'x, [i64]>,
     pub(crate) call: Call,
     pub(crate) context: MPI_Comm,
+    /// How the result is made from the output.
     pub(crate) finish: Finish,
 }
 
@@ -49,8 +51,8 @@ pub(crate) enum Call {
     Gather { parts: Parts, root: Rank },
     /// `MPI_Scatter(v)`.
     Scatter { parts: Parts, root: Rank },
-    /// `MPI_Alltoall(v)`; `largest` is one past the last element of any rank's buffers.
-    /// Where `common`, all parts on all ranks have the same count.
+    /// `MPI_Alltoall(v)`; `largest` is the number of elements of the largest buffer on any rank. If
+    /// `common`, all parts on all ranks have the same count.
     AllToAll { send: Parts, receive: Parts, largest: i64, common: bool },
     /// `MPI_Reduce_scatter(_block)`.
     ReduceScatter { parts: Parts, op: MPI_Op },
@@ -64,32 +66,30 @@ pub(crate) enum Call {
     SendReceive { send: Message, receive: Message },
 }
 
-/// What is left to do with what MPI wrote.
+/// How the result is made from the output, once MPI has written it.
 #[derive(Debug)]
 pub(crate) enum Finish {
+    /// The output is the result.
     Nothing,
-    /// The blocks have arrived one after another.
+    /// The output holds the blocks one after another; they are unpacked into the result.
     Unpack(Blocks),
-    /// MPI has written nothing of use; the result is zeros.
+    /// MPI writes no result on this rank; the output is filled with zeros.
     Zero,
-    /// Likewise; the result is what changes nothing under the op.
+    /// MPI writes no result on this rank; the output is filled with the op's identity element.
     Identity(Op),
-    /// MPI has written nothing; the result is zeros of this shape, without storage for each.
+    /// MPI writes no result on any rank; it is zeros of this shape, in the storage of one element.
     Zeros(Vec<i64>),
-    /// A message is to be checked, and its envelope resolved.
-    Receive {
-        envelope: Envelope,
-        recorded: bool,
-    },
+    /// The message that was received is checked, and its envelope resolved.
+    Receive { envelope: Envelope, recorded: bool },
 }
 
 impl Finish {
-    /// For a result of `shape` whose blocks arrive one after another.
+    /// For a result of `shape` whose blocks MPI writes one after another.
     pub(crate) fn unpacked(blocks: Blocks, shape: &[i64]) -> Self {
         if blocks.are_consecutive(shape) { Self::Nothing } else { Self::Unpack(blocks) }
     }
 
-    /// What a call that the result must be filled by leaves it to be.
+    /// The constant that fills the output where MPI writes no result.
     fn filling(&self, kind: Kind) -> Option<Scalar> {
         match self {
             Self::Zero => Some(0.into()),
@@ -98,7 +98,7 @@ impl Finish {
         }
     }
 
-    /// The result, of what MPI has written.
+    /// Makes the result from the output.
     fn apply(
         self,
         site: Site,
@@ -126,11 +126,11 @@ impl Finish {
     }
 }
 
-/// A call that can be made at any time.
+/// A call that is ready to be started, at any time.
 pub(crate) struct Launch {
     buffers: Buffers,
     call: Call,
-    /// What the call reads and writes.
+    /// The tensors that the call reads and writes.
     pinned: [Pinned; 2],
 }
 
@@ -143,31 +143,32 @@ impl Launch {
     /// Starts the call.
     ///
     /// # Safety
-    /// MPI can be called, and `made` is kept until it has ended.
+    /// MPI can be called, and `made` is kept until the call has ended.
     pub(crate) unsafe fn run(self, made: &mut Made) -> Result<()> {
         made.pin(self.pinned);
-        // SAFETY: MPI can be called. The plan laid the buffers out; the output is new, so it does not
-        // overlap the input. Both are pinned for as long as `made` is kept.
+        // SAFETY: MPI can be called. The buffers are as large as the plan says, and the output is
+        // new, so it does not overlap the input. Both are pinned for as long as `made` is kept.
         unsafe { self.buffers.call(&self.call, made) }
     }
 }
 
-/// What becomes of a call that was started, once it has ended.
+/// Makes the result of a call that was started, once it has ended.
 pub(crate) struct Completion {
     written: Tensor,
     finish: Finish,
     datatype: Datatype,
-    /// What the call was given, and its version at the start.
+    /// The tensor that the call was given, unless it is a receive, and its version at the start.
     given: Option<(Tensor, i64)>,
 }
 
 impl Completion {
-    /// What MPI writes.
+    /// The output, which MPI writes.
     pub(crate) fn written(&self) -> &Tensor {
         &self.written
     }
 
-    /// The result of the call, which was started at `start` and has ended.
+    /// The result of the call, which was started at `start` and has ended; an error if the tensor
+    /// that it was given has been changed in place since.
     pub(crate) fn result(self, start: Site, made: &Made) -> Result<Tensor> {
         if let Some((x, version)) = self.given
             && autograd::version(&x) != version
@@ -178,22 +179,22 @@ impl Completion {
     }
 }
 
-/// The largest count and displacement that an `int` is trusted with; lower in tests only.
+/// The largest count and displacement that is passed to MPI as an `int`; only tests lower it.
 static LARGEST: AtomicI32 = AtomicI32::new(c_int::MAX);
 
-/// The most elements that a call counts by an `int`.
+/// The largest count and displacement that is passed to MPI as an `int`.
 pub(crate) fn largest_count() -> i64 {
     LARGEST.load(Ordering::Relaxed).into()
 }
 
-/// Lowers [`LARGEST`], so that a test sees with small tensors what large ones meet.
+/// Lowers [`LARGEST`], so that tests can cover the calls of large tensors with small ones.
 pub(crate) fn set_largest_count(count: c_int) {
     LARGEST.store(count, Ordering::Relaxed);
 }
 
 impl<'x> Plan<'x> {
-    /// Carries the call out in the way of `made`, and waits for its end. `handed_over` is called once
-    /// MPI has been given the call, before its end is waited for.
+    /// Carries the call out in the way of `made`, and waits for its end. `handed_over` is called
+    /// once the call has been made or started, before a started one is waited for.
     #[inline]
     pub(crate) fn run(
         self,
@@ -210,7 +211,8 @@ impl<'x> Plan<'x> {
         self.finish.apply(site, output.into_tensor(), self.input.datatype(), &made)
     }
 
-    /// The call, to be started later, for `x`, the tensor that was planned for; and what becomes of it.
+    /// The call, to be started later, and what makes the result when it has ended. `x` is the
+    /// tensor that was planned for.
     pub(crate) fn into_launch(
         self,
         site: Site,
@@ -223,7 +225,7 @@ impl<'x> Plan<'x> {
             [Pinned::new(site.call, self.input.sent())?, Pinned::new(site.call, output.tensor())?];
         let datatype = self.input.datatype();
         let launch = Launch { buffers, call: self.call, pinned };
-        // What is received into has only a shape.
+        // Of the tensor that a receive is given, only the shape and kind are used.
         let given = (!launch.receives()).then(|| (x.shallow_clone(), autograd::version(x)));
         let written = output.into_tensor();
         Ok((launch, Completion { written, finish: self.finish, datatype, given }))
@@ -236,17 +238,18 @@ impl<'x> Plan<'x> {
         }
     }
 
-    /// Memory for the result; what is broadcast lies there already.
+    /// The output. On the root of a broadcast it holds the input already.
     fn output(&self, site: Site, comm: &Handle) -> Result<Output> {
         let output = Output::new(site.call, &self.shape, self.input.datatype())?;
         if matches!(self.call, Call::Broadcast { root } if root == comm.rank()) {
-            // MPI sends from the buffer that it receives into elsewhere.
+            // MPI_Bcast has one buffer, which it sends from on the root and writes on the others.
             output.copy_from(&self.input)?;
         }
         Ok(output)
     }
 
-    /// As [`run`](Self::run), so that `x`, the tensor that was planned for, becomes the result.
+    /// As [`run`](Self::run), but changes `x`, the tensor that was planned for, to the result.
+    /// `data` is its first element.
     pub(crate) fn run_in_place(
         self,
         site: Site,
@@ -257,12 +260,13 @@ impl<'x> Plan<'x> {
         handed_over: impl FnOnce(),
     ) -> Result<()> {
         let copied = self.input.data() != data.cast_const();
-        // What is sent is a copy of x where x does not lie as MPI would write it. The call is then
-        // made in place of the copy: all ranks must give MPI_IN_PLACE, or none (MPI 3.1, 5.2.1).
+        // If x is not contiguous, the input is a copy of it. The call is then made in place on the
+        // copy, as all ranks must give MPI_IN_PLACE, or none (MPI 3.1, 5.2.1).
         let data = if copied { self.input.data().cast_mut() } else { data };
         let in_place = (mpi_sys::MPI_IN_PLACE.cast_const(), data);
         let (send, receive) = match self.call {
-            // Who receives nothing names what it sends.
+            // MPI ignores the receive buffer on ranks other than the root; they pass the send
+            // buffer.
             Call::Reduce { root, .. } if root != comm.rank() => {
                 (self.input.data(), std::ptr::null_mut())
             }
@@ -270,7 +274,7 @@ impl<'x> Plan<'x> {
         };
         let buffers = self.buffers(comm, send, receive);
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
-        // allow MPI_IN_PLACE on each rank that writes one.
+        // allow MPI_IN_PLACE on each rank on which MPI writes one.
         unsafe { self.carry_out(site, comm, buffers, x, made, handed_over) }?;
         let _recording = Recording::off();
         match self.finish.filling(self.input.datatype().kind) {
@@ -298,8 +302,8 @@ impl<'x> Plan<'x> {
     /// Makes the call and waits for its end; see [`run`](Self::run).
     ///
     /// # Safety
-    /// `buffers` has room for what the call writes, which is in `written`, and does not overlap what
-    /// it reads, which is in the input.
+    /// `buffers` is as large as the plan says. MPI writes to the memory of `written`, which does
+    /// not overlap the input unless the call is made in place.
     #[inline]
     unsafe fn carry_out(
         &self,
@@ -325,12 +329,12 @@ impl<'x> Plan<'x> {
         }
         let outcome = outcome.and_then(|()| {
             environment.wait_until(site, || {
-                // SAFETY: `wait` gives permission to call MPI; the buffers outlive this call.
+                // SAFETY: `wait_until` gives permission to call MPI; the buffers outlive this call.
                 unsafe { made.test() }
             })
         });
         if !made.has_ended() {
-            // MPI may still use them.
+            // MPI may still use the buffers, so they are never freed.
             for tensor in [self.input.sent(), written] {
                 std::mem::forget(Pinned::new(site.call, tensor));
             }

@@ -1,5 +1,5 @@
-//! Calls whose counts or displacements an `int` cannot hold, by the functions of MPI 4 with wide
-//! counts.
+//! Calls whose counts or displacements do not fit an `int`, by MPI 4's functions with large counts,
+//! such as `MPI_Gatherv_c`.
 
 use mpi_sys::{MPI_Aint, MPI_Count, MPI_Datatype, MPI_Op};
 
@@ -11,7 +11,7 @@ use crate::base::rank::{Rank, index};
 use crate::call::blocks::Parts;
 use crate::environment::error_code::checked;
 
-/// Parts as these functions take them.
+/// Parts as the functions with large counts take them.
 struct Wide {
     counts: *const MPI_Count,
     displacements: *const MPI_Aint,
@@ -27,9 +27,9 @@ impl Wide {
     }
 }
 
-/// By `MPI_Alltoallv_c`, in which each rank sends all others the same: with parts beyond 2³¹ bytes,
-/// `MPI_Allgatherv_c` of MPICH 4.0.2 does not come back (on 2 ranks, after 150 s), while the others
-/// of these functions do.
+/// Calls `MPI_Alltoallv_c`, with which each rank sends the same elements to all. `MPI_Allgatherv_c`
+/// of MPICH 4.0.2 had not returned after 150 s, on 2 ranks with parts of more than 2³¹ bytes; the
+/// other functions here do return.
 pub(super) fn all_gather(buffers: &Buffers, made: &mut Made, parts: &Parts) -> Result<()> {
     let size = parts.counts.len();
     let same = Parts { counts: vec![buffers.count; size], displacements: vec![0; size] };
@@ -117,7 +117,7 @@ pub(super) fn reduce_scatter(
     )
 }
 
-/// `count` elements one after another as one.
+/// A datatype of `count` consecutive elements.
 pub(super) fn elements(
     datatype: MPI_Datatype,
     _size: usize,

@@ -1,8 +1,8 @@
-//! Calls whose counts or displacements an `int` cannot hold, with the functions of MPI 3.
+//! Calls whose counts or displacements do not fit an `int`, by MPI 3's functions.
 //!
-//! Data that only moves goes by one `MPI_Alltoallw`, in which a datatype made for the purpose
-//! describes each part with its place in the buffer, so that its count is 1. A reduction to all
-//! ranks in parts becomes one reduction to each, in pieces.
+//! All but reductions become one `MPI_Alltoallw`. For each part it gets a derived datatype, which
+//! describes the whole part and its place in the buffer, so that the count is 1 and the
+//! displacement 0. A reduce-scatter becomes reductions to one rank after another, each in pieces.
 
 use std::ffi::c_int;
 
@@ -24,7 +24,7 @@ pub(super) fn all_gather(buffers: &Buffers, made: &mut Made, parts: &Parts) -> R
 
 pub(super) fn gather(buffers: &Buffers, made: &mut Made, parts: &Parts, root: Rank) -> Result<()> {
     let send = only(root, buffers.count, parts.counts.len());
-    // A buffer that is not the root's receives nothing.
+    // Ranks other than the root receive nothing.
     let receive = if buffers.rank == root { parts } else { &only(root, 0, parts.counts.len()) };
     all_to_all(buffers, made, &send, receive)
 }
@@ -35,7 +35,7 @@ pub(super) fn scatter(buffers: &Buffers, made: &mut Made, parts: &Parts, root: R
     all_to_all(buffers, made, send, &receive)
 }
 
-/// One part of `count` elements, for `rank`.
+/// Parts of which only that of `rank` has elements: `count`, at the start of the buffer.
 fn only(rank: Rank, count: i64, size: usize) -> Parts {
     let mut counts = vec![0; size];
     counts[index(rank)] = count;
@@ -50,9 +50,9 @@ pub(super) fn all_to_all(
 ) -> Result<()> {
     let Buffers { send, receive, context, .. } = *buffers;
     copy_own(buffers, sent, received);
-    // They may be freed as soon as the call has started (MPI 3.1, section 4.1.9).
+    // Datatypes may be freed as soon as the call has started (MPI 3.1, section 4.1.9).
     let (from, to) = (Datatypes::of(buffers, sent)?, Datatypes::of(buffers, received)?);
-    // The datatypes say where the parts are.
+    // Zero, as the datatypes describe the places of the parts.
     let displacements = made.keep(vec![0; from.counts.len()]);
     let (sent, sent_types) = (made.keep(from.counts.clone()), made.keep(from.handles()));
     let (received, received_types) = (made.keep(to.counts.clone()), made.keep(to.handles()));
@@ -73,7 +73,8 @@ pub(super) fn all_to_all(
     )
 }
 
-/// Copies what the rank sends to itself: with 2³¹ bytes of that, Open MPI 4.1.4 never returns.
+/// Copies the part that the rank sends to itself, which the call then leaves out: if it has 2³¹
+/// bytes, Open MPI 4.1.4 never returns from the call.
 fn copy_own(buffers: &Buffers, send: &Parts, receive: &Parts) {
     let own = index(buffers.rank);
     let bytes = |elements: i64| usize::try_from(elements).unwrap_or(0) * buffers.size;
@@ -106,7 +107,8 @@ pub(super) fn reduce_scatter(
     Ok(())
 }
 
-/// A datatype for each part of another rank's, freed with the list.
+/// A datatype for each part of another rank that is not empty, freed when this is dropped; and the
+/// counts, 1 for these parts and 0 for the others.
 struct Datatypes {
     counts: Vec<c_int>,
     parts: Vec<Option<Temporary>>,
@@ -133,14 +135,14 @@ impl Datatypes {
     }
 }
 
-/// `count` elements from the element `displacement` on.
+/// A datatype of `count` elements, from the element `displacement` of the buffer on.
 fn part(buffers: &Buffers, displacement: i64, count: i64) -> Result<Temporary> {
     let whole = elements(buffers.datatype, buffers.size, count, buffers.largest)?;
     Temporary::structure([(1, address(displacement, buffers.size), whole.0)])
 }
 
-/// `count` elements one after another as one: as many blocks of the largest count as fit, and what
-/// is left.
+/// A datatype of `count` consecutive elements: as many blocks of `largest` elements as fit, and the
+/// remainder.
 pub(super) fn elements(
     datatype: MPI_Datatype,
     size: usize,
@@ -157,13 +159,13 @@ pub(super) fn elements(
     Temporary::structure([(1, 0, whole.0), (as_int(rest), end, datatype)])
 }
 
-/// The bytes before an element.
+/// The number of bytes before an element.
 fn address(element: i64, size: usize) -> MPI_Aint {
     let element = MPI_Aint::try_from(element).unwrap_or(MPI_Aint::MAX);
     element.saturating_mul(size.cast_signed())
 }
 
-/// The number of blocks of 2³¹, or what is left beside them.
+/// A number of blocks, or of elements in the remainder, which fits.
 fn as_int(count: i64) -> c_int {
     c_int::try_from(count).unwrap_or(c_int::MAX)
 }

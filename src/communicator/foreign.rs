@@ -7,15 +7,15 @@ use mpi_sys::MPI_Comm;
 use crate::base::error::{Error, Result};
 use crate::environment::error_code::check;
 
-/// Checks that `comm` is a communicator of one group.
+/// Checks that `comm` is a communicator, and not an intercommunicator.
 ///
-/// It may come from any integer that was meant for Fortran's handle, and what MPI says of a handle
-/// that is none, it says to the handlers of its own communicators, which abort unless told
-/// otherwise.
+/// `comm` may be made from any integer that the program took for a Fortran handle. MPI passes the
+/// error of an invalid handle to the error handlers of its own communicators, which abort by
+/// default; so these return errors meanwhile.
 pub(super) fn check_intra(call: &'static str, comm: MPI_Comm) -> Result<()> {
     let refuse = |message: &str| Err(Error::Argument { call, message: message.to_owned() });
-    // Open MPI has a null pointer for what is no handle.
-    // SAFETY: a handle is a pointer or an integer, for which zeros are a value.
+    // Open MPI converts an integer that is no handle to a null pointer.
+    // SAFETY: a handle is a raw pointer or an integer, for which zero bits are a valid value.
     let zeros: MPI_Comm = unsafe { MaybeUninit::zeroed().assume_init() };
     if comm == mpi_sys::MPI_COMM_NULL || comm == zeros {
         return refuse("the communicator is MPI_COMM_NULL");
@@ -27,19 +27,19 @@ pub(super) fn check_intra(call: &'static str, comm: MPI_Comm) -> Result<()> {
         check("MPI_Comm_get_errhandler", unsafe {
             mpi_sys::MPI_Comm_get_errhandler(comm, before)
         })?;
-        // SAFETY: as above, and one of MPI's own handlers.
+        // SAFETY: as above; the error handler is predefined.
         check("MPI_Comm_set_errhandler", unsafe {
             mpi_sys::MPI_Comm_set_errhandler(comm, mpi_sys::MPI_ERRORS_RETURN)
         })?;
     }
     let mut inter = 0;
-    // SAFETY: `inter` outlives the call, which looks whether the handle is one.
+    // SAFETY: `inter` outlives the call, which checks the handle.
     let tested =
         check("MPI_Comm_test_inter", unsafe { mpi_sys::MPI_Comm_test_inter(comm, &mut inter) });
     for (comm, mut before) in own.into_iter().zip(before) {
-        // SAFETY: MPI's own communicators, and the handlers that they had.
+        // SAFETY: MPI's own communicators, and the error handlers that they had before.
         unsafe { mpi_sys::MPI_Comm_set_errhandler(comm, before) };
-        // SAFETY: the reference that getting it made is not used any more.
+        // SAFETY: frees the reference that MPI_Comm_get_errhandler returned, after its last use.
         unsafe { mpi_sys::MPI_Errhandler_free(&mut before) };
     }
     tested?;

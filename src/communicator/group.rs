@@ -1,4 +1,4 @@
-//! Which ranks a communicator has, as ranks of another.
+//! Translates the ranks of one communicator to those of another.
 
 use super::Handle;
 use crate::base::error::Result;
@@ -6,8 +6,8 @@ use crate::base::rank::{Rank, index};
 use crate::environment::error_code::check;
 
 impl Handle {
-    /// For each rank of this communicator the rank that the same process has in `other`; `None` for
-    /// one that is not in it. Local.
+    /// For each rank of this communicator the rank that the same process has in `other`; `None` if
+    /// it is not in `other`. Local.
     ///
     /// Wraps `MPI_Group_translate_ranks`.
     pub(crate) fn ranks_in(&self, call: &'static str, other: &Self) -> Result<Vec<Option<Rank>>> {

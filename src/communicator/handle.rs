@@ -1,4 +1,4 @@
-//! [`Handle`]: a group of ranks with its contexts.
+//! [`Handle`]: a group of ranks and its contexts.
 
 use std::sync::Arc;
 
@@ -14,21 +14,24 @@ use crate::base::site::Site;
 use crate::environment::error_code::{check, checked};
 use crate::environment::{Environment, return_errors};
 
-/// A group of ranks and its contexts, which are freed when nobody holds it any more.
+/// A group of ranks and its contexts: communicators of MPI for the different sorts of calls, so
+/// that the messages of one sort cannot meet those of another. They are freed some time after the
+/// last reference to the handle is gone: see [`lineage`](super::lineage).
 pub(crate) struct Handle {
     pub(super) contexts: Arc<Contexts>,
-    /// Kept alive for as long as this is: see [`lineage`](super::lineage).
+    /// Kept alive by this handle: see [`lineage`](super::lineage).
     _parent: Option<Arc<Handle>>,
     rank: Rank,
     size: Rank,
     environment: Arc<Environment>,
     identity: Identity,
-    /// The call that made it.
+    /// The call that made this handle.
     made: Site,
 }
 
 impl Handle {
-    /// Makes one from `comm`, which stays its owner's, by the call at `site`. Collective over `comm`.
+    /// Makes a handle of a duplicate of `comm` by the call at `site`; `comm` is not changed.
+    /// Collective over `comm`.
     pub(crate) fn duplicate_of(
         site: Site,
         comm: MPI_Comm,
@@ -42,8 +45,8 @@ impl Handle {
         })
     }
 
-    /// As [`duplicate_of`](Self::duplicate_of), for a communicator that another library made: it may
-    /// be none.
+    /// As [`duplicate_of`](Self::duplicate_of), for a `comm` that another library made and that may
+    /// be invalid.
     pub(crate) fn duplicate_of_foreign(
         site: Site,
         comm: MPI_Comm,
@@ -53,11 +56,13 @@ impl Handle {
         Self::duplicate_of(site, comm, environment)
     }
 
-    /// Makes one from this by the call at `site`, and frees those that were made before and are dead:
-    /// the bits are the same on all ranks, and each is set only if it is [set](Self::dead) on all.
-    /// Collective.
+    /// Makes a handle from this one by the call at `site`, after freeing handles made from this one
+    /// before that are dead on all ranks. `dead` has the bits that are [set](Self::dead) on all
+    /// ranks, and so is the same on all. Collective.
     ///
-    /// `create` takes a live communicator and where to put the new one; on some ranks it may make none.
+    /// `create` makes a communicator of MPI by `function`: it is given the one to make it from and
+    /// the place to write it to, which may remain `MPI_COMM_NULL` on some ranks. It returns MPI's
+    /// error code.
     pub(crate) fn make(
         self: &Arc<Self>,
         site: Site,
@@ -82,8 +87,8 @@ impl Handle {
         })
     }
 
-    /// Adds to a communicator that was just made what makes it one of this crate. Collective over
-    /// it, with permission to call MPI.
+    /// Makes the handle of a communicator of MPI that was just made, with the other contexts and an
+    /// identity. Collective over it, with permission to call MPI.
     fn new(
         site: Site,
         forward: MPI_Comm,
@@ -125,17 +130,18 @@ impl Handle {
         self.identity
     }
 
-    /// The call that made it.
+    /// The call that made this handle.
     pub(crate) fn made(&self) -> Site {
         self.made
     }
 
-    /// One bit for each communicator that was made from this, set where nobody on this rank holds it.
+    /// One bit for each call that made a handle from this one, set if this rank has no reference to
+    /// that handle any more.
     pub(crate) fn dead(&self) -> Vec<u64> {
         self.contexts.dead()
     }
 
-    /// The number by which Fortran knows the context of the forward pass.
+    /// The Fortran handle of the context of the forward pass.
     pub(crate) fn fortran(&self) -> i32 {
         self.contexts.fortran
     }
@@ -158,27 +164,27 @@ impl Handle {
         self.contexts.control
     }
 
-    /// The context in which the ranks count from the other end, for the adjoint of a scan.
+    /// The context in which the ranks are in reverse order, for the adjoint of a scan.
     pub(crate) fn reversed(&self) -> Further<'_> {
         Further { handle: self, context: &self.contexts.reversed, key: -self.rank }
     }
 
-    /// The context of what users' own pullbacks do.
+    /// The context of calls in pullbacks that the user wrote.
     pub(crate) fn of_pullbacks(&self) -> Further<'_> {
         Further { handle: self, context: &self.contexts.of_pullbacks, key: self.rank }
     }
 }
 
-/// A context that is made when it is first needed.
+/// A context of a handle that is made only when it is first needed.
 pub(crate) struct Further<'h> {
     handle: &'h Handle,
     context: &'h Mutex<Option<MPI_Comm>>,
-    /// Its ranks are in the order of their keys.
+    /// The ranks of the context are in the order of their keys.
     key: i32,
 }
 
 impl Further<'_> {
-    /// `MPI_COMM_NULL` before it is made.
+    /// The context; `MPI_COMM_NULL` before it is made.
     pub(crate) fn get(&self) -> MPI_Comm {
         self.context.lock().unwrap_or(mpi_sys::MPI_COMM_NULL)
     }
@@ -187,11 +193,12 @@ impl Further<'_> {
         self.context.lock().is_some()
     }
 
-    /// Makes it. Collective.
+    /// Makes the context. Collective.
     pub(crate) fn make(&self, site: Site) -> Result<()> {
         self.handle.environment.call(site, || {
             let (backward, mut context) = (self.handle.backward(), mpi_sys::MPI_COMM_NULL);
-            // SAFETY: a valid communicator, as `call` gives permission; `context` outlives the call.
+            // SAFETY: a valid communicator, as `call` gives permission; `context` outlives the
+            // call.
             unsafe { checked!(MPI_Comm_split(backward, 0, self.key, &mut context)) }?;
             return_errors(context)?;
             *self.context.lock() = Some(context);
@@ -200,8 +207,8 @@ impl Further<'_> {
     }
 }
 
-/// A duplicate of `parent` that returns errors instead of aborting. Collective, with permission to call
-/// MPI.
+/// A duplicate of `parent` that returns errors instead of aborting. Collective, with permission to
+/// call MPI.
 fn duplicate(parent: MPI_Comm) -> Result<MPI_Comm> {
     let mut duplicate = mpi_sys::MPI_COMM_NULL;
     // SAFETY: `parent` is a communicator; `duplicate` outlives the call.

@@ -1,4 +1,4 @@
-//! What a communicator is known by on all its ranks.
+//! [`Identity`]: a name of a communicator that all its ranks know.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -9,12 +9,13 @@ use crate::base::error::Result;
 use crate::environment::error_code::check;
 
 /// A name that the ranks of a communicator agree on when it is made, and that no other communicator
-/// of the program has: each group of a split has one of its own.
+/// of the program has: each group of a split has one of its own. As the ranks have the same name,
+/// they can compare hashes that it is part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Identity {
     /// The rank of the communicator's rank 0 in `MPI_COMM_WORLD`.
     leader: i64,
-    /// How many communicators that process had made before.
+    /// How many communicators that process had taken part in making before.
     number: i64,
 }
 

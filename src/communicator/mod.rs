@@ -1,4 +1,5 @@
-//! Groups of ranks, as MPI knows them: their contexts, how these are made, and when they are freed.
+//! Communicators as MPI knows them: which contexts (MPI's communicators) belong to one of this
+//! crate, how they are made, and when they are freed.
 
 mod foreign;
 mod group;

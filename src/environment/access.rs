@@ -1,4 +1,5 @@
-//! Who may call MPI, and when: between its start and its end, on the threads that it allows.
+//! Permission to call MPI: from its initialization to its finalization, on threads that its thread
+//! level allows.
 
 use std::sync::atomic::Ordering;
 
@@ -9,9 +10,10 @@ use crate::base::error::{Error, Result};
 use crate::base::thread_level::ThreadLevel;
 
 impl Environment {
-    /// Whether a thread that waits inside MPI, as this one may, would keep others waiting.
+    /// Whether several threads call MPI in turn, so that one that waits inside MPI blocks the
+    /// others.
     #[inline]
-    pub(super) fn has_waiting_threads(&self) -> bool {
+    pub(super) fn serializes_threads(&self) -> bool {
         if self.level != ThreadLevel::Serialized {
             return false;
         }
@@ -21,7 +23,7 @@ impl Environment {
         self.has_threads.load(Ordering::Relaxed)
     }
 
-    /// Whether this thread may call MPI, as things stand.
+    /// An error if this thread may not call MPI, or if MPI has been finalized.
     #[inline]
     pub(crate) fn allows(&self, call: &'static str) -> Result<()> {
         if self.level < ThreadLevel::Serialized && std::thread::current().id() != self.main {
@@ -34,12 +36,11 @@ impl Environment {
     /// Permission to call MPI, for as long as the guard lives.
     #[inline]
     pub(crate) fn enter(&self, call: &'static str) -> Result<Permission<'_>> {
-        // A panic between two MPI calls leaves nothing half done: poisoning does not matter.
         let permission = match self.level {
             ThreadLevel::Serialized => Permission::Exclusive(self.alone()),
             _ => Permission::Shared(self.shared()),
         };
-        // The end is set by who is alone.
+        // With the guard held, as `close` marks the end while it holds the exclusive one.
         self.allows(call)?;
         Ok(permission)
     }
@@ -53,7 +54,7 @@ impl Environment {
     }
 }
 
-/// Permission to call MPI: alone, or beside other threads.
+/// Permission to call MPI, exclusive or shared with other threads.
 pub(crate) enum Permission<'a> {
     Exclusive(#[expect(dead_code, reason = "held for its Drop")] RwLockWriteGuard<'a, ()>),
     Shared(#[expect(dead_code, reason = "held for its Drop")] RwLockReadGuard<'a, ()>),

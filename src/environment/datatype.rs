@@ -1,4 +1,4 @@
-//! tch's [`Kind`] and MPI's datatype for it: one table.
+//! The MPI datatype for each [`Kind`] of tch.
 //!
 //! | kind | MPI datatype |
 //! | --- | --- |
@@ -8,8 +8,8 @@
 //! | `ComplexFloat`, `ComplexDouble` | `MPI_C_FLOAT_COMPLEX`, `MPI_C_DOUBLE_COMPLEX` |
 //! | `Bool` | `MPI_C_BOOL` |
 //!
-//! A tensor of any other kind is an [`Error::Kind`](crate::Error::Kind). Which
-//! [`Op`](crate::Op) takes which kind stands [there](crate::Op#kinds).
+//! A tensor of any other kind is an [`Error::Kind`](crate::Error::Kind). Which kinds an
+//! [`Op`](crate::Op) takes is said [there](crate::Op#kinds).
 
 use mpi_sys::MPI_Datatype;
 use tch::Kind;
@@ -18,7 +18,7 @@ use super::own_ops::OwnOps;
 use crate::base::error::Result;
 use crate::environment::error_code::checked;
 
-/// What MPI can do with a kind.
+/// The classes of kinds, which differ in the ops that MPI has for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     Integer,
@@ -29,7 +29,7 @@ pub(crate) enum Class {
     Bool,
 }
 
-/// A kind that MPI can move.
+/// A kind for which MPI has a datatype.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Datatype {
     pub(crate) kind: Kind,
@@ -59,12 +59,12 @@ impl Datatype {
         Some(Self { kind, class, scalar_type })
     }
 
-    /// The number that libtorch gives it.
+    /// libtorch's number for the kind.
     pub(crate) fn scalar_type(self) -> i32 {
         self.scalar_type
     }
 
-    /// MPI's handle for it.
+    /// MPI's handle for the datatype.
     #[inline]
     pub(crate) fn mpi(self, handles: &Handles) -> MPI_Datatype {
         match self.kind {
@@ -78,13 +78,13 @@ impl Datatype {
             Kind::ComplexFloat => mpi_sys::MPI_C_FLOAT_COMPLEX,
             Kind::ComplexDouble => mpi_sys::MPI_C_DOUBLE_COMPLEX,
             Kind::Bool => mpi_sys::MPI_C_BOOL,
-            // `of` makes no other kind than these two.
+            // `Half` and `BFloat16`: `of` returns no others.
             _ => handles.two_bytes,
         }
     }
 }
 
-/// Handles that MPI has not, but makes.
+/// Handles of MPI objects that this crate creates, as MPI does not predefine them.
 #[derive(Debug)]
 pub(crate) struct Handles {
     /// The datatype of the 16-bit floating-point kinds.
@@ -93,7 +93,7 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// Makes them, once MPI is initialized.
+    /// Creates the objects. MPI is initialized.
     pub(super) fn create() -> Result<Self> {
         let mut two_bytes = mpi_sys::MPI_DATATYPE_NULL;
         // SAFETY: MPI is initialized; `two_bytes` outlives the call.
@@ -103,7 +103,7 @@ impl Handles {
         Ok(Self { two_bytes, ops: OwnOps::create()? })
     }
 
-    /// Frees them.
+    /// Frees the objects.
     ///
     /// # Safety
     /// MPI can be called, this is called once, and no call uses them any more.

@@ -1,4 +1,4 @@
-//! MPI's end.
+//! Finalizing MPI.
 
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
@@ -12,14 +12,13 @@ use crate::base::site::Site;
 use crate::environment::error_code::checked;
 
 impl Environment {
-    /// Waits until every rank of the program is here, and says so if that takes long. Collective over
-    /// all of them.
-    ///
-    /// By MPI's own communicator: on this crate's, ranks may have started different calls.
+    /// Waits until all ranks of the program have called this, and prints a line if that takes long.
+    /// Collective over `MPI_COMM_WORLD`: on this crate's communicators, the ranks may have started
+    /// different calls.
     pub(crate) fn meet(&self, site: Site, rank: Rank) -> Result<()> {
         let mut request = mpi_sys::MPI_REQUEST_NULL;
         self.call(site, || {
-            // SAFETY: MPI is there, as `call` gives permission.
+            // SAFETY: `call` gives permission to call MPI; the request outlives the call.
             unsafe { checked!(MPI_Ibarrier(mpi_sys::MPI_COMM_WORLD, &mut request)) }
         })?;
         let mut patience = Some((Instant::now(), self.watch().patience()));
@@ -43,11 +42,11 @@ impl Environment {
         })
     }
 
-    /// Finalizes MPI, if it was this crate that initialized it, and closes this. Returns a line for
-    /// each thing that was left over.
+    /// Closes the environment, and finalizes MPI if this crate initialized it. Returns a line for
+    /// each message or started call that was left over.
     ///
-    /// Only the end of a universe calls this: on the thread that initialized MPI, as a universe is not
-    /// `Send` and none is given to another thread.
+    /// Called at the end of a universe only, and so on the thread that initialized MPI: a universe
+    /// is not `Send`, and `initialize` returns none on another thread.
     pub(crate) fn finalize(&self, site: Site) -> Vec<String> {
         self.close(site, || {
             if self.owner {
@@ -58,8 +57,9 @@ impl Environment {
         })
     }
 
-    /// Frees what was made, and then calls `finish`; from then on [`enter`](Self::enter) refuses.
-    /// Returns a line for each thing that was left over.
+    /// Frees the MPI objects that this crate made, then calls `finish`. From then on
+    /// [`enter`](Self::enter) returns an error. Returns a line for each message or started call
+    /// that was left over.
     fn close(&self, site: Site, finish: impl FnOnce()) -> Vec<String> {
         let _watched = self.watch.enter(site);
         let _guard = self.alone();
@@ -67,26 +67,26 @@ impl Environment {
             return Vec::new();
         }
         if is_finalized().unwrap_or(true) {
-            // Whoever initialized MPI has finalized it under us; nothing may be freed any more.
+            // The program itself has finalized MPI, so nothing may be freed any more.
             return Vec::new();
         }
-        // SAFETY: MPI is there, and no call of this crate reaches it any more.
+        // SAFETY: MPI is not finalized, and `enter` lets no other call of this crate in any more.
         let mut left = unsafe { self.started.end() };
         left.append(&mut self.left.lock());
         let kept = std::mem::take(&mut *self.freed_at_end.lock());
         for kept in kept {
-            // SAFETY: MPI is there, and no call of this crate reaches it any more; all ranks free
-            // what is left.
+            // SAFETY: as above; all ranks free what they have in common, in order of creation.
             unsafe { kept.free(&mut left) };
         }
-        // SAFETY: MPI is there, this is done once, and no call uses them any more.
+        // SAFETY: as above; this is done once, and no call uses the handles any more.
         unsafe { self.handles.free() };
         finish();
         left
     }
 
-    /// Closes when MPI is finalized by who initialized it, while MPI can still be called: MPI begins
-    /// its end by deleting the attributes of `MPI_COMM_SELF` (MPI 4.0, section 11.2.4).
+    /// Makes MPI close the environment when the program itself finalizes MPI. `MPI_Finalize` begins
+    /// by deleting the attributes of `MPI_COMM_SELF`, while MPI can still be called (MPI 4.0,
+    /// section 11.2.4).
     pub(crate) fn close_at_finalize(self: &Arc<Self>) -> Result<()> {
         let mut key = 0;
         // SAFETY: the callback has the signature that MPI calls it with, and lives as long as the
@@ -100,12 +100,12 @@ impl Environment {
             ))
         }?;
         let environment = Arc::into_raw(Arc::clone(self)).cast_mut().cast();
-        // SAFETY: the attribute is a reference of its own, which the callback takes back.
+        // SAFETY: the attribute owns a reference to the environment, which the callback takes back.
         unsafe { checked!(MPI_Comm_set_attr(mpi_sys::MPI_COMM_SELF, key, environment)) }
     }
 }
 
-/// `MPI_Comm_delete_attr_function` of an environment.
+/// Closes the environment that an attribute refers to: an `MPI_Comm_delete_attr_function`.
 unsafe extern "C" fn close_environment(
     _comm: mpi_sys::MPI_Comm,
     _key: c_int,

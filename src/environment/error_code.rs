@@ -1,11 +1,11 @@
-//! The one place that turns the error code that an MPI function returned into a [`Result`].
+//! Turns the error code that an MPI function returned into a [`Result`]: nothing else does so.
 
 use std::ffi::c_int;
 
 use crate::base::error::{Error, Result};
 
-/// Calls a function of MPI, whose name is the error's where it fails. An unsafe operation, as the call
-/// is.
+/// Calls an MPI function, and turns what it returned into a `Result`; an error names the function.
+/// Unsafe, as the call is.
 macro_rules! checked {
     ($function:ident($($argument:expr),* $(,)?)) => {
         $crate::environment::error_code::check(
@@ -43,11 +43,12 @@ fn failure(call: &'static str, code: c_int) -> Error {
     Error::Mpi { call, class: name, message, detail }
 }
 
-/// What the library's text for a code says beyond its text for the code's class.
+/// What the library's text for an error code says beyond its text for the class of the code.
 ///
-/// MPICH's is the text for the class and then a line for each function that failed, from MPI's
-/// own down to where the cause is: `MPIR_Get_contextid(491)...: Too many communicators`. What is
-/// left of it is what these functions say, without those that only tell that they failed.
+/// MPICH's text for a code is that for the class, followed by a line for each function that failed,
+/// from the MPI function down to the cause: `MPIR_Get_contextid(491)...: Too many communicators`.
+/// The detail is what these lines say after the function's name, without those lines that only say
+/// that the function failed.
 fn detail(text: &str, class: &str) -> String {
     let text = text.strip_prefix(class).unwrap_or(text);
     let text = text.strip_prefix(", error stack:").unwrap_or(text);
@@ -61,7 +62,7 @@ fn detail(text: &str, class: &str) -> String {
     said.filter(says_more).map(uncapitalized).collect::<Vec<_>>().join("; ")
 }
 
-/// MPICH begins its texts with a capital. A name of capitals keeps it.
+/// The text without the initial capital of MPICH's texts; a name in capitals stays as it is.
 fn uncapitalized(text: &str) -> String {
     let mut letters = text.chars();
     match (letters.next(), letters.clone().next()) {
@@ -72,7 +73,8 @@ fn uncapitalized(text: &str) -> String {
     }
 }
 
-/// Before its start and after its end, MPI aborts a program that asks what an error means.
+/// Whether MPI can be asked what an error code means. Before its initialization and after its
+/// finalization it would abort the program.
 fn can_explain() -> bool {
     let (mut initialized, mut finalized) = (0, 0);
     // SAFETY: both functions may be called at any time, and write one int.
@@ -131,7 +133,7 @@ mod tests {
         for text in [class, "", "MPI_ERR_COMM: invalid communicator"] {
             assert_eq!(detail(text, text), "");
         }
-        // A text of another form is told as it is.
+        // Of a text in another format, all is kept.
         assert_eq!(detail("The job is out of ports", class), "the job is out of ports");
     }
 }

@@ -1,4 +1,5 @@
-//! [`Library`]: which MPI it is, and whether it is the one that the program was made for.
+//! [`Library`]: which MPI library is loaded, and whether it and the launcher are of the vendor that
+//! the program was compiled for.
 
 use crate::base::error::{Error, Result};
 use crate::base::thread_level::ThreadLevel;
@@ -20,27 +21,28 @@ impl Library {
         Ok(Self { version, standard, thread_level })
     }
 
-    /// Who made it, as compiled against and as loaded: the two agree.
+    /// The vendor of the MPI that the program was compiled for. A library that is known to be
+    /// another vendor's is an error of [`initialize`](crate::initialize).
     #[must_use]
     pub fn vendor(&self) -> mpi_sys::Vendor {
         mpi_sys::VENDOR
     }
 
-    /// What the library says of itself, in full.
+    /// What the library says of its version: the full text, perhaps several lines.
     #[must_use]
     #[doc(alias = "MPI_Get_library_version")]
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// The MPI standard that it follows: `(3, 1)`.
+    /// The version of the MPI standard that the library implements: `(3, 1)`.
     #[must_use]
     #[doc(alias = "MPI_Get_version")]
     pub fn standard(&self) -> (i32, i32) {
         self.standard
     }
 
-    /// The thread level obtained.
+    /// The thread level that MPI provides.
     #[must_use]
     #[doc(alias = "MPI_Query_thread")]
     pub fn thread_level(&self) -> ThreadLevel {
@@ -48,7 +50,8 @@ impl Library {
     }
 }
 
-/// What the library that is loaded says of itself, if it is the one that was compiled against.
+/// The version text of the library that is loaded; an error if it is known to be of another vendor
+/// than the one that the program was compiled for.
 pub(super) fn version() -> Result<String> {
     let version = library_version()?;
     if mpi_sys::is_compiled_for(&version) {
@@ -67,17 +70,18 @@ fn library_version() -> Result<String> {
     Ok(String::from_utf8_lossy(&text).trim_end_matches(['\0', '\n']).to_owned())
 }
 
-/// The variable that allows each rank to be alone in its world.
+/// The environment variable that allows each rank to be alone in its world.
 const ALLOW_SINGLETONS: &str = "MPI4TCH_ALLOW_SINGLETONS";
 
-/// Refuses a world of one rank in a job of several: a program that another implementation's
-/// launcher started runs as many worlds of one rank each, and its results are wrong.
+/// Refuses a world of one rank in a job of several ranks. The launcher of another MPI starts each
+/// rank in a world of its own, and the results of the program are wrong.
 ///
 /// # Errors
-/// `Error::Launcher` in such a world, unless `MPI4TCH_ALLOW_SINGLETONS` is 1; `Error::Setting` if it
-/// is neither 0 nor 1. The variable is not read in other worlds, whose ranks would have to agree.
+/// `Error::Launcher` in such a world, unless `MPI4TCH_ALLOW_SINGLETONS` is 1; `Error::Setting` if
+/// it is neither 0 nor 1. In larger worlds, where all ranks would have to agree on it, the variable
+/// is not read.
 pub(crate) fn check_launcher(size: i32) -> Result<()> {
-    // As set by Open MPI, by MPICH and its kin, and by Slurm for one step.
+    // Set by Open MPI, by MPICH and its derivatives, and by Slurm for a job step.
     const VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
     if size > 1 {
         return Ok(());

@@ -1,5 +1,5 @@
-//! MPI on this rank: its start and end, who may call it, how a call waits, and what is the same for
-//! all communicators.
+//! MPI on this rank: its initialization and finalization, permission to call it, waiting for other
+//! ranks, and what all communicators share.
 
 mod access;
 pub mod datatype;
@@ -29,62 +29,66 @@ use datatype::Handles;
 use library::Library;
 use watch::Watch;
 
-/// What every communicator refers to: whether MPI may be called, and by whom, and the handles
-/// that were made at the start.
+/// The state of MPI on this rank, which all communicators share: whether and on which threads MPI
+/// may be called, the settings, and the handles made at initialization.
 ///
-/// The order of locks: permission to call MPI ([`Environment::enter`]) comes before all others, as whoever
-/// has it may take any of them, and nobody who holds another may ask for it. Of the others, that
-/// of the list of calls under way comes before that of a single call, and that before the order of a
-/// communicator's calls; and that of a communicator's children before those of the children. While
-/// any of the rest is held, nothing waits.
+/// The order in which locks are taken: first the permission to call MPI ([`Environment::enter`]),
+/// which a thread must not ask for while it holds another lock. Then the list of started calls,
+/// then a single started call, then the order of a communicator's calls. The list of a
+/// communicator's children is locked before those of the children. No thread waits while it holds
+/// one of the rest.
 #[derive(Debug)]
 pub(crate) struct Environment {
     handles: Handles,
     library: Library,
-    /// Whether it was this crate that initialized MPI.
+    /// Whether this crate initialized MPI, and so finalizes it.
     owner: bool,
     level: ThreadLevel,
     check: Check,
-    /// The thread that initialized: the one that may call MPI below [`ThreadLevel::Serialized`].
+    /// The thread that initialized this: the only one that may call MPI below
+    /// [`ThreadLevel::Serialized`].
     main: ThreadId,
-    /// Held during each call, so that the end waits for those under way.
+    /// Held during each MPI call: exclusively at [`ThreadLevel::Serialized`], shared otherwise. The
+    /// end takes it exclusively, and so waits for the calls under way.
     calls: RwLock<()>,
     finalized: AtomicBool,
-    /// What is freed at the end, in order of creation.
+    /// The MPI objects that are freed at the end, in order of creation.
     freed_at_end: Mutex<Vec<Arc<dyn FreedAtEnd>>>,
     /// The calls that were started and have not ended.
     started: Arc<dyn StartedCalls>,
-    /// How many of them wait for their turn.
+    /// How many started calls wait for their turn.
     queued: AtomicUsize,
     watch: Arc<Watch>,
-    /// Whether other threads than `main` have called MPI.
+    /// Whether threads other than `main` have called MPI.
     has_threads: AtomicBool,
-    /// What was left over of communicators that have been freed.
+    /// A line for each message that a communicator had left when it was freed, and for each started
+    /// call that failed and was never waited for.
     left: Mutex<Vec<String>>,
-    /// What failed last.
+    /// The text of the last error.
     last_error: Mutex<Option<String>>,
-    /// The largest tag.
+    /// The largest tag that MPI allows.
     largest_tag: Tag,
 }
 
 /// The calls that were started and have not ended.
 pub(crate) trait StartedCalls: fmt::Debug + Send + Sync {
-    /// Lets those that wait for their turn go on.
+    /// Goes on with those that wait for their turn.
     ///
     /// # Safety
     /// MPI can be called.
     unsafe fn advance(&self);
 
-    /// Ends all of them, when no other call is made. Returns a line for each that does not end.
+    /// Waits for a moment until all have ended, when no other call is made any more. Returns a line
+    /// for each that has not.
     ///
     /// # Safety
     /// MPI can be called.
     unsafe fn end(&self) -> Vec<String>;
 }
 
-/// What this crate made of MPI's and keeps until the end.
+/// An MPI object, or several, that this crate made and keeps until MPI's end.
 pub(crate) trait FreedAtEnd: fmt::Debug + Send + Sync {
-    /// Frees it. Adds a line to `left` for each thing that was left over.
+    /// Frees it. Adds a line to `left` for each message that was left over.
     ///
     /// # Safety
     /// MPI can be called, no call uses it any more, and all ranks free what they have in common in
@@ -98,7 +102,7 @@ impl Environment {
         &self.library
     }
 
-    /// Whether it was this crate that initialized MPI.
+    /// Whether this crate initialized MPI.
     pub(crate) fn is_owner(&self) -> bool {
         self.owner
     }
@@ -107,7 +111,7 @@ impl Environment {
         &self.handles
     }
 
-    /// Which calls the ranks compare before they make them.
+    /// How much of their calls the ranks compare.
     #[inline]
     pub(crate) fn check(&self) -> Check {
         self.check
@@ -127,7 +131,7 @@ impl Environment {
         !self.finalized.load(Ordering::Relaxed)
     }
 
-    /// Whether started calls wait for their turn, so that nobody may wait inside MPI.
+    /// Whether started calls wait for their turn. They go on only while no thread waits inside MPI.
     #[inline]
     pub(super) fn are_queued(&self) -> bool {
         self.queued.load(Ordering::Relaxed) != 0
@@ -138,12 +142,12 @@ impl Environment {
         self.queued.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that one waits no more.
+    /// Notes that a started call does not wait for its turn any more.
     pub(crate) fn note_unqueued(&self) {
         self.queued.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Lets the started calls that wait for their turn go on.
+    /// Goes on with the started calls that wait for their turn.
     ///
     /// # Safety
     /// MPI can be called.
@@ -155,7 +159,7 @@ impl Environment {
         }
     }
 
-    /// Remembers what failed, to tell it where other ranks wait for this one in vain.
+    /// Keeps the text of an error, which [`meet`](Self::meet) prints if other ranks do not come.
     #[cold]
     pub(crate) fn note(&self, error: &Error) {
         *self.last_error.lock() = Some(error.to_string());
@@ -165,7 +169,7 @@ impl Environment {
         self.last_error.lock().clone()
     }
 
-    /// Keeps lines of what was left over, to be told at the end.
+    /// Keeps lines about messages and calls that were left over, to be reported at the end.
     pub(crate) fn note_left(&self, lines: Vec<String>) {
         let mut left = self.left.lock();
         for line in lines {
@@ -175,7 +179,7 @@ impl Environment {
         }
     }
 
-    /// Keeps something, to free it at the end.
+    /// Keeps an MPI object, to be freed at the end.
     pub(crate) fn free_at_end(&self, kept: Arc<dyn FreedAtEnd>) {
         self.freed_at_end.lock().push(kept);
     }
@@ -186,7 +190,7 @@ pub(crate) fn is_finalized() -> Result<bool> {
     flag("MPI_Finalized", mpi_sys::MPI_Finalized)
 }
 
-/// Lets MPI return the errors of a communicator instead of aborting.
+/// Makes MPI return the errors of a communicator instead of aborting.
 pub(crate) fn return_errors(context: mpi_sys::MPI_Comm) -> Result<()> {
     // SAFETY: a communicator, and one of MPI's own error handlers.
     unsafe { checked!(MPI_Comm_set_errhandler(context, mpi_sys::MPI_ERRORS_RETURN)) }

@@ -1,4 +1,4 @@
-//! The ops that MPI lacks, or has with other results than torch: user-defined ones.
+//! MPI ops defined by this crate, where MPI has none or gives other results than torch.
 
 use std::ffi::{c_int, c_void};
 
@@ -11,7 +11,7 @@ use crate::base::error::Result;
 use crate::base::op::Op;
 use crate::environment::error_code::checked;
 
-/// The ops that MPI lacks, made at initialization.
+/// The ops that this crate defines, created at initialization.
 #[derive(Debug)]
 pub(crate) struct OwnOps {
     half: HalfOps,
@@ -52,6 +52,8 @@ impl OwnOps {
         })
     }
 
+    /// The op for a floating-point kind, which MPI lacks or gives other results for: of `Float` and
+    /// `Double` these are `Max` and `Min` only.
     #[inline]
     pub(crate) fn get(&self, op: Op, kind: Kind) -> MPI_Op {
         let half = match kind {
@@ -67,6 +69,7 @@ impl OwnOps {
         }
     }
 
+    /// The sum for 8- and 16-bit integers, which some MPI libraries let saturate.
     #[inline]
     pub(crate) fn wrapping_sum(&self, kind: Kind) -> Option<MPI_Op> {
         match kind {
@@ -117,7 +120,7 @@ fn create(function: Function) -> Result<MPI_Op> {
     Ok(op)
 }
 
-/// A commutative and associative combination of two values.
+/// How two values are combined. MPI may combine the ranks' values in any order.
 trait Combine<T> {
     fn combine(a: T, b: T) -> T;
 }
@@ -203,7 +206,7 @@ unsafe extern "C" fn combine<T: Copy, O: Combine<T>>(
     _datatype: *mut MPI_Datatype,
 ) {
     // SAFETY: MPI calls an op with two disjoint vectors of `len` elements of the datatype it is
-    // used with, and `OwnOps::get` gives this one out for `T` only.
+    // used with, and `OwnOps` returns this op for the kind of `T` only.
     let (input, inout) = unsafe { slices::<T>(input, inout, len) };
     for (b, a) in inout.iter_mut().zip(input) {
         *b = O::combine(*a, *b);
@@ -232,7 +235,7 @@ macro_rules! sixteen {
 
 sixteen!(f16 bf16);
 
-/// Combines in blocks, which `half` converts with vector instructions.
+/// Combines blocks of values, which the crate `half` converts with vector instructions.
 unsafe extern "C" fn combine_16<T: Sixteen, O: Combine<f32>>(
     input: *mut c_void,
     inout: *mut c_void,

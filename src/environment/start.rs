@@ -1,4 +1,4 @@
-//! MPI's start, and what the environment's variables say of it.
+//! Initializing MPI, and reading the settings from environment variables.
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -18,9 +18,8 @@ use crate::base::thread_level::ThreadLevel;
 use crate::environment::error_code::checked;
 
 impl Environment {
-    /// Starts MPI, or finds it started. Collective over all ranks of the program.
-    ///
-    /// `started` are the calls that will be started.
+    /// Initializes MPI if it is not initialized yet, and makes the environment. Collective over all
+    /// ranks of the program. `started` is the list that calls will be added to.
     pub(crate) fn start(level: ThreadLevel, started: Arc<dyn StartedCalls>) -> Result<Self> {
         let version = library::version()?;
         if is_finalized()? {
@@ -38,8 +37,8 @@ impl Environment {
                     &mut provided,
                 ))
             }?;
-            // Errors of requests are those of none of our communicators: of receives in MPICH, of
-            // started collectives in Open MPI.
+            // MPI raises some errors of requests on these, not on our communicators: MPICH those of
+            // receives, Open MPI those of nonblocking collectives.
             return_errors(mpi_sys::MPI_COMM_WORLD)?;
             return_errors(mpi_sys::MPI_COMM_SELF)?;
         }
@@ -47,7 +46,7 @@ impl Environment {
             Ok(settings) => settings,
             Err(error) => {
                 if owner {
-                    // All ranks are here, so the program can end in order.
+                    // All ranks get an error here, so all can finalize MPI.
                     // SAFETY: MPI was initialized above, by this thread.
                     unsafe { mpi_sys::MPI_Finalize() };
                 }
@@ -95,8 +94,9 @@ impl Environment {
     }
 }
 
-/// What the environment says: what the ranks compare of their calls, which is the most that any rank's
-/// says; and how long this rank may wait. Collective.
+/// Reads the settings from environment variables: how much of their calls the ranks compare, which
+/// is the most that any rank's variable says, and the watch with this rank's limits. An invalid
+/// value on one rank is an error on all. Collective.
 fn agreed_settings() -> Result<(Check, Arc<Watch>)> {
     let (mut rank, mut size) = (0, 0);
     // SAFETY: MPI is initialized; `rank` outlives the call.
@@ -106,7 +106,7 @@ fn agreed_settings() -> Result<(Check, Arc<Watch>)> {
     let limits = Limits::from_environment();
     let watch = limits.as_ref().ok().map(|&limits| Watch::start(limits, rank, size));
     let own = limits.and_then(|_| Check::from_environment());
-    // The level, and the last of the ranks whose values mean nothing.
+    // The level of checks, and the last rank that has an invalid value.
     let mut most = match &own {
         Ok(level) => [*level as c_int, -1],
         Err(_) => [0, rank],
@@ -148,6 +148,6 @@ fn largest_tag() -> Result<Tag> {
     }?;
     // SAFETY: where it was found, MPI has pointed the value at an int of its own.
     let value = unsafe { value.as_ref() }.filter(|_| found != 0);
-    // What every MPI allows (MPI 3.1, section 8.1.2).
+    // The least value that the standard allows (MPI 3.1, section 8.1.2).
     Ok(value.copied().unwrap_or(32767))
 }

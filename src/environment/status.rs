@@ -1,4 +1,4 @@
-//! Who a message is from and what it is: [`Source`], [`TagMatch`], [`Status`].
+//! Where messages come from, their tags and sizes: [`Source`], [`TagMatch`], [`Status`].
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,12 +10,12 @@ use tch::Kind;
 use crate::base::rank::Rank;
 use crate::base::tag::Tag;
 
-/// The rank that does not exist: what is sent to it goes nowhere, and what is received from it is
-/// nothing. A shift along ranks that do not form a ring names it at both ends.
+/// The rank of no process. A send to it does nothing, and a receive from it returns zeros at once.
+/// In a shift along a line of ranks it is the neighbour that the ranks at both ends lack.
 #[doc(alias = "MPI_PROC_NULL")]
 pub const PROC_NULL: Rank = mpi_sys::MPI_PROC_NULL;
 
-/// Whose message is received.
+/// The rank that a message is received from.
 ///
 /// # Examples
 /// ```
@@ -25,9 +25,9 @@ pub const PROC_NULL: Rank = mpi_sys::MPI_PROC_NULL;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// This rank's.
+    /// This rank.
     Rank(Rank),
-    /// Whichever comes.
+    /// Any rank.
     #[doc(alias = "MPI_ANY_SOURCE")]
     Any,
 }
@@ -38,7 +38,7 @@ impl From<Rank> for Source {
     }
 }
 
-/// Which message is received.
+/// The tag of the message that is received.
 ///
 /// # Examples
 /// ```
@@ -48,9 +48,9 @@ impl From<Rank> for Source {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TagMatch {
-    /// The next with this tag.
+    /// This tag.
     Tag(Tag),
-    /// The next.
+    /// Any tag.
     #[doc(alias = "MPI_ANY_TAG")]
     Any,
 }
@@ -61,7 +61,7 @@ impl From<Tag> for TagMatch {
     }
 }
 
-/// What is known of a message that has come.
+/// The source, tag and size of a message that has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias = "MPI_Status")]
 pub struct Status {
@@ -71,13 +71,13 @@ pub struct Status {
 }
 
 impl Status {
-    /// What MPI writes the status of a message to.
+    /// A status for MPI to write to.
     pub(crate) fn none() -> MPI_Status {
         // SAFETY: a status is integers, for which zeros are values.
         unsafe { MaybeUninit::zeroed().assume_init() }
     }
 
-    /// What MPI says, by one who may call it.
+    /// Reads a status of MPI's, with permission to call MPI.
     pub(crate) fn of(status: &MPI_Status) -> Self {
         let mut bytes = 0;
         // SAFETY: MPI, or `none`, has written the status; `bytes` outlives the call.
@@ -85,24 +85,25 @@ impl Status {
         Self { source: status.MPI_SOURCE, tag: status.MPI_TAG, bytes: bytes.max(0) }
     }
 
-    /// Without `extra` bytes that are not the user's.
+    /// The status without `extra` bytes that this crate added to the message.
     pub(crate) fn without(self, extra: i64) -> Self {
         Self { bytes: (self.bytes - extra).max(0), ..self }
     }
 
-    /// The rank that sent it.
+    /// The rank that sent the message.
     #[must_use]
     pub fn source(&self) -> Rank {
         self.source
     }
 
-    /// Its tag.
+    /// The message's tag.
     #[must_use]
     pub fn tag(&self) -> Tag {
         self.tag
     }
 
-    /// How many elements of this kind it has, if they fill it.
+    /// How many elements of this kind the message has; `None` if its size is not that of a whole
+    /// number.
     #[must_use]
     #[doc(alias = "MPI_Get_count")]
     pub fn count(&self, kind: Kind) -> Option<i64> {
@@ -111,8 +112,8 @@ impl Status {
     }
 }
 
-/// The other end of a message. What wildcards stand for is known once the message has come, to all
-/// clones.
+/// The rank at the other end of a message, and its tag. For a receive either may be a wildcard;
+/// once the message has arrived, all clones know what the wildcards matched.
 #[derive(Clone, Debug)]
 pub(crate) struct Envelope {
     source: Source,
@@ -123,7 +124,7 @@ pub(crate) struct Envelope {
 #[derive(Debug, Default)]
 struct Resolved {
     status: OnceLock<Status>,
-    /// Whether the message was not what it was to be received into.
+    /// Whether the message did not match the tensor that it was to be received into.
     refused: AtomicBool,
 }
 
@@ -140,7 +141,7 @@ impl Envelope {
         self.tag
     }
 
-    /// As MPI takes it for a receive.
+    /// The arguments for MPI to receive the message.
     pub(crate) fn to_mpi(&self) -> (Rank, Tag) {
         if let Some(known) = self.known() {
             return known;
@@ -157,11 +158,11 @@ impl Envelope {
     }
 
     pub(crate) fn resolve(&self, status: Status) {
-        // A message comes once.
+        // A message arrives only once, so nothing is set before.
         let _ = self.resolved.status.set(status);
     }
 
-    /// Notes that the message was received in vain.
+    /// Notes that the message did not match the tensor that it was to be received into.
     pub(crate) fn refuse(&self) {
         self.resolved.refused.store(true, Ordering::Relaxed);
     }
@@ -179,7 +180,7 @@ impl Envelope {
         match (self.source, self.tag, self.status()) {
             (Source::Rank(rank), TagMatch::Tag(tag), _) => Some((rank, tag)),
             (_, _, Some(status)) => Some((status.source, status.tag)),
-            // What nobody sends has no tag.
+            // No message comes, so any tag will do.
             (Source::Rank(PROC_NULL), TagMatch::Any, None) => Some((PROC_NULL, 0)),
             _ => None,
         }

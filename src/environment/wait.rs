@@ -1,17 +1,17 @@
-//! Waiting for other ranks. Every wait of this crate is made by one of the functions here, so each
-//! is watched, and none keeps other threads, or other calls that were started, from going on.
+//! Waiting for other ranks, watched, and so that other threads and started calls can go on. All
+//! operations wait by the functions here.
 
 use super::Environment;
 use crate::base::error::Result;
 use crate::base::site::Site;
 use crate::base::way::Way;
 
-/// How often a wait looks before it lets other processes run: for about 100 µs.
+/// How often a wait polls before it yields to other processes: for about 100 µs.
 const SPINS: u32 = 500;
 
 impl Environment {
-    /// Waits until `poll` gives something, at `site`. Calls it with permission to call MPI, and lets
-    /// other threads make their calls in between.
+    /// Polls until `poll` returns a value, for the call at `site`. `poll` is called with permission
+    /// to call MPI; in between, other threads can call MPI, and started calls go on.
     #[inline]
     pub(crate) fn wait<T>(
         &self,
@@ -38,7 +38,7 @@ impl Environment {
         }
     }
 
-    /// As [`wait`](Self::wait), until `has_come` says so.
+    /// Polls until `has_come` returns true: see [`wait`](Self::wait).
     #[inline]
     pub(crate) fn wait_until(
         &self,
@@ -48,8 +48,8 @@ impl Environment {
         self.wait(site, || Ok(has_come()?.then_some(())))
     }
 
-    /// Makes one call of MPI's, which may wait inside MPI: for other ranks that are certain to make
-    /// the same call, whatever this one does meanwhile.
+    /// Makes one MPI call. It may wait inside MPI for other ranks, but only if they are certain to
+    /// make the same call without anything that this rank would have to do first.
     #[inline]
     pub(crate) fn call<T>(&self, site: Site, call: impl FnOnce() -> Result<T>) -> Result<T> {
         let _watched = self.watch().enter(site);
@@ -57,10 +57,10 @@ impl Environment {
         call()
     }
 
-    /// How a blocking call can be made, as far as this rank is concerned: inside MPI, unless
-    /// that would keep other threads or other calls from going on.
+    /// How this rank wants to make a blocking call: by MPI's blocking function, unless that would
+    /// keep other threads or started calls of this rank from going on.
     #[inline]
     pub(crate) fn way(&self) -> Way {
-        if self.has_waiting_threads() || self.are_queued() { Way::Polls } else { Way::Waits }
+        if self.serializes_threads() || self.are_queued() { Way::Polls } else { Way::Waits }
     }
 }

@@ -1,9 +1,9 @@
-//! The watch: tells of calls that wait for too long, and with `MPI4TCH_TIMEOUT` ends the job.
+//! The watch reports calls that wait for too long, and with `MPI4TCH_TIMEOUT` ends the job.
 //!
-//! Each rank watches itself, on a thread that calls no MPI: it knows which calls it is in, and looks
-//! now and then how long it has seen them. One that has waited for a minute is named once. With
-//! `MPI4TCH_TIMEOUT`, a rank that has waited for so long says so, leaves the other ranks a moment to
-//! say the same, and exits; the launcher then ends the job.
+//! Each rank watches its own calls, on a thread that never calls MPI. The thread looks at the list
+//! of calls periodically. A call that has waited for `MPI4TCH_NOTICE` seconds, or for a minute, is
+//! reported once. With `MPI4TCH_TIMEOUT`, a rank that has waited for that time reports its calls,
+//! leaves the other ranks a moment to report theirs, and exits; the launcher then ends the job.
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,26 +16,26 @@ use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
 
-/// What a job that was ended returns, as of `timeout(1)`.
+/// The exit code of a job that the watch ends, as that of `timeout(1)`.
 const EXIT_CODE: i32 = 124;
 
-/// How long the ranks have to say what they wait for, before the first ends the job.
+/// How long the ranks have to report what they wait for, before the first ends the job.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long a call may wait before it is named, where `MPI4TCH_NOTICE` does not say.
+/// How many seconds a call may wait before it is reported, if `MPI4TCH_NOTICE` is not set.
 const NOTICE: f64 = 60.0;
 
 /// How long calls may wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Before they are named.
+    /// Before they are reported.
     notice: Duration,
     /// Before the job is ended.
     timeout: Option<Duration>,
 }
 
 impl Limits {
-    /// What `MPI4TCH_NOTICE` and `MPI4TCH_TIMEOUT` say.
+    /// Reads `MPI4TCH_NOTICE` and `MPI4TCH_TIMEOUT`.
     pub(crate) fn from_environment() -> Result<Self> {
         let notice = Duration::from_secs_f64(NOTICE);
         let notice =
@@ -44,7 +44,7 @@ impl Limits {
         Ok(Self { notice, timeout })
     }
 
-    /// How often to look.
+    /// The time between two looks at the calls.
     fn pause(&self) -> Duration {
         let shortest = self.timeout.map_or(self.notice, |timeout| timeout.min(self.notice));
         (shortest / 10).clamp(Duration::from_millis(1), Duration::from_secs(1))
@@ -70,10 +70,10 @@ pub(crate) struct Watch {
     limits: Limits,
     rank: Rank,
     size: Rank,
-    /// How many calls have been made.
+    /// How many calls have been numbered.
     made: AtomicU64,
     waits: Mutex<Waits>,
-    /// The last call that looked alike on all ranks, but stood on different lines.
+    /// The last call on which the ranks agreed although it stood on different lines of the program.
     lines: Mutex<Option<Site>>,
 }
 
@@ -87,12 +87,12 @@ struct Waits {
 struct Wait {
     key: u64,
     site: Site,
-    /// When the watch first saw it: a call that takes no time is not timed.
+    /// When the watch first saw it. The call itself does not read the clock, to cost less.
     seen: Option<Instant>,
     is_named: bool,
 }
 
-/// A call, for as long as it takes.
+/// Keeps a call in the list of those that are watched, until it is dropped.
 #[must_use]
 pub(crate) struct Watched<'a> {
     watch: &'a Watch,
@@ -100,7 +100,7 @@ pub(crate) struct Watched<'a> {
 }
 
 impl Watch {
-    /// Starts to watch, until the watch is dropped.
+    /// Starts the thread that watches, which ends when the watch has been dropped.
     pub(crate) fn start(limits: Limits, rank: Rank, size: Rank) -> Arc<Self> {
         let (made, waits, lines) = (AtomicU64::new(0), Mutex::default(), Mutex::default());
         let watch = Arc::new(Self { limits, rank, size, made, waits, lines });
@@ -112,8 +112,8 @@ impl Watch {
         watch
     }
 
-    /// How long to wait for other ranks at the end before saying so: less than `MPI4TCH_TIMEOUT`, if
-    /// it is set.
+    /// How long to wait for other ranks at the end before that is reported: less than
+    /// `MPI4TCH_TIMEOUT`, if it is set.
     pub(crate) fn patience(&self) -> Duration {
         let longest = Duration::from_secs(5);
         self.limits.timeout.map_or(longest, |timeout| longest.min(timeout / 2))
@@ -141,18 +141,19 @@ impl Watch {
         Watched { watch: self, key }
     }
 
-    /// Notes a call that looked alike on all ranks, but stood on different lines.
+    /// Notes a call on which the ranks agreed although it stood on different lines of the program.
     pub(crate) fn note_lines(&self, site: Site) {
         *self.lines.lock() = Some(site);
     }
 
-    /// The last such call.
+    /// The last call on which the ranks agreed although it stood on different lines.
     pub(crate) fn last_lines(&self) -> Option<String> {
         let lines = self.lines.lock();
         lines.map(|site| site.to_string())
     }
 
-    /// Looks at the calls: what to say of them, if one takes too long, and whether to end the job.
+    /// Looks how long the calls have waited. Returns a report if one has waited for too long, and
+    /// whether the job must end.
     fn look(&self) -> Option<(String, bool)> {
         let now = Instant::now();
         let mut waits = self.waits();
@@ -193,20 +194,20 @@ impl Drop for Watched<'_> {
     #[inline]
     fn drop(&mut self) {
         let list = &mut self.watch.waits().list;
-        // The last to come is mostly the first to go.
+        // Calls are mostly nested, so that the last one to begin is the first to end.
         if let Some(place) = list.iter().rposition(|wait| wait.key == self.key) {
             list.remove(place);
         }
     }
 }
 
-/// Looks at a watch until it is gone.
+/// Looks at the calls periodically, until the watch has been dropped.
 fn look(watched: &Weak<Watch>) {
     loop {
         let Some(watch) = watched.upgrade() else { return };
         if let Some((text, ends)) = watch.look() {
             if ends {
-                // Also where what is said cannot be written, as nobody reads it.
+                // Ends the job also if writing the report blocks, as nobody reads it.
                 std::thread::spawn(|| {
                     std::thread::sleep(3 * GRACE);
                     exit();
@@ -230,15 +231,15 @@ fn look(watched: &Weak<Watch>) {
     }
 }
 
-/// Ends the process. MPI cannot be called here, nor can what it left be cleaned up.
+/// Ends the process. This thread may not call MPI, so MPI is not finalized.
 fn exit() {
-    // SAFETY: ends the process without running anything of it.
+    // SAFETY: ends the process without running any of its code.
     unsafe { libc::_exit(EXIT_CODE) };
 }
 
-/// Writes to standard error, in one piece, as other ranks write there too, and without Rust's lock,
-/// which the program may hold. If it cannot be written to, nothing can be said.
+/// Writes to standard error: in one call, so that lines of several ranks do not mix, and without
+/// Rust's lock, which the program may hold. Errors are ignored, as they could not be reported.
 pub(crate) fn say(text: &str) {
-    // SAFETY: the text has as many bytes.
+    // SAFETY: the text has that many bytes.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
 }

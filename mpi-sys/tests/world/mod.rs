@@ -4,7 +4,7 @@ use std::ptr;
 
 use mpi_sys::*;
 
-/// MPI is initialised while this lives.
+/// Finalizes MPI when it is dropped.
 pub struct World {
     /// This rank.
     pub rank: i32,
