@@ -1,41 +1,41 @@
-//! The derivative of a solution: what solves an equation is one node of the graph, however many
-//! iterations it took, and its adjoint is a second solve.
+//! The derivative of the solution of an equation. The solver is one node of the graph, however many
+//! iterations it takes, and its adjoint is a second solve.
 //!
 //! ```sh
 //! make demo EXAMPLE=implicit_solve
 //! ```
 //!
-//! On a line that is cut over the ranks, u solves −u″ + eᶿ u = f, with walls at both ends; θ is the
-//! unknown in each cell, and the loss is half the squared distance of u to what was measured. With
-//! A = A(θ) for the left side and ū for the loss's cotangent of u, the implicit function theorem
-//! says:
+//! On a line that is distributed over the ranks, u solves −u″ + eᶿ u = f, with u = 0 beyond both
+//! ends. θ is the parameter in each cell, and the loss is half the squared distance of u from
+//! measured values. Let A = A(θ) be the matrix of the left side, and ū the cotangent of u. By the
+//! implicit function theorem:
 //!
 //! ```text
 //! A λ = ū,    f̄ = λ,    θ̄ = −eᶿ u λ
 //! ```
 //!
-//! The conjugate gradients exchange the ends of their parts with both neighbours and sum up two
-//! numbers per iteration; none of it is recorded. The pullback calls the same function, so it has a
-//! derivative in its turn: the example checks the gradient against differences, and that the second
-//! derivatives are symmetric.
+//! In each iteration of the conjugate gradients, neighbours exchange the cells at the ends of their
+//! parts, and two sums over all ranks are computed; none of it is recorded. The pullback calls
+//! `solve`, so it can be differentiated too. The example compares the gradient with finite
+//! differences, and checks that the second derivatives are symmetric.
 
 use std::process::ExitCode;
 
 use mpi4tch::tch::{Device, Kind, Tensor, no_grad};
 use mpi4tch::{Communicator, Op, PROC_NULL, PassOptions, Result};
 
-/// The cells of each rank.
+/// The number of cells of each rank.
 const CELLS: i64 = 16;
 
 fn main() -> ExitCode {
     mpi4tch::run(|universe| run(&universe.world()))
 }
 
-/// A gradient and second derivatives, on any number of ranks.
+/// Checks a gradient and second derivatives, on any number of ranks.
 pub(crate) fn run(world: &Communicator) -> Result<()> {
     let cell = Tensor::arange(CELLS, (Kind::Double, Device::Cpu)) + place(world);
     let (source, measured) = ((&cell * 0.3).sin() + 1.5, (&cell * 0.2).cos());
-    // Directions in which derivatives are taken, of all ranks' cells at once.
+    // Two directions in the space of all ranks' cells, along which derivatives are taken.
     let (v, w) = ((&cell * 0.7).sin(), (&cell * 1.1).cos());
     let theta = (&cell * 0.1).sin().set_requires_grad(true);
 
@@ -73,7 +73,7 @@ pub(crate) fn run(world: &Communicator) -> Result<()> {
     Ok(())
 }
 
-/// Where this rank's cells begin.
+/// The number of this rank's first cell.
 fn place(comm: &Communicator) -> f64 {
     f64::from(comm.rank()) * CELLS as f64
 }
@@ -97,7 +97,7 @@ fn conjugate_gradients(comm: &Communicator, a: &Tensor, f: &Tensor) -> Result<Te
     };
     let (mut u, mut r, mut p) = (f.zeros_like(), f.copy(), f.copy());
     let mut rr = dot(&r, &r)?;
-    // The sums are the same on all ranks, and so is the number of iterations.
+    // The sums are equal on all ranks, so the number of iterations is too.
     let enough = 1e-28 * rr;
     while rr > enough {
         let ap = apply(comm, a, &p)?;
@@ -111,7 +111,7 @@ fn conjugate_gradients(comm: &Communicator, a: &Tensor, f: &Tensor) -> Result<Te
     Ok(u)
 }
 
-/// A x, with the neighbours' cells beside the ends, and walls of zeros.
+/// A x, with the neighbours' cells beyond the ends of this rank's part, and zeros beyond the line.
 fn apply(comm: &Communicator, a: &Tensor, x: &Tensor) -> Result<Tensor> {
     let (first, last) = (x.narrow(0, 0, 1), x.narrow(0, CELLS - 1, 1));
     let wall = first.zeros_like();

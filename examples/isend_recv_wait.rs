@@ -12,10 +12,10 @@
 //! ```
 //!
 //! Each `a` is in the sum of its own rank and in that of the right neighbour, so the gradient of
-//! the sum of all ranks' losses is 2. One half of it comes back from the right, by the adjoint of
-//! the send, and there is the difficulty: nothing that this rank computes depends on its send.
-//! libtorch would pass it over, and nobody would receive the cotangent: the gradient would be 1, or
-//! the program would hang. Here are the two ways to make the send a part of the backward pass.
+//! the sum of all ranks' losses is 2. One half of it comes back from the right neighbour, by the
+//! adjoint of the send. But nothing that this rank computes depends on its send, so libtorch would
+//! skip it, and this rank would not receive the cotangent: the gradient would be 1, or the program
+//! would hang. This example shows two ways to make the send a part of the backward pass.
 
 use std::process::ExitCode;
 
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     mpi4tch::run(|universe| run(&universe.world()))
 }
 
-/// The ring by dummies, then by a tape, on any number of ranks.
+/// Runs the ring with dummies, then with a tape, on any number of ranks.
 pub(crate) fn run(world: &Communicator) -> Result<()> {
     let (rank, size) = (world.rank(), world.size());
     let (left, right) = ((rank + size - 1) % size, (rank + 1) % size);
@@ -48,11 +48,11 @@ pub(crate) fn run(world: &Communicator) -> Result<()> {
     Ok(())
 }
 
-/// Computes a + b and leaves the gradient in `a`.
+/// A function that computes a + b and adds the gradient to `a`.
 type Ring = fn(&Communicator, &Tensor, Rank, Rank) -> Result<Tensor>;
 
-/// Dummies say by hand what comes after what. The result depends on the wait, the wait on the
-/// receive, the receive on the start of the send; the backward pass goes through them in reverse.
+/// Orders the calls by dummies. The result depends on the wait, the wait on the receive, and the
+/// receive on the start of the send; the backward pass goes through them in reverse.
 fn with_dummies(world: &Communicator, a: &Tensor, left: Rank, right: Rank) -> Result<Tensor> {
     let request = world.isend(a, right, 0)?;
     let like = mpi4tch::join_dummies(&a.detach(), &[&request.dummy()])?;
@@ -63,7 +63,8 @@ fn with_dummies(world: &Communicator, a: &Tensor, left: Rank, right: Rank) -> Re
     Ok(sum.detach())
 }
 
-/// A tape chains the calls that are made on it, in their order, and goes back through all of them.
+/// Records the calls on a tape, which chains them in their order, and goes back through all of
+/// them.
 fn with_tape(world: &Communicator, a: &Tensor, left: Rank, right: Rank) -> Result<Tensor> {
     let tape = world.tape();
     let request = tape.isend(a, right, 0)?;

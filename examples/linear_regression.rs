@@ -1,5 +1,5 @@
-//! Least squares, data-parallel: every rank holds some of the rows, and all of them run the same
-//! L-BFGS, in step.
+//! Data-parallel least squares: every rank holds some of the rows, and all ranks run the same
+//! iterations of L-BFGS.
 //!
 //! ```sh
 //! cargo build --example linear_regression
@@ -8,8 +8,9 @@
 //! scripts/mpiexec.sh -n 4 target/debug/examples/linear_regression --data my.csv
 //! ```
 //!
-//! All that is parallel about the fit is in `LeastSquares::loss`: two calls of `all_reduce`, which
-//! libtorch differentiates like any other operation. The optimizer, argmin's, knows nothing of it.
+//! All communication of the fit is in `LeastSquares::loss`: two calls of `all_reduce`, which
+//! libtorch differentiates like any other operation. The optimizer, from the crate argmin, is not
+//! parallel.
 
 use std::cell::Cell;
 use std::error::Error;
@@ -34,7 +35,7 @@ mod data;
 
 type Outcome<T> = Result<T, argmin::core::Error>;
 
-/// How far the coefficients may be from what they should be.
+/// The largest error of a coefficient that is accepted.
 const TOLERANCE: f64 = 1e-6;
 
 /// Fits a linear model by least squares, on any number of MPI ranks.
@@ -63,7 +64,7 @@ fn program(universe: &Universe) -> Result<(), Box<dyn Error>> {
     match Arguments::try_parse() {
         Ok(arguments) => run(&world, &arguments),
         Err(usage) => {
-            // All ranks have the same arguments; to hear of them once is enough.
+            // All ranks have the same arguments, so one of them prints the message.
             if world.rank() == 0 {
                 usage.print()?;
             }
@@ -86,8 +87,8 @@ fn run(world: &Communicator, arguments: &Arguments) -> Result<(), Box<dyn Error>
     let closed_form = NormalEquations::new(world, &data)?;
     let exact = closed_form.solve(names).map_err(|error| format!("{}: {error}", table.source()))?;
 
-    // Where all coefficients are zero, the gradient is known. One that were too large by a factor
-    // would go unnoticed in the end, for it vanishes at the same point.
+    // Where all coefficients are zero, the gradient is known. It is checked because the fit would
+    // not notice a gradient that is wrong by a factor: it vanishes at the same point.
     let zeros = vec![0.0; names.len()];
     let gradient = LeastSquares::new(world, &data, &zeros)?.gradient(&zeros)?;
     let error = largest_difference(&gradient, &closed_form.gradient_at_zero()?);
@@ -108,13 +109,14 @@ fn run(world: &Communicator, arguments: &Arguments) -> Result<(), Box<dyn Error>
     Ok(())
 }
 
-/// How a step away from some coefficients changes the mean squared residual of all ranks' rows.
+/// The problem to minimize: the change of the mean squared residual of all ranks' rows by a step
+/// away from given coefficients.
 struct LeastSquares<'a> {
     world: &'a Communicator,
     data: &'a Standardized,
-    /// Of this rank's rows, without the step.
+    /// The residuals of this rank's rows, without the step.
     residuals: Tensor,
-    /// Of all ranks' rows, without the step.
+    /// The mean squared residual of all ranks' rows, without the step.
     mean_square: f64,
     evaluations: Cell<u32>,
 }
@@ -133,17 +135,17 @@ impl<'a> LeastSquares<'a> {
 
     /// The change of the total loss, on every rank.
     ///
-    /// Each rank calls `backward` on its copy, so what is differentiated is the *sum* of all ranks'
-    /// copies: on p ranks p times the total loss L = Σᵣ ℓᵣ. Why every rank's gradient is that of L
-    /// nevertheless, going back from a cotangent of 1 on each rank:
+    /// Each rank calls `backward` on its copy, so the backward pass differentiates the *sum* of all
+    /// ranks' copies: on p ranks p times the total loss L = Σᵣ ℓᵣ. Every rank's gradient is that of
+    /// L nevertheless, because of the mean of the steps. From a cotangent of 1 on each rank:
     ///
-    /// - the adjoint of the sum is a sum, and gives p to each ℓᵣ;
-    /// - each local loss passes p·∇ℓᵣ on;
-    /// - the adjoint of the mean is a mean, and gives (1/p)·Σᵣ p·∇ℓᵣ = ∇L to each rank's step.
+    /// - the adjoint of the sum is a sum: the cotangent of each ℓᵣ is p;
+    /// - the cotangent of the mean step on rank r is p·∇ℓᵣ;
+    /// - the adjoint of the mean is a mean: the gradient is (1/p)·Σᵣ p·∇ℓᵣ = ∇L on each rank.
     fn loss(&self, step: &Tensor) -> mpi4tch::Result<Tensor> {
         let step = self.world.all_reduce(step, Op::Mean)?;
         let change = self.data.features.mv(&step);
-        // (r + c)² − r², but a small c keeps its digits.
+        // (r + c)² − r² without the cancellation for small c.
         let squares = &change * (&change + &self.residuals * 2.0);
         self.world.all_reduce(&(squares.sum(Kind::Double) / self.data.rows), Op::Sum)
     }
@@ -154,7 +156,7 @@ impl CostFunction for LeastSquares<'_> {
     type Output = f64;
 
     fn cost(&self, step: &Vec<f64>) -> Outcome<f64> {
-        // argmin's line search has no limit of its own, and can go round in circles.
+        // argmin's line search has no limit of its own, and may not end.
         self.evaluations.set(self.evaluations.get() + 1);
         if self.evaluations.get() > 1000 {
             return Err(argmin::core::Error::msg("evaluated 1000 times"));
@@ -177,10 +179,11 @@ impl Gradient for LeastSquares<'_> {
 
 /// Minimizes by L-BFGS, in rounds.
 ///
-/// In double precision a loss is flat, but for rounding, where its gradient is below 1e-8 of what
-/// it was, and a line search loses its way. So each round measures the loss from where the last one
-/// ended. Most data needs one only: with accurate line searches and a memory of as many steps as
-/// there are coefficients, L-BFGS arrives after as many iterations, as conjugate gradients do.
+/// Where the gradient is below about 1e-8 of its initial value, changes of the loss are lost in the
+/// rounding errors of double precision, and a line search fails. So each round starts where the
+/// last one ended, and computes the change of the loss from there. Most data needs one round only:
+/// with accurate line searches and a memory of as many steps as there are coefficients, L-BFGS
+/// converges in that many iterations, as conjugate gradients do.
 fn fit(world: &Communicator, data: &Standardized) -> Result<Vec<f64>, Box<dyn Error>> {
     let zeros = vec![0.0; usize::try_from(data.features.size()[1])?];
     let mut coefficients = zeros.clone();
@@ -203,17 +206,17 @@ fn fit(world: &Communicator, data: &Standardized) -> Result<Vec<f64>, Box<dyn Er
             .run()?;
         let state = result.state();
         iterations += state.get_iter();
-        // A round that has lost its way has no current step, but a best one.
+        // A round whose line search failed has no current step, but a best one.
         let step = state.get_param().or(state.get_best_param()).unwrap_or(&zeros);
         coefficients.iter_mut().zip(step).for_each(|(sum, step)| *sum += step);
     }
     Err(format!("no convergence in {iterations} iterations").into())
 }
 
-/// Prints the loss of each iterate and checks that all ranks have the same.
+/// Prints the loss of each iterate, and checks that all ranks have the same iterates.
 struct Progress {
     world: Communicator,
-    /// Those before this round.
+    /// The number of iterations before this round.
     iterations: u64,
     /// The loss at the beginning of the round.
     mean_square: f64,
@@ -223,7 +226,7 @@ type Iterate = IterState<Vec<f64>, Vec<f64>, (), (), (), f64>;
 
 impl Progress {
     fn observe(&self, iteration: u64, state: &Iterate) -> Outcome<()> {
-        // Without parameters the iteration has failed.
+        // There are no parameters if the iteration failed.
         let Some(step) = state.get_param() else { return Ok(()) };
         let step = Tensor::from_slice(step);
         let [least, greatest] = [Op::Min, Op::Max].map(|op| self.world.all_reduce(&step, op));
@@ -252,7 +255,7 @@ impl Observe<Iterate> for Progress {
     }
 }
 
-/// Prints the coefficients by name; standardized, there is no intercept.
+/// Prints the coefficients by name. Standardized data has no intercept.
 fn report(names: &[String], standardized: &[f64], coefficients: &[f64]) {
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(11);
     println!("\n{:width$}   {:>20}   {:>20}", "", "coefficient", "standardized");

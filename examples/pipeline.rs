@@ -1,5 +1,5 @@
-//! A network cut over the ranks by layers. Each rank holds some of them, takes its input from the
-//! rank before and hands its output to the rank after.
+//! A network whose layers are distributed over the ranks. Each rank receives its input from the
+//! rank before it, and sends its output to the rank after it.
 //!
 //! ```sh
 //! cargo build --example pipeline
@@ -7,8 +7,8 @@
 //! scripts/mpiexec.sh -n 3 target/debug/examples/pipeline --epochs 20 --micro-batches 8
 //! ```
 //!
-//! A batch goes through in micro-batches, so that the ranks work at the same time, and comes back
-//! the same way. The calls on the tape are all that is parallel about it:
+//! Each batch is cut into micro-batches, so that the ranks work at the same time, in the forward
+//! pass and in the backward pass. All communication is in the calls on the tape:
 //!
 //! ```text
 //! rank 0   1 2 3 4 · · · · 4 3 2 1
@@ -63,7 +63,7 @@ fn program(universe: &Universe) -> Outcome<()> {
     match Arguments::try_parse() {
         Ok(arguments) => run(universe, &arguments),
         Err(usage) => {
-            // All ranks have the same arguments; to hear of them once is enough.
+            // All ranks have the same arguments, so one of them prints the message.
             if universe.world().rank() == 0 {
                 usage.print()?;
             }
@@ -92,7 +92,7 @@ pub(crate) fn run(universe: &Universe, arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-/// Trains on the ranks of `comm`, and gives the loss of each batch to all of them.
+/// Trains on the ranks of `comm`. Returns the loss of each batch on all of them.
 fn train(comm: &Communicator, digits: &Digits, epochs: i64, parts: i64) -> Outcome<Tensor> {
     let stage = Stage::new(comm);
     let sgd = nn::Sgd { momentum: MOMENTUM, ..nn::Sgd::default() };
@@ -108,7 +108,8 @@ fn train(comm: &Communicator, digits: &Digits, epochs: i64, parts: i64) -> Outco
                 }
             }
             optimizer.zero_grad();
-            // The stages before the last have no loss; they go back through what they sent.
+            // Only the last stage has a loss. The others go back through the messages that they
+            // sent.
             tape.backward(stage.next.is_none().then_some(&loss))?;
             optimizer.step();
             losses.push(loss.detach());
@@ -117,11 +118,11 @@ fn train(comm: &Communicator, digits: &Digits, epochs: i64, parts: i64) -> Outco
     Ok(comm.broadcast(&Tensor::stack(&losses, 0), comm.size() - 1)?)
 }
 
-/// The layers of this rank, which may be none: then it hands on what it gets.
+/// The layers of this rank. If it has none, it passes its input on.
 struct Stage {
     parameters: nn::VarStore,
     layers: nn::Sequential,
-    /// The width of what comes in.
+    /// The width of the input.
     width: i64,
     previous: Option<Rank>,
     next: Option<Rank>,
@@ -138,7 +139,7 @@ impl Stage {
             match (layer * size / LAYERS).cmp(&rank) {
                 Ordering::Less => width = widths[1],
                 Ordering::Equal => {
-                    // A layer begins with the same weights on whichever rank it is.
+                    // The initial weights of a layer do not depend on its rank.
                     tch::manual_seed(layer.into());
                     let path = parameters.root() / layer;
                     let config = nn::LinearConfig::default();
@@ -155,7 +156,7 @@ impl Stage {
         Self { parameters, layers, width, previous, next }
     }
 
-    /// Takes a micro-batch through these layers; the last stage then knows the sum of its losses.
+    /// Takes a micro-batch through these layers. The last stage returns the sum of its losses.
     fn forward(&self, tape: &Tape, part: &Digits) -> mpi4tch::Result<Option<Tensor>> {
         let output = match self.previous {
             Some(rank) => {
@@ -171,11 +172,11 @@ impl Stage {
     }
 }
 
-/// Images of digits, one a row.
+/// Images of digits, one per row.
 struct Digits {
-    /// 64 pixels each, from 0 to 1.
+    /// The pixels, 64 per image, from 0 to 1.
     images: Tensor,
-    /// The digit that each shows.
+    /// The digit of each image.
     labels: Tensor,
 }
 
@@ -203,7 +204,7 @@ impl Digits {
         parts.map(|(images, labels)| Self { images, labels })
     }
 
-    /// The sum over all rows.
+    /// The sum of the losses of all rows.
     fn loss(&self, output: &Tensor) -> mpi4tch::Result<Tensor> {
         let weight = None::<Tensor>;
         Ok(output.f_cross_entropy_loss(&self.labels, weight, Reduction::Sum, -100, 0.0)?)

@@ -2,10 +2,10 @@
 //!
 //! # Each rank has a graph of its own
 //!
-//! libtorch records the graph of its own process. A call of this crate is a node of it, as `matmul`
-//! is; but what lies behind that node is not another node, it is MPI. So a program on p ranks has
-//! p graphs, and no edge leads from one to another. Instead, two nodes on two ranks belong together
-//! because they make matching MPI calls:
+//! libtorch records a graph in each process. A call of this crate is a node of it, as `matmul` is,
+//! but its data comes from other processes by MPI. So a program on p ranks has p graphs, and no
+//! edge leads from one graph to another. Instead, nodes on different ranks belong together because
+//! they make matching MPI calls:
 //!
 //! ```text
 //!            rank 0                     rank 1
@@ -13,15 +13,16 @@
 //! backward   ā ◂── [recv] ◂ · · ȳ · · · [send] ◂── ȳ ◂── 1
 //! ```
 //!
-//! Forward, y comes by a message. Backward, libtorch walks the graph of rank 1 from ℓ₁ to the node
-//! of the receive, whose pullback sends ȳ back. On rank 0 the pullback of the send receives it.
-//! Neither can do without the other: both ranks must run a backward pass, and both passes must come
-//! to these nodes. All that can go wrong, and all the remedies below, are about that.
+//! In the forward pass, y arrives by a message. In the backward pass, libtorch goes through the
+//! graph of rank 1 from ℓ₁ to the node of the receive, whose pullback sends ȳ back. On rank 0 the
+//! pullback of the send receives ȳ. Each rank needs the other: both must run a backward pass, and
+//! both passes must reach these nodes. All problems and remedies below are about that.
 //!
 //! # The adjoint of a communication
 //!
-//! Take the tensors of all ranks as one long vector. Then most communications are matrices, of
-//! which each rank computes some rows, and the backward pass multiplies by the transpose:
+//! Take the tensors of all ranks as one long vector. Then most communications are multiplications
+//! by a matrix, of which each rank computes some rows, and the backward pass multiplies by the
+//! transpose:
 //!
 //! ```text
 //! broadcast from 0        its adjoint: reduce to 0      send 0 → 1     its adjoint: send 1 → 0
@@ -30,10 +31,10 @@
 //! y₂   1 0 0   x₂         x̄₂   0 0 0   ȳ₂
 //! ```
 //!
-//! What was copied to many is added up from many; what went from here to there comes from there to
-//! here. The transpose is a communication again, of the same volume, and it too can be
-//! differentiated. A matrix F and its transpose F\* satisfy ⟨F x, y⟩ = ⟨x, F\* y⟩ for all x and y,
-//! where both products are summed over all ranks. That is how to test code of your own:
+//! The adjoint of copying to many ranks is summing over them; the adjoint of sending from A to B is
+//! sending from B to A. The transpose is a communication again, of the same volume, and can itself
+//! be differentiated. A matrix F and its transpose F\* satisfy ⟨F x, y⟩ = ⟨x, F\* y⟩ for all x and
+//! y, where both products are summed over all ranks. This identity also tests code of your own:
 //!
 //! ```
 //! use mpi4tch::testing;
@@ -51,7 +52,8 @@
 //! ## The gradient is p times too large
 //!
 //! Each rank starts its backward pass with the cotangent 1 for its own loss. By linearity, the
-//! p passes together differentiate the *sum* of the p losses, whatever each rank means by its own:
+//! p passes together differentiate the *sum* of the p losses, even if all of them are the same
+//! number:
 //!
 //! ```text
 //!          rank 0    rank 1    rank 2
@@ -59,9 +61,9 @@
 //! seed     1         1         1         so 3·ℓ is differentiated
 //! ```
 //!
-//! A scalar that all ranks have in common is therefore to be divided, or to be differentiated on
-//! one rank. Better still is to differentiate what it was reduced from: the sum over the ranks is
-//! there already, and the backward pass has one call less.
+//! So divide a scalar that all ranks have in common, or differentiate it on one rank only. Better
+//! still, differentiate the local shares that it was reduced from: the sum over the ranks is
+//! implied, and the backward pass has one call less.
 //!
 //! ```
 //! use mpi4tch::Op;
@@ -81,15 +83,15 @@
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```
 //!
-//! The same convention makes p variables of a parameter that all ranks have a copy of: the gradient
-//! of each copy is that by its own rank's use of it. The gradient of the parameter is the sum of
-//! them. It comes by itself where the program says that the copies are one: with
-//! `let w = world.broadcast(&w, 0)?` before it is used, rank 0 receives the sum.
+//! By the same convention, a parameter of which all ranks have a copy is p variables. The gradient
+//! of each copy is the derivative by this copy alone, and the gradient of the parameter is the sum
+//! of these. With `let w = world.broadcast(&w, 0)?` before the parameter is used, there is only one
+//! variable, that of rank 0, which receives the sum.
 //!
 //! ## The program hangs, or the gradient lacks a part: a dead branch
 //!
-//! libtorch visits what the loss depends on, and nothing else. On one process, a result that nobody
-//! uses costs nothing. Here, another rank waits for it:
+//! libtorch visits only the nodes that the loss depends on. In one process, skipping a result that
+//! is not used is harmless. In a parallel program another rank may wait for its adjoint:
 //!
 //! ```text
 //!            rank 0                     rank 1
@@ -98,13 +100,13 @@
 //! backward   all_reduce: waits …        nothing to do: goes on, and ends
 //! ```
 //!
-//! A rank without a loss has such a branch, a rank on which an input does not require grad, and a
-//! program whose branches depend on the rank. So has every send, unless the program goes on with
-//! the tensor that [`send`](crate::Communicator::send) returns. A dead send need not even hang: MPI
-//! may take a small message, here the cotangent, before anybody receives it. Then the gradient
-//! lacks it, and the next backward pass may receive it in place of its own.
+//! There are four causes of such dead branches: a rank has no loss, an input on a rank does not
+//! require grad, the control flow depends on the rank, or a message is sent and the program does
+//! not use the tensor that [`send`](crate::Communicator::send) returns. A dead send need not even
+//! hang: MPI may buffer a small message, here the cotangent, although no rank receives it. Then the
+//! gradient lacks this cotangent, and the next backward pass may receive it in place of its own.
 //!
-//! By hand, a branch is brought back to life by giving it a part in the loss, with the weight zero:
+//! One remedy by hand is to add the result to the loss with the weight zero:
 //!
 //! ```
 //! # use mpi4tch::Op;
@@ -121,11 +123,10 @@
 //!
 //! ## The program hangs, or sums up the wrong things: the order
 //!
-//! MPI matches collective calls by their order, and so it does with messages between two ranks that
-//! have the same tag. In the backward pass it is libtorch that makes the calls, in an order of its
-//! own: of the nodes whose cotangents are complete it takes the newest. On the CPU, and with a
-//! forward pass on one thread, that is the forward order reversed, which suits. But nothing in the
-//! graph says so:
+//! MPI matches collective calls by their order, and messages between two ranks with the same tag by
+//! theirs. In the backward pass libtorch chooses the order of the calls: of the nodes whose
+//! cotangents are complete it takes the newest. On the CPU, after a forward pass on one thread,
+//! that is the reverse of the forward order, which is right. But no edge of the graph ensures it:
 //!
 //! ```text
 //! u ──▸ [all_reduce] ──▸ p ──▸ on the CPU ────┐
@@ -133,17 +134,17 @@
 //! v ──▸ [all_reduce] ──▸ q ──▸ on a GPU ──────┘
 //! ```
 //!
-//! The nodes of each device have a queue of their own, and those that another thread has made are
-//! numbered on their own. Then it is a race, which may end differently on each rank. And the order
-//! of whole backward passes is up to the program: two losses must be taken in turn, the same on
-//! each rank.
+//! libtorch has a queue per device, and numbers the nodes of each thread separately. With several
+//! devices or threads the order is a race, whose outcome may differ between ranks. The order of
+//! whole backward passes is up to the program: two losses must be differentiated in the same order
+//! on all ranks.
 //!
 //! # Dummies: the order by hand
 //!
 //! [`join_dummies`](crate::join_dummies)`(x, dummies)` is x, but depends on the dummies as well. In
-//! the backward pass x receives its cotangent unchanged, and the dummies receive zeros. So both the
-//! order and the life of a branch can be written into the graph. This is a ring, in which each rank
-//! sends to the right, receives from the left, and waits for its send:
+//! the backward pass x receives its cotangent unchanged, and the dummies receive zeros. With these
+//! edges a program can fix the order of calls and keep a branch reachable. Here is a ring, in which
+//! each rank sends to the right, receives from the left, and waits for its send:
 //!
 //! ```
 //! use tch::{Kind, Tensor};
@@ -169,14 +170,16 @@
 //! backward   wait  ◂── send ◂── irecv ◂── 1
 //! ```
 //!
-//! Without dummies the gradient is 1, as no rank receives what its right neighbour sends back. With
-//! some of them forgotten, the ring may go on to work by libtorch's habit alone. Read such code from
-//! the loss backwards: each call must be met, after those that followed it.
+//! Without dummies the gradient is 1, as no rank receives the cotangent that its right neighbour
+//! sends back. If only some of them are forgotten, the ring may still work, because of the order
+//! that libtorch happens to choose. To check such code, read it from the loss backwards: every call
+//! must be reached, and only after the calls that followed it.
 //!
-//! # The tape: the order by itself
+//! # The tape: the order without dummies
 //!
-//! A [`Tape`](crate::Tape) is a communicator that remembers. It threads a tensor without elements,
-//! the token, through all calls that are made on it, so that each depends on the one before:
+//! A [`Tape`](crate::Tape) is a communicator that records its calls. It threads a tensor without
+//! elements, the token, through all calls that are made on it, so that each depends on the one
+//! before:
 //!
 //! ```text
 //! token ══▸ [isend] ══▸ [recv] ══▸ [wait] ══▸ token
@@ -184,11 +187,11 @@
 //!             a           └─▸ b ──▸ a + b ──▸ loss
 //! ```
 //!
-//! [`backward`](crate::Tape::backward) starts from both ends, the loss and the token. So every call
-//! is met, once, and in the reverse order, by data dependence. It is a collective call: a rank
-//! without a loss makes it with `None`. Before they start, the ranks compare what they have
-//! recorded. Where that does not fit together, all of them get the same
-//! [`Error::Tape`](crate::Error::Tape), which names rank, call and source line.
+//! [`backward`](crate::Tape::backward) starts from the loss and from the last token. So it reaches
+//! every call, once, and data dependence makes the order the reverse one. It is a collective call:
+//! a rank without a loss gives `None`. Before the pass the ranks compare what they have recorded.
+//! If it does not match, all of them get the same [`Error::Tape`](crate::Error::Tape), which names
+//! rank, call and source line.
 //!
 //! ```
 //! # use mpi4tch::Op;
@@ -204,17 +207,47 @@
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```
 //!
-//! Only what is called on the tape is on the tape. A call on the communicator itself takes its
-//! chance, like any other node. And the tape does not divide: the objective is still the sum of all
-//! ranks' losses, to which `None` adds nothing. What is on the tape is gone back through by the tape
-//! only: an optimizer's `backward_step`, or `Tensor::backward`, is an error there. Call the tape's
-//! `backward`, then the optimizer's `step`.
+//! Only calls on the tape are recorded on it. A call on the communicator itself has no such
+//! guarantee. The objective is still the sum of all ranks' losses, to which `None` adds nothing.
+//! Only the tape's own backward passes may go through calls on the tape: an optimizer's
+//! `backward_step`, or `Tensor::backward`, is an error there. Call the tape's `backward`, then the
+//! optimizer's `step`. If a pass starts from cotangents and not from a loss, use
+//! [`vjp`](crate::Tape::vjp).
+//!
+//! ## Several communicators
+//!
+//! One tape serves a whole program. A communicator that is made from the tape, or from another one
+//! that is on it, is on the tape too, and [`on`](crate::Tape::on) puts one on it that existed
+//! before. The calls on all of them are one sequence. Here the ranks form a grid, each with one
+//! element of a matrix A, and compute A x: x is broadcast along the columns, and summed along the
+//! rows.
+//!
+//! ```
+//! # use mpi4tch::Op;
+//! # use tch::{Kind, Tensor};
+//! # let universe = mpi4tch::initialize()?;
+//! # let world = universe.world();
+//! let (rank, columns) = (world.rank(), if world.size() % 2 == 0 { 2 } else { 1 });
+//! let tape = world.tape();
+//! let row = tape.split(Some(rank / columns), rank)?.expect("each rank has a color");
+//! let column = tape.split(Some(rank % columns), rank)?.expect("each rank has a color");
+//!
+//! let a = Tensor::from_slice(&[1.0 + f64::from(rank)]);
+//! let x = Tensor::from_slice(&[3.0]).set_requires_grad(true);
+//! let product = &a * column.broadcast(&x, 0)?; // x of the first row of the grid
+//! let y = row.reduce(&product, Op::Sum, 0)?; // in the first column of the grid
+//! let loss = (row.rank() == 0).then(|| y.sum(Kind::Double));
+//! tape.backward(loss.as_ref())?;
+//! // The gradient of Σ y is the sum over each column of A, in the first row of the grid.
+//! assert_eq!(x.grad(), column.reduce(&a, Op::Sum, 0)?);
+//! # Ok::<(), mpi4tch::Error>(())
+//! ```
 //!
 //! # Requests: what overlaps forward overlaps backward
 //!
 //! A nonblocking call is two nodes, its start and its wait. The pullback of the wait *starts* the
-//! adjoint, and the pullback of the start *waits* for it. What was computed between them is newer
-//! than the start and older than the wait, so its pullbacks run in between, too:
+//! adjoint, and the pullback of the start *waits* for it. Operations between start and wait are
+//! newer than the start and older than the wait, so their pullbacks run in between, too:
 //!
 //! ```text
 //! forward    [start F ]──▸ local work            ──▸[wait for F ]
@@ -240,10 +273,10 @@
 //!
 //! # Second derivatives
 //!
-//! Pullbacks are made of the same operations, so they can be recorded and differentiated again, by
-//! [`grad_with`](crate::Tape::grad_with) and its last argument, `create_graph`. There is then more
-//! to be met: the second backward pass goes through the calls of the first one and through those of
-//! the forward pass. The tape goes on and orders them all.
+//! Pullbacks consist of the same operations, so they can be recorded and differentiated again: by
+//! [`grad_with`](crate::Tape::grad_with) with `create_graph` in its
+//! [`PassOptions`](crate::PassOptions). The second backward pass then goes through the calls of the
+//! first one and through those of the forward pass. The tape orders all of them.
 //!
 //! ```text
 //! forward    token ══▸ [all_reduce] ══▸ token        y = Σ x
@@ -251,8 +284,8 @@
 //! second     goes back through both                  H·v = ∂(Σ g·v)/∂x
 //! ```
 //!
-//! So the second derivatives of L, multiplied by a vector of which each rank has its part v, cost
-//! two backward passes. Here L is y³ and H·v is 6·y·Σ v:
+//! So the product of the second derivatives of L and a vector, of which each rank has its part v,
+//! costs two backward passes. Here L is y³ and H·v is 6·y·Σ v:
 //!
 //! ```
 //! # use mpi4tch::{Op, PassOptions};
@@ -273,29 +306,35 @@
 //!
 //! # When no tape is needed
 //!
-//! None is needed where every rank's backward pass comes to every call by itself: where each result
-//! has its part in a loss on each rank, inputs require grad on all ranks or on none, and all of it
-//! is on the CPU. Data-parallel training is of this kind; `examples/linear_regression.rs` has two
-//! calls of [`all_reduce`](crate::Communicator::all_reduce) and no tape. Code without derivatives
-//! needs none either. Where messages are sent, take one: it costs one small message per backward
-//! pass.
+//! None is needed if every rank's backward pass reaches every call without one: if on each rank the
+//! loss depends on each result, inputs require grad on all ranks or on none, and all tensors are on
+//! the CPU. Data-parallel training is of this kind; `examples/linear_regression.rs` has two calls
+//! of [`all_reduce`](crate::Communicator::all_reduce) and no tape. Code without derivatives needs
+//! none either. Programs that send messages should use one: it costs two small exchanges per
+//! backward pass.
+//!
+//! # A node of your own
+//!
+//! If you know a derivative better than libtorch, for instance that of the solution of an equation,
+//! compute the result without grad and add a node with a pullback of your own, which may
+//! communicate: see [`custom`](crate::Communicator::custom).
 //!
 //! # When it hangs, or when the result is wrong
 //!
 //! - The ranks agree on each collective call before they make it. Calls that do not match become an
-//!   error on all ranks, also in the backward pass. `MPI4TCH_CHECK=collective`, the default in debug
-//!   builds, also compares whether calls are recorded, and what messages hold. A rank that makes no
-//!   call is beyond its reach.
+//!   error on all ranks, also in the backward pass. `MPI4TCH_CHECK=collective`, the default in
+//!   debug builds, also compares whether calls are recorded, and the kinds of messages. It cannot
+//!   notice a rank that makes no call.
 //! - `MPI4TCH_TIMEOUT=30` ends a program in which a call waits for longer than 30 seconds. Each
-//!   rank says which call it is in, where that is in the source, and for how long it has waited; in
-//!   the backward pass, which is named, the line is that of the forward call. A rank that says
-//!   nothing is in no call: there is the branch that died. Without it, a rank that has waited for a
-//!   minute says so, and waits on.
-//! - Let [`run`](crate::run) run the program: a rank whose program returns an error prints it and ends
-//!   the job. From a `main` that returns an error Rust prints it after all else, while the end waits
-//!   for the other ranks, which may be waiting for this one.
-//! - Run it on one rank: what is wrong there is not the communication. Then on two, and on three,
-//!   as many a wrong root or neighbour is right on two.
+//!   rank prints the call that it is in, the source line, and how long it has waited. A call of the
+//!   backward pass is marked as such, with the line of the forward call. A rank that prints nothing
+//!   is in no call: look there for the dead branch. Without the variable, a rank that has waited
+//!   for a minute prints the same once, and goes on waiting.
+//! - Use [`run`](crate::run): a rank whose program returns an error prints it and ends the job. If
+//!   `main` itself returns the error, Rust prints it only after MPI has been finalized, which waits
+//!   for the other ranks, and these may be waiting for this one.
+//! - Run the program on one rank: an error that remains is not in the communication. Then run it on
+//!   two ranks, and on three, as a wrong root or neighbour is often right on two.
 //! - [`testing::gradcheck`](crate::testing::gradcheck) compares the gradient on all ranks with
-//!   finite differences. It finds what does not hang: a part that was detached, or that one rank
-//!   leaves out.
+//!   finite differences. It finds errors that do not hang: a tensor that was detached, or a part
+//!   that one rank omits.

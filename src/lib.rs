@@ -17,8 +17,8 @@
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```
 //!
-//! The [guide] is for who is new to derivatives across ranks. A [`Tape`] sees to it that all
-//! ranks go back through the same communication.
+//! If derivatives across ranks are new to you, start with the [guide]. A [`Tape`] ensures that all
+//! ranks go back through the same communication, on one communicator or on several.
 //!
 //! # Operations
 //!
@@ -36,9 +36,10 @@
 //! | [`reduce_scatter`](Communicator::reduce_scatter), [`ireduce_scatter`](Communicator::ireduce_scatter) | `MPI_Reduce_scatter(_block)` | `all_gather` | [by op](Op#kinds) |
 //! | [`all_to_all`](Communicator::all_to_all), [`iall_to_all`](Communicator::iall_to_all) | `MPI_Alltoall(v)` | `all_to_all` | [all](datatype) |
 //! | [`all_to_all_v`](Communicator::all_to_all_v), [`iall_to_all_v`](Communicator::iall_to_all_v) | `MPI_Alltoallv` | `all_to_all_v` | [all](datatype) |
-//! | [`scan`](Communicator::scan), [`exscan`](Communicator::exscan), [`iscan`](Communicator::iscan), [`iexscan`](Communicator::iexscan) | `MPI_Scan`, `MPI_Exscan` | the same from the other end | [by op](Op#kinds) |
-//! | [`max_loc`](Communicator::max_loc), [`min_loc`](Communicator::min_loc) | `MPI_Allreduce` | to the owner | [of `Max`](Op#kinds) |
+//! | [`scan`](Communicator::scan), [`exscan`](Communicator::exscan), [`iscan`](Communicator::iscan), [`iexscan`](Communicator::iexscan) | `MPI_Scan`, `MPI_Exscan` | the same with reversed ranks | [by op](Op#kinds) |
+//! | [`max_loc`](Communicator::max_loc), [`min_loc`](Communicator::min_loc) | `MPI_Allreduce` | the owning rank gets the sum | [of `Max`](Op#kinds) |
 //! | [`barrier`](Communicator::barrier), [`ibarrier`](Communicator::ibarrier) | `MPI_Barrier` | a barrier, on a [`Tape`] | – |
+//! | [`custom`](Communicator::custom) | none | a pullback of your own, which may communicate | all that carry gradients |
 //!
 //! These are between two ranks:
 //!
@@ -46,31 +47,44 @@
 //! | --- | --- | --- | --- |
 //! | [`send`](Communicator::send), [`isend`](Communicator::isend) | `MPI_Send` | `recv` | [all](datatype) |
 //! | [`recv`](Communicator::recv), [`recv_with_status`](Communicator::recv_with_status), [`irecv`](Communicator::irecv) | `MPI_Recv` | `send` | [all](datatype) |
-//! | [`sendrecv`](Communicator::sendrecv) | `MPI_Sendrecv` | `sendrecv`, the other way round | [all](datatype) |
+//! | [`sendrecv`](Communicator::sendrecv) | `MPI_Sendrecv` | `sendrecv` in the other direction | [all](datatype) |
 //! | [`probe`](Communicator::probe) | `MPI_Probe` | – | – |
 //!
-//! A method that begins with an `i` only starts the operation and gives a [`Request`], to be waited
-//! for alone, or with others by [`wait_all`], [`wait_any`] and [`wait_some`]. In the backward pass
-//! the wait's pullback starts the adjoint, and the start's waits for it.
+//! These carry out a backward pass. All are collective over the communicator that the tape was made
+//! from:
 //!
-//! The communicators are [`Universe::world`], [`Universe::self_comm`], and what
+//! | method | result |
+//! | --- | --- |
+//! | [`Tape::backward`], [`Tape::backward_with`] | adds to the gradients of the leaves |
+//! | [`Tape::grad`], [`Tape::grad_with`] | returns the gradients of given inputs |
+//! | [`Tape::vjp`] | returns the gradients of given inputs, from given cotangents of outputs |
+//!
+//! A method whose name begins with an `i` only starts the operation. It returns a [`Request`], to
+//! be waited for alone, or with others by [`wait_all`], [`wait_any`] and [`wait_some`]. In the
+//! backward pass the pullback of the wait starts the adjoint, and the pullback of the start waits
+//! for it.
+//!
+//! [`Universe::world`] and [`Universe::self_comm`] are communicators, and
 //! [`duplicate`](Communicator::duplicate), [`split`](Communicator::split) and
-//! [`split_shared`](Communicator::split_shared) make of them; or are taken over from elsewhere by
-//! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), or, with the
-//! feature `rsmpi`, from the crate `mpi`.
+//! [`split_shared`](Communicator::split_shared) make further ones. A communicator that is made from
+//! one on a [`Tape`] is on the tape too; [`Tape::on`] puts one on it that existed before.
+//! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), and, with
+//! the feature `rsmpi`, conversions from the crate `mpi` duplicate communicators of other
+//! libraries.
 //!
-//! The adjoint of each linear one is one MPI call of the same volume. Tensors may have any layout;
-//! results are contiguous and share no storage with what went in, but for a send's, which is what was
-//! sent. An underscore at the end changes its argument in place, by torch's rules for that. Where
-//! blocks may differ from rank to rank, their sizes travel first, in one small message, unless the
-//! call is given those of all ranks: by a slice in place of an `i64`, see [`Counts`], or by the
-//! variants `…_with_counts`.
+//! The adjoint of each linear operation is one MPI call of the same volume. Tensors may have any
+//! layout. Results are contiguous and share no storage with the arguments; only the result of a
+//! send is the tensor that was sent. A method whose name ends with an underscore changes its
+//! argument in place, by torch's rules. If blocks may differ from rank to rank, their sizes travel
+//! first, in one small message (two for `all_to_all_v`). They do not if the call is given the sizes
+//! of all ranks: by a slice in place of an `i64`, see [`Counts`], or by the variants
+//! `…_with_counts`.
 //!
 //! # Adjoints
 //!
 //! The objective is L = Σ ℓ_r, the sum of all ranks' losses. Every rank's copy of a tensor is a
-//! variable of its own, with the cotangent ȳ_r = ∂L/∂y_r. A loss that lives on one rank is the case
-//! that the others' are zero; they take part in the backward pass all the same.
+//! variable of its own, with the cotangent ȳ_r = ∂L/∂y_r. If only one rank has a loss, the losses
+//! of the others are zero, and they still take part in the backward pass.
 //!
 //! | operation | adjoint |
 //! | --- | --- |
@@ -82,92 +96,95 @@
 //! | all_gather | x̄ = reduce_scatter(ȳ, `Sum`), counts = the extents gathered |
 //! | reduce_scatter `Sum` | x̄ = all_gather(ȳ) |
 //! | all_to_all | x̄ = all_to_all(ȳ), axes and counts exchanged |
-//! | all_to_all_v | x̄ = all_to_all_v(ȳ), what is sent and what is received exchanged |
+//! | all_to_all_v | x̄ = all_to_all_v(ȳ), counts sent and counts received exchanged |
 //! | scan `Sum` | x̄_r = Σ_{s≥r} ȳ_s: a scan on a communicator with reversed ranks |
 //! | exscan `Sum` | x̄_r = Σ_{s>r} ȳ_s: likewise; the result on rank 0 is a constant |
 //! | max_loc, min_loc | Σ ȳ_r for the owning rank, the lowest on ties; zeros for the others |
-//! | any, with `Mean` | that of `Sum`, divided |
+//! | any, with `Mean` | that of `Sum`, divided by the number of ranks |
 //! | all_reduce `Max`, `Min` | m_s = \[x_s = y\], k = Σ m_s; x̄_s = (m_s / k) · Σ ȳ_r, both sums in one call |
 //! | all_reduce `Prod` | x̄_s = conj(E_s) · Σ ȳ_r, with E_s the product of the other ranks' factors |
 //! | reduce, reduce_scatter with `Max`, `Min`, `Prod` | as all_reduce |
 //! | send from A to B | B sends ȳ to A, where it is added |
-//! | recv on B from A | x̄ = send of ȳ to A; wildcards stand for what the message resolved |
+//! | recv on B from A | x̄ = send of ȳ to A; with wildcards, A and the tag are those of the message received |
 //! | sendrecv | sendrecv of ȳ with source and destination exchanged |
-//! | scan, exscan with `Max`, `Min`, `Prod` | as of the reductions of the ranks so far, by an all_gather |
+//! | scan, exscan with `Max`, `Min`, `Prod` | as for reductions over the ranks that are combined, by an all_gather |
 //!
-//! A scalar that is all-reduced and then taken for the loss on every rank counts once per rank:
-//! its gradient is [`size`](Communicator::size) times that of the sum. Divide it, as above.
+//! A scalar that is all-reduced and then used as the loss on every rank counts once per rank: its
+//! gradient is [`size`](Communicator::size) times too large. Divide it, as above.
 //!
 //! # Communication in the backward pass
 //!
-//! The backward pass communicates too, and each rank's graph is its own: libtorch goes back through
-//! what this rank's loss depends on, newest first. So every rank must go back through the same
-//! calls, with the same `create_graph`. A [`Tape`] does that, whatever the losses depend on. Without
-//! one:
+//! The backward pass communicates too, and each rank has a graph of its own: libtorch goes back
+//! through the operations that this rank's loss depends on, newest first. So every rank must go
+//! back through the same calls, with the same `create_graph`. A [`Tape`] ensures the same calls,
+//! whatever the losses depend on. Without one:
 //!
-//! - An input that requires grad on one rank must do so on all; what is received must be received
-//!   into a `like` that requires grad if what is sent does.
-//! - A rank without a loss of its own takes one of zero: `(&y * 0.0).sum(kind).backward()`.
-//! - What a result does not depend on is joined to it by [`join_dummies`].
-//! - For second derivatives, cotangents must depend on variables on all ranks or on none. That of a
-//!   tensor that is only joined as a dummy depends on variables where that of what it is joined to
-//!   does. A tape has no such rule.
+//! - An input that requires grad on one rank must require grad on all. If the tensor sent requires
+//!   grad, the `like` of the receive must require grad too.
+//! - A rank without a loss of its own needs one that is zero: `(&y * 0.0).sum(kind).backward()`.
+//! - Calls that the loss does not depend on must be joined to it by [`join_dummies`].
+//! - For second derivatives, cotangents must depend on variables on all ranks or on none. The zeros
+//!   that a dummy gets as its cotangent depend on variables if the cotangent of the tensor that it
+//!   is joined to does. A tape has no such rule.
 //!
 //! # Errors
 //!
-//! What can be returned is returned. An error or a panic in a pullback comes out of `f_backward` as
+//! Errors are returned, not panics. An error or a panic in a pullback comes out of `f_backward` as
 //! an `Err`. Common to all operations are:
 //!
 //! - `Error::Kind`, `Error::Layout`, `Error::Device` if MPI cannot take the tensor: it must be
 //!   dense, in host memory, and of a kind in the table of [`datatype`];
-//! - `Error::Argument` if the result would be a tensor that torch cannot make;
+//! - `Error::Argument` if torch cannot make a tensor of the result's shape;
 //! - `Error::Mismatch` if the ranks disagree on the call, see below;
 //! - `Error::Mpi` if MPI fails; `Error::Torch` or `Error::Autograd` if libtorch does;
-//! - `Error::Finalized` after the universe's end, `Error::Thread` on a thread that may not call MPI.
+//! - `Error::Finalized` after the universe's end, `Error::Thread` on a thread that may not call
+//!   MPI.
 //!
 //! # Checks across ranks
 //!
-//! Ranks that make different calls would wait for each other for ever, receive nonsense, or, with
-//! some MPIs, write beyond their buffers. So the ranks agree on each collective call before it is
-//! made: on the operation, its op, kind, root, axis, counts and shape. Where they differ, all get the
-//! same [`Error::Mismatch`], which names the ranks and what differs, and the communicator works as
-//! before.
-//! A call that is only started is agreed on while it is under way, and is an error at its wait; it
-//! may meet a blocking one of the same kind on other ranks.
+//! If ranks made different calls, they might wait for each other for ever, receive wrong data, or,
+//! with some MPIs, write beyond their buffers. So the ranks agree on each collective call before it
+//! is made: on the operation, its op, kind, root, axis, counts and shape. If these differ, all
+//! ranks get the same [`Error::Mismatch`], which names the ranks and the differences, and the
+//! communicator can still be used. A call that is only started is agreed on while it is under way,
+//! and the error comes from its wait. It matches the blocking form of the same operation on other
+//! ranks.
 //!
-//! The agreement is one small message to and from another rank, in ⌈log₂ p⌉ rounds: 0.5 to 0.8 µs
-//! on 2 ranks of one machine, and about 1 µs with all that belongs to it. On a [`Tape`], what was
-//! started in the forward pass is not agreed on again in the backward pass, as [`Tape::backward`]
-//! has compared what the ranks recorded.
+//! The agreement takes ⌈log₂ p⌉ rounds, in each of which a rank sends and receives one small
+//! message: 0.5 to 0.8 µs on 2 ranks of one machine, and about 1 µs with its bookkeeping. On a
+//! [`Tape`], the adjoint of a linear operation that was started in the forward pass needs no
+//! agreement, because [`Tape::backward`] has compared what the ranks recorded.
 //!
-//! `MPI4TCH_CHECK` in the environment says what is compared:
+//! The environment variable `MPI4TCH_CHECK` sets what is compared:
 //!
 //! | `MPI4TCH_CHECK` | |
 //! | --- | --- |
-//! | `collective` | Also whether calls are to be recorded. Messages between two ranks bring their kind along, so that the receiver can tell. The default in debug builds. |
-//! | `local` | What is said above, and, for `Max`, `Min` and `Prod`, which are made by other calls where they are recorded, whether they are. Of messages, only the length is checked. The default in release builds. |
-//! | `none` | Nothing, except in calls in which sizes travel. **What keeps memory safe across ranks is then up to the program**: with some MPIs, a call whose sizes differ between ranks writes beyond its buffers. |
+//! | `collective` | As `local`, and whether calls are recorded. Messages between two ranks carry their kind, which the receiver checks. The default in debug builds. |
+//! | `local` | The arguments above. For `Max`, `Min` and `Prod` also whether the call is recorded, as they make other MPI calls if it is. Of messages, only the length is checked. The default in release builds. |
+//! | `none` | Nothing, except in calls that exchange sizes or make communicators. **Memory safety across ranks is then up to the program**: with some MPIs, a call whose sizes differ between ranks writes beyond its buffers. |
 //!
-//! The most that any rank's environment says holds for all.
+//! If the ranks' environments differ, the strictest setting holds on all ranks.
 //!
 //! # Waiting for what does not come
 //!
-//! A rank that has waited in one call for a minute, or for `MPI4TCH_NOTICE=<seconds>`, says once in
-//! which, and on which line of the program. With `MPI4TCH_TIMEOUT=<seconds>` it says so after that
-//! time and ends the job with the exit code 124. Calls that look alike meet although they stand on
-//! different lines; the last that did is named as well, as it may be where the ranks went apart.
+//! A rank that has waited in one call for a minute, or for `MPI4TCH_NOTICE=<seconds>`, prints the
+//! call and its line of the program, once. With `MPI4TCH_TIMEOUT=<seconds>` it prints them after
+//! that time and ends the job with the exit code 124. Calls with equal arguments match even if they
+//! are on different lines of the program. The last that did so is printed too, as the ranks may
+//! have diverged there.
 //!
 //! # Threads
 //!
-//! Which threads may call MPI follows from the [`ThreadLevel`] that was obtained, and a call from
-//! one that may not is an [`Error::Thread`]. At [`ThreadLevel::Serialized`], what [`initialize`]
-//! asks for, one thread at a time is in MPI, and a call that waits lets others in; at
-//! [`ThreadLevel::Multiple`] they run side by side. Threads that make collective calls at the same
-//! time need a communicator each. A backward pass calls MPI on the thread that libtorch runs it
-//! on: for tensors in host memory, that of `backward`.
+//! The [`ThreadLevel`] that was obtained decides which threads may call MPI; a call from another
+//! thread is an [`Error::Thread`]. At [`ThreadLevel::Serialized`], which [`initialize`] asks for,
+//! one thread at a time is in MPI, and a call that waits lets others make theirs. At
+//! [`ThreadLevel::Multiple`] threads call MPI concurrently. Threads that make collective calls at
+//! the same time need a communicator each. A backward pass calls MPI on the thread that libtorch
+//! runs it on: for tensors in host memory, the thread that called `backward`.
 
 // The folders are layers, from the lowest: base, autograd, environment, communicator, call, engine,
-// operations. A file uses what is in its own folder or below. The rest of the files stand above all.
+// operations. A file uses its own folder and those below it. The files next to this one are above
+// all.
 mod autograd;
 mod base;
 mod call;

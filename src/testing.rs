@@ -1,17 +1,17 @@
-//! Tests of parallel derivatives: the inner-product test, the serial oracle, and derivatives by
-//! differences, over all ranks.
+//! Tests of parallel derivatives over all ranks: the inner-product test, comparison with a serial
+//! computation, and comparison with finite differences.
 //!
-//! They are how this crate tests itself, and are public so that an operator composed of others
-//! can be tested in the same way. Each is collective, and every rank comes to the same verdict:
-//! it returns on all, or panics on all with a text that says by how much the test failed. Where the
-//! tested function returns an error on one rank, the test returns one on all.
+//! This crate tests itself with them. They are public so that functions composed of its operations
+//! can be tested in the same way. Each test is collective, and all ranks have the same outcome: the
+//! test returns on all ranks, or panics on all with a text that tells by how much it failed. If the
+//! tested function returns an error on one rank, the test returns an error on all.
 //!
-//! If the communicator that a test is given is on a [`Tape`](crate::Tape), or if the function that it
-//! is given records calls on one, the test goes back by that tape. The tape starts anew.
+//! If the communicator given to a test is on a [`Tape`](crate::Tape), or if the function given to
+//! it records calls on one, the backward passes are those of the tape, which then starts anew.
 //!
 //! Data is random, different on each rank, and the same in each run: a test with equal data, or
-//! with cotangents of ones, cannot see a wrong root or a missing rank. It is drawn from libtorch's
-//! generator, which is seeded anew for each tensor.
+//! with cotangents of ones, cannot detect a wrong root or a missing rank. It is drawn from
+//! libtorch's generator, which is seeded anew for each tensor.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -41,7 +41,7 @@ use crate::engine::tape::{self, PassOptions, Record};
 /// # Ok::<(), mpi4tch::Error>(())
 /// ```
 pub fn random(comm: &Communicator, shape: &[i64], kind: Kind) -> Result<Tensor> {
-    /// Counts the tensors drawn; ranks that draw the same number of them stay in step.
+    /// The number of tensors drawn so far, which is part of the seed.
     static DRAWN: AtomicI64 = AtomicI64::new(0);
     let seed = DRAWN.fetch_add(1, Ordering::Relaxed) * 1_000_003 + i64::from(comm.rank());
     tch::manual_seed(seed);
@@ -57,13 +57,13 @@ pub fn random(comm: &Communicator, shape: &[i64], kind: Kind) -> Result<Tensor> 
     })
 }
 
-/// The inner-product test of a linear `f`: Σ⟨f(x), ȳ⟩ over all ranks equals Σ⟨x, x̄⟩, where
-/// libtorch finds x̄ by a backward pass from a random ȳ.
+/// The inner-product test of a linear `f`: checks that Σ⟨f(x), ȳ⟩ over all ranks equals Σ⟨x, x̄⟩,
+/// where ȳ is random and x̄ comes from a backward pass.
 ///
-/// It holds for every ȳ if and only if the backward pass of `f` is its adjoint.
+/// The equation holds for all x and ȳ if and only if the backward pass of `f` is its adjoint.
 ///
 /// # Panics
-/// On every rank, if the two differ by more than rounding of the tensor's kind explains.
+/// On every rank, if the two differ by more than the rounding errors of the tensor's kind.
 ///
 /// # Errors
 /// Whatever `f` returns, or the backward pass.
@@ -91,7 +91,7 @@ pub fn assert_adjoint(
         together(comm, pull_back(tape.as_ref(), &y, &cotangent, &[&x], false))?.remove(0);
     let [forward, backward] =
         [total(comm, inner(&y, &cotangent)?)?, total(comm, inner(&x, &gradient)?)?];
-    // What the sums would be if no terms cancelled: rounding is relative to that.
+    // A bound of the sums without cancellation, to which rounding errors are relative.
     let scale = total(comm, norm(&y)? * norm(&cotangent)? + norm(&x)? * norm(&gradient)?)?;
     let error = (forward - backward).abs();
     assert!(
@@ -102,14 +102,16 @@ pub fn assert_adjoint(
     Ok(())
 }
 
-/// The serial oracle: `f` on every rank equals `serial` on the list of all ranks' tensors, in
-/// value, shape and kind, and, for kinds that carry gradients, in first and second derivatives.
+/// The serial oracle: checks that the result of `f` on every rank equals that rank's part of the
+/// result of `serial`, in value, shape and kind and, for kinds that carry gradients, in first and
+/// second derivatives.
 ///
-/// `serial` returns one tensor per rank, computed by libtorch alone.
+/// `serial` gets the list of all ranks' tensors, and returns one tensor per rank, computed by
+/// libtorch alone.
 ///
 /// # Panics
-/// On every rank, if any rank's value or derivative differs by more than rounding explains; the
-/// text names the ranks.
+/// On every rank, if any rank's value or derivative differs by more than rounding errors; the text
+/// names the ranks.
 ///
 /// # Errors
 /// Whatever `f` returns, or the backward passes.
@@ -157,7 +159,7 @@ pub fn assert_serial(
     let gradients = vjp(&refs(&ys), &refs(&cotangents), &refs(&xs), true)?;
     agree(comm, "first derivative", mismatch(&gradient, &gradients[rank])?)?;
 
-    // The gradient's own gradient, for x and for the cotangent it came from.
+    // The derivative of the gradient by x and by the cotangent.
     let direction = random(comm, &x.size(), x.f_kind()?)?;
     let directions = all_ranks(comm, &direction)?;
     let second = pull_back(tape.as_ref(), &gradient, &direction, &[&x, &cotangent], false);
@@ -169,8 +171,8 @@ pub fn assert_serial(
     agree(comm, "second derivative for ȳ", mismatch(&second[1], of_cotangent)?)
 }
 
-/// Compares the derivative of `f` with central differences, along random directions that move all
-/// inputs on all ranks at once. In `Double` or `ComplexDouble`.
+/// Compares the derivative of `f` with central differences, along random directions in the space of
+/// all inputs of all ranks. The kind must be `Double` or `ComplexDouble`.
 ///
 /// # Panics
 /// On every rank, if the two differ.
@@ -223,7 +225,8 @@ pub fn gradcheck(
         };
         let (plus, minus) = (value(STEP)?, value(-STEP)?);
         let difference = (plus - minus) / (2.0 * STEP);
-        // The differences lose as many digits as the step has, and err by its square.
+        // Errors of the differences: from cancellation, inversely proportional to the step, and
+        // from truncation, proportional to its square.
         let allowed = 1e-9 * (plus.abs() + minus.abs() + 1.0) / STEP.sqrt() + 1e-6 * along.abs();
         assert!(
             (along - difference).abs() <= allowed,
@@ -233,8 +236,8 @@ pub fn gradcheck(
     Ok(())
 }
 
-/// Compares the second derivatives of `f` with central differences of the first: [`gradcheck`] of
-/// (x, ȳ) ↦ x̄.
+/// Compares the second derivatives of `f` with central differences of the first derivative: the
+/// [`gradcheck`] of (x, ȳ) ↦ x̄.
 ///
 /// # Panics
 /// On every rank, if the two differ.
@@ -256,15 +259,16 @@ pub fn gradgradcheck(
     })
 }
 
-/// How many nodes of this crate the autograd graphs of this process hold: 0 when all graphs have
+/// The number of nodes of this crate in the autograd graphs of this process: 0 when all graphs have
 /// been dropped.
 #[must_use]
 pub fn live_pullbacks() -> usize {
     autograd::live_pullbacks()
 }
 
-/// Lets MPI count only so far, as if `int` ended there: what is beyond goes the way that messages of
-/// more than 2³¹ − 1 elements go. For tests of that way with small tensors; the same on all ranks.
+/// Sets the largest count that is passed to MPI as an `int`. Calls with more elements are then made
+/// like calls with more than 2³¹ − 1 elements, which tests that code with small tensors. It must be
+/// the same on all ranks.
 // It is public because the tests in `tests/` are crates of their own. Programs have no use for it.
 #[doc(hidden)]
 pub fn set_largest_count(count: i32) {
@@ -276,7 +280,7 @@ fn carries_gradient(kind: Kind) -> bool {
     matches!(kind, Half | BFloat16 | Float | Double | ComplexFloat | ComplexDouble)
 }
 
-/// A variable of its own with the same data and layout.
+/// A leaf that requires grad, with the same data and layout.
 fn leaf(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_detach()?.f_set_requires_grad(true)?)
 }
@@ -285,11 +289,12 @@ fn refs(tensors: &[Tensor]) -> Vec<&Tensor> {
     tensors.iter().collect()
 }
 
-/// The gradients of `inputs` for given cotangents of `outputs`, zeros for inputs that the outputs do
-/// not depend on. `create_graph` records the gradients' own graph, and retains that of the outputs.
+/// Returns the gradients of `inputs` for given cotangents of `outputs`, which are zeros for inputs
+/// that the outputs do not depend on. `create_graph` records the graph of the gradients, and keeps
+/// that of the outputs.
 ///
-/// Local but for the communication that the backward pass goes through. What is on a tape is gone
-/// back through by [`Tape::grad`](crate::Tape::grad) instead.
+/// Local, except for the communication in the backward pass. For calls on a tape use
+/// [`Tape::vjp`](crate::Tape::vjp) instead.
 ///
 /// # Errors
 /// Whatever the backward pass returns.
@@ -310,7 +315,7 @@ pub fn vjp(
     inputs: &[&Tensor],
     create_graph: bool,
 ) -> Result<Vec<Tensor>> {
-    // Outputs that depend on nothing have no graph to go back through.
+    // Outputs that do not require grad have no graph.
     let (outputs, cotangents): (Vec<&Tensor>, Vec<&Tensor>) =
         outputs.iter().zip(cotangents).filter(|(y, _)| y.requires_grad()).unzip();
     let gradients = if outputs.is_empty() {
@@ -324,7 +329,7 @@ pub fn vjp(
     gradients.into_iter().zip(inputs).map(or_zeros).collect()
 }
 
-/// In double precision, complex numbers as pairs of reals.
+/// The tensor in double precision, with complex numbers as pairs of reals.
 fn widened(x: &Tensor) -> Result<Tensor> {
     let x = x.f_detach()?.f_resolve_conj()?.f_resolve_neg()?;
     Ok(if x.f_is_complex()? {
@@ -334,7 +339,7 @@ fn widened(x: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Re⟨a, b⟩ of this rank.
+/// Re⟨a, b⟩ on this rank.
 fn inner(a: &Tensor, b: &Tensor) -> Result<f64> {
     let product = widened(a)?.f_mul(&widened(b)?)?.f_sum(Kind::Double)?;
     Ok(product.f_double_value(&[])?)
@@ -344,8 +349,8 @@ fn norm(x: &Tensor) -> Result<f64> {
     Ok(inner(x, x)?.sqrt())
 }
 
-/// What `f` makes, and the tape that its calls are recorded on, if they are. An error is one on all
-/// ranks.
+/// Runs `f`, and returns its result and the tape on which its calls were recorded, if there is one.
+/// An error on one rank is an error on all.
 fn evaluate(
     comm: &Communicator,
     f: impl FnOnce() -> Result<Tensor>,
@@ -364,7 +369,7 @@ fn evaluate(
     let y = together(comm, outcome)?;
     let ranks = exchange(comm, &[u8::from(!used.is_empty())])?;
     if ranks.iter().any(|rank| *rank != ranks[0]) {
-        // The backward pass by a tape is made by all of its ranks.
+        // All ranks of a tape must take part in its backward pass.
         let message = "what is tested goes by a tape on some of the ranks only; give the test the \
                        tape as its communicator";
         return Err(refuse(message.to_owned()));
@@ -372,7 +377,7 @@ fn evaluate(
     Ok((y, used.pop()))
 }
 
-/// The gradients of `inputs` for a cotangent of `y`, by the tape if there is one.
+/// The gradients of `inputs` for a cotangent of `y`, by a pass of the tape if there is one.
 fn pull_back(
     tape: Option<&Arc<Record>>,
     y: &Tensor,
@@ -384,14 +389,14 @@ fn pull_back(
     tape.vjp("testing", &[(y, cotangent)], inputs, PassOptions { create_graph, keep_graph: false })
 }
 
-/// Takes off the tape what is not gone back through otherwise.
+/// Removes the recorded calls from the tape, by a pass without roots, if no other pass does.
 fn forget(comm: &Communicator, tape: Option<&Arc<Record>>) -> Result<()> {
     let pass = |tape: &Arc<Record>| tape.vjp("testing", &[], &[], PassOptions::default());
     together(comm, tape.map_or(Ok(()), |tape| pass(tape).map(drop)))
 }
 
-/// The outcome on this rank, if it is a success on all: an error on one is an error on all, so that
-/// nobody goes on to wait for a rank that has left.
+/// Returns the outcome of this rank if all ranks succeeded, and otherwise an error on every rank,
+/// so that no rank goes on and waits for one that has returned.
 fn together<T>(comm: &Communicator, outcome: Result<T>) -> Result<T> {
     let text = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let texts = exchange(comm, text.as_bytes())?;
@@ -405,7 +410,7 @@ fn together<T>(comm: &Communicator, outcome: Result<T>) -> Result<T> {
     }
 }
 
-/// The sum over all ranks, by none of the operators under test.
+/// The sum over all ranks, without the operators that are tested.
 fn total(comm: &Communicator, value: f64) -> Result<f64> {
     let all = exchange(comm, &value.to_le_bytes())?;
     Ok(all
@@ -414,7 +419,7 @@ fn total(comm: &Communicator, value: f64) -> Result<f64> {
         .sum())
 }
 
-/// What rounding explains, relative to the scale of the result.
+/// The error that rounding may cause, relative to the scale of the result.
 fn tolerance(kind: Kind) -> f64 {
     match kind {
         Kind::Double | Kind::ComplexDouble => 1e-13,
@@ -425,7 +430,7 @@ fn tolerance(kind: Kind) -> f64 {
     }
 }
 
-/// What differs between a rank's result and the oracle's, if anything does.
+/// A description of the difference between a rank's result and the oracle's, if there is one.
 fn mismatch(actual: &Tensor, expected: &Tensor) -> Result<Option<String>> {
     let described = |x: &Tensor| format!("{:?} of shape {:?}", x.kind(), x.size());
     if actual.f_kind()? != expected.f_kind()? || actual.size() != expected.size() {
@@ -436,8 +441,8 @@ fn mismatch(actual: &Tensor, expected: &Tensor) -> Result<Option<String>> {
     }
     let tolerance = 10.0 * tolerance(actual.f_kind()?);
     let (actual, expected) = (widened(actual)?, widened(expected)?);
-    // Where terms cancel, rounding is relative to the terms: taken to be as large as the largest
-    // value, or as random numbers.
+    // If terms cancel, rounding errors are relative to the terms. These are assumed to be as large
+    // as the largest value, and at least 1, the scale of the random data.
     let largest = expected.f_abs()?.f_nan_to_num(0.0, 0.0, 0.0)?.f_max()?.f_double_value(&[])?;
     let scale = largest.max(1.0);
     let close = actual.f_allclose(&expected, tolerance, tolerance * scale, true)?;
@@ -447,7 +452,7 @@ fn mismatch(actual: &Tensor, expected: &Tensor) -> Result<Option<String>> {
     }))
 }
 
-/// Panics on all ranks if any has something to report.
+/// Panics on all ranks if any rank has a mismatch.
 fn agree(comm: &Communicator, what: &str, mismatch: Option<String>) -> Result<()> {
     let reports = exchange(comm, mismatch.unwrap_or_default().as_bytes())?;
     let reports: Vec<String> = reports
@@ -460,7 +465,8 @@ fn agree(comm: &Communicator, what: &str, mismatch: Option<String>) -> Result<()
     Ok(())
 }
 
-/// Every rank's tensor, in order of the ranks. Kinds and dimensions travel along.
+/// Every rank's tensor, in order of the ranks. Shapes may differ; the kind is the same on all
+/// ranks.
 fn all_ranks(comm: &Communicator, x: &Tensor) -> Result<Vec<Tensor>> {
     let x = x.f_detach()?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()?;
     let kind = x.f_kind()?;

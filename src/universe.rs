@@ -17,20 +17,20 @@ use crate::engine::runtime::Runtime;
 use crate::environment::library::{self, Library};
 use crate::environment::{is_finalized, watch};
 
-/// Starts MPI with [`ThreadLevel::Serialized`], which is what the autograd engine needs: it may
-/// run the backward pass on a thread of its own.
+/// Starts MPI with [`ThreadLevel::Serialized`], which the autograd engine needs: it may run the
+/// backward pass on a thread of its own.
 ///
-/// Wraps `MPI_Init_thread`. Collective over all ranks of the program. Where MPI has been
-/// initialized already, by this crate or by another, it is used as it is, and whoever initialized
-/// it finalizes it; a further call gives a further [`Universe`] of the same kind.
+/// Wraps `MPI_Init_thread`. Collective over all ranks of the program. If another library has
+/// initialized MPI already, this crate uses it as it is, and leaves it to that library to finalize
+/// it. If a [`Universe`] exists already, the call returns another handle of it.
 ///
 /// # Errors
-/// [`Error::Library`] if the MPI library that was loaded is another than the one that was compiled
-/// against; [`Error::Launcher`] if several ranks were started by the launcher of another MPI, which
-/// leaves each alone in its world; [`Error::Setting`] if a variable of the environment means nothing, and
-/// [`Error::Mismatch`] if another rank's does; [`Error::Finalized`] after MPI has been finalized;
-/// [`Error::Thread`] on another thread than the one that initialized MPI, which is to finalize it;
-/// [`Error::Mpi`] if MPI fails.
+/// [`Error::Library`] if the MPI library that was loaded is not the one that the crate was compiled
+/// against; [`Error::Launcher`] if several ranks were started by the launcher of another MPI, so
+/// that each is alone in its world; [`Error::Setting`] if an environment variable has an invalid
+/// value, and then [`Error::Mismatch`] on the other ranks; [`Error::Finalized`] after MPI has been
+/// finalized; [`Error::Thread`] on another thread than the one that initialized MPI, which must
+/// finalize it; [`Error::Mpi`] if MPI fails.
 ///
 /// # Examples
 /// ```
@@ -46,8 +46,8 @@ pub fn initialize() -> Result<Universe> {
     initialize_with(ThreadLevel::Serialized)
 }
 
-/// Starts MPI and asks for a thread level; [`Library::thread_level`] tells which one was obtained:
-/// where MPI has been initialized already, the one that it was initialized with.
+/// Starts MPI and asks for a thread level. [`Library::thread_level`] returns the level that was
+/// obtained. If MPI has been initialized already, it keeps the level that it was initialized with.
 ///
 /// See [`initialize`].
 ///
@@ -84,7 +84,8 @@ pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
     Ok(Universe { shared, not_send: PhantomData })
 }
 
-/// The universe that is alive, if any, and the thread that this crate initialized MPI on, if it did.
+/// The current universe, if there is one, and the thread on which this crate initialized MPI, if it
+/// did.
 struct Current {
     shared: Weak<Shared>,
     owner: Option<ThreadId>,
@@ -92,22 +93,21 @@ struct Current {
 
 static CURRENT: Mutex<Current> = Mutex::new(Current { shared: Weak::new(), owner: None });
 
-/// MPI, from [`initialize`] to the drop of the last `Universe`, which finalizes what it
-/// initialized.
+/// A handle to MPI. Dropping the last `Universe` finalizes MPI, if this crate initialized it.
 ///
 /// Finalizing is collective: every rank must drop its universe, or call
-/// [`finalize`](Self::finalize). So a `main` that returns an error, which Rust prints after all
-/// else, may wait here for ranks that wait for this one; after some seconds it says so, with the
-/// last error of this crate's. A program under [`run`] ends the job at once instead, as
-/// [`Communicator::abort`] does. Communicators may outlive the universe, and are then of no use:
-/// their calls return [`Error::Finalized`]. When a panic unwinds a universe while other ranks may be
-/// waiting for this one, finalizing would wait for ever, so the job is aborted instead.
+/// [`finalize`](Self::finalize). If `main` returns an error, Rust drops the universe before it
+/// prints the error, and the drop may wait for ranks that wait for this one; after some seconds the
+/// rank prints that it waits, with the last error of this crate. A program under [`run`] ends the
+/// job at once instead, as [`Communicator::abort`] does. Communicators may outlive the universe,
+/// but their calls then return [`Error::Finalized`]. If a universe is dropped by a panic, the job
+/// is aborted, because finalizing would wait for ever if other ranks wait for this one.
 #[derive(Debug)]
 #[must_use = "dropping the universe finalizes MPI"]
 #[doc(alias = "MPI_Finalize")]
 pub struct Universe {
     shared: Arc<Shared>,
-    /// MPI is to be finalized by the thread that initialized it.
+    /// Not `Send`: MPI must be finalized by the thread that initialized it.
     not_send: PhantomData<*const ()>,
 }
 
@@ -142,20 +142,19 @@ impl Universe {
         }
         let (site, own) = (Site::new("self_comm"), mpi_sys::MPI_COMM_SELF);
         let comm = Communicator::duplicate_of(site, own, &self.shared.runtime)?;
-        // A universe stays on its thread, so nobody else has come first.
+        // A universe stays on its thread, so no other thread has set it meanwhile.
         Ok(self.shared.this.get_or_init(|| comm).clone())
     }
 
-    /// Finalizes MPI, and tells what was left over, which a drop only prints.
+    /// Finalizes MPI, and returns an error for what was left over; a drop only prints it.
     ///
-    /// Wraps `MPI_Finalize`, if it was this crate that initialized MPI. Collective over all ranks. As
-    /// long as there is another universe of this rank, from a further [`initialize`], it does
-    /// nothing.
+    /// Wraps `MPI_Finalize`, if this crate initialized MPI. Collective over all ranks. It does
+    /// nothing if this rank has another handle of the universe, from a further [`initialize`].
     ///
     /// # Errors
-    /// [`Error::Left`] if a message was never received here, or if a call that was started does not
-    /// end, as it has no counterpart on other ranks: gradients may lack a part then. MPI is
-    /// finalized all the same.
+    /// [`Error::Left`] if this rank never received a message, or if a call that was started does
+    /// not end because it has no counterpart on other ranks. Gradients may then lack a part. MPI is
+    /// finalized in spite of the error.
     ///
     /// # Examples
     /// ```
@@ -179,11 +178,11 @@ impl Universe {
     }
 }
 
-/// What all handles of one universe share.
+/// The state that all handles of the universe share.
 #[derive(Debug)]
 struct Shared {
     world: Communicator,
-    /// Made when first asked for.
+    /// The communicator of this rank alone, made on first use.
     this: OnceLock<Communicator>,
     runtime: Runtime,
 }
@@ -197,12 +196,12 @@ impl Shared {
             environment.close_at_finalize()?;
         }
         let shared = Self { world, this: OnceLock::new(), runtime };
-        // Where it fails, dropping the rest ends MPI.
+        // If it fails, dropping `shared` finalizes MPI.
         library::check_launcher(shared.world.size())?;
         Ok(shared)
     }
 
-    /// Finalizes MPI, if it was this crate that initialized it. Returns a line for each thing that
+    /// Finalizes MPI, if this crate initialized it. Returns a line for each message or call that
     /// was left over.
     fn end(&self, site: Site) -> Vec<String> {
         let environment = &self.runtime.environment;
@@ -210,7 +209,7 @@ impl Shared {
             if std::thread::panicking() {
                 self.world.abort(PANICKED);
             }
-            // What fails here will fail again when MPI is finalized.
+            // An error here would come again when MPI is finalized.
             let _ = environment.meet(site, self.world.rank());
         }
         environment.finalize(site)
@@ -225,14 +224,14 @@ impl Drop for Shared {
     }
 }
 
-/// The exit code of a program that panicked, as Rust has it.
+/// Rust's exit code of a program that panicked.
 const PANICKED: i32 = 101;
 
-/// Runs a program on a universe of its own: what a `main` is to do.
+/// Initializes MPI, runs a program, and finalizes MPI. It is meant to be all that `main` does.
 ///
-/// If the program returns an error or panics, this rank says so, with its number, and ends the job
-/// on all ranks, as others may be waiting for it. At the end MPI is
-/// [finalized](Universe::finalize).
+/// If the program returns an error or panics, this rank prints its rank and the error, and ends the
+/// job on all ranks, as others may be waiting for it. Otherwise MPI is
+/// [finalized](Universe::finalize), and an error of that is printed too.
 ///
 /// Wraps `MPI_Init_thread`, `MPI_Finalize` and `MPI_Abort`. Collective over all ranks.
 ///

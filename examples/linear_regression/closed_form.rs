@@ -1,4 +1,4 @@
-//! The solution that linear algebra gives, to compare with.
+//! The closed-form solution, to compare with.
 
 use std::error::Error;
 
@@ -7,7 +7,7 @@ use mpi4tch::{Communicator, Op};
 
 use crate::data::Standardized;
 
-/// XᵀX·w = Xᵀy for the rows of all ranks, divided by their number.
+/// The normal equations XᵀX·w = Xᵀy for the rows of all ranks, divided by the number of rows.
 pub struct NormalEquations {
     correlations: Tensor,
     moments: Tensor,
@@ -24,7 +24,7 @@ impl NormalEquations {
         })
     }
 
-    /// The coefficients, or an error that names the features which do not determine theirs.
+    /// The coefficients, or an error that names features that are linearly dependent.
     pub fn solve(&self, names: &[String]) -> Result<Vec<f64>, Box<dyn Error>> {
         let (eigenvalues, eigenvectors) = self.correlations.f_linalg_eigh("L")?;
         if eigenvalues.double_value(&[0]) < 1e-7 {

@@ -34,8 +34,8 @@ impl Table {
 
     /// Reads a file on every rank and keeps a share of its rows.
     ///
-    /// An error on any rank is the error of all: a rank that returned alone would leave the others
-    /// waiting for it in their next communication.
+    /// An error on one rank is returned on all: if one rank returned alone, the others would wait
+    /// for it in their next communication.
     pub fn read(world: &Communicator, path: &Path) -> Result<Self, Box<dyn Error>> {
         let source = path.display().to_string();
         let (names, values, fingerprint) = agree(world, parse(path))?;
@@ -48,7 +48,7 @@ impl Table {
         Ok(Self { source, names, rows: rows.slice(0, begin, end, 1) })
     }
 
-    /// Where it comes from.
+    /// The source of the data: a path, or "synthetic".
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -72,7 +72,7 @@ impl Table {
 
         let (mean, deviation) = (Vec::<f64>::try_from(mean)?, Vec::<f64>::try_from(deviation)?);
         for ((name, mean), deviation) in self.names.iter().zip(&mean).zip(&deviation) {
-            // The mean of equal numbers need not be that number.
+            // The computed mean of equal numbers can differ from them by rounding.
             if *deviation <= 1e-13 * mean.abs() {
                 return Err(format!("{}: column {name} is constant", self.source).into());
             }
@@ -152,14 +152,14 @@ fn parse(path: &Path) -> Result<(Vec<String>, Vec<f64>, i64), String> {
     Ok((names, values, fingerprint.finish().cast_signed()))
 }
 
-/// The line of a record; csv has empty lines belong to the record that follows.
+/// The line of a record. The crate csv counts empty lines to the record that follows.
 fn line_of_data(file: &[u8], begin: &csv::Position) -> u64 {
     let rest = file.iter().skip(usize::try_from(begin.byte()).unwrap_or(usize::MAX));
     let breaks = rest.take_while(|byte| matches!(byte, b'\r' | b'\n'));
     breaks.fold(begin.line(), |line, byte| line + u64::from(*byte == b'\n'))
 }
 
-/// From where to where the rows of this rank go: as equal shares as can be.
+/// The range of this rank's rows, in shares that are as equal as possible.
 fn share(world: &Communicator, rows: i64) -> (i64, i64) {
     let begin = |rank: i64| rows * rank / i64::from(world.size());
     let rank = i64::from(world.rank());
@@ -170,7 +170,7 @@ fn reduce(world: &Communicator, value: i64, op: Op) -> mpi4tch::Result<i64> {
     Ok(world.all_reduce(&Tensor::from(value), op)?.int64_value(&[]))
 }
 
-/// Makes one rank's error the error of all, with the same text: that of the lowest rank.
+/// Returns an error on all ranks if one has an error, with the text of the lowest such rank.
 fn agree<T>(world: &Communicator, outcome: Result<T, String>) -> Result<T, Box<dyn Error>> {
     let (rank, size) = (i64::from(world.rank()), i64::from(world.size()));
     let first = reduce(world, if outcome.is_err() { rank } else { size }, Op::Min)?;

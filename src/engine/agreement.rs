@@ -1,9 +1,12 @@
 //! Agreement between the ranks on a collective call, before it is made.
 //!
-//! What the ranks must have in common about a call are its [`Terms`]. They compare a fingerprint of
-//! them by a small all-reduce ([`rounds`]), and where it differs all get the same error, while
-//! nobody has entered a call that could not end or that could write beyond a buffer. Where a rank
-//! needs to know the others' sizes, these travel next.
+//! The arguments that must be equal on all ranks are the call's [`Terms`]. The ranks compare a
+//! fingerprint of them by a small all-reduce ([`rounds`]). If it differs, all ranks get the same
+//! error before any of them makes the MPI call, which might not end or might write beyond a buffer.
+//! Calls that need the other ranks' sizes exchange these next.
+//!
+//! Fingerprints can be compared across ranks because all ranks run the same executable, and
+//! [`DefaultHasher::new`] uses fixed keys: equal values have equal hashes on every rank.
 
 mod description;
 mod rounds;
@@ -27,7 +30,8 @@ pub(crate) use description::differences;
 use description::{Line, PAIRS, decode};
 pub(crate) use turn::{Pending, Turn, Turns};
 
-/// What all ranks must agree on about a call, and what each tells the others.
+/// The arguments of a call that all ranks must agree on, and the sizes that each rank tells the
+/// others.
 #[derive(Debug, Default)]
 pub(crate) struct Terms<'a> {
     pub(crate) op: Option<Op>,
@@ -36,32 +40,31 @@ pub(crate) struct Terms<'a> {
     pub(crate) axes: [Option<i64>; 2],
     /// Counts that every rank was given.
     pub(crate) counts: [Option<&'a [i64]>; 2],
-    /// The shape, where it must agree, but for the axis that may differ.
+    /// The shape, if it must agree, and the axis along which the extents may still differ.
     pub(crate) shape: Option<(&'a [i64], Option<usize>)>,
-    /// What it sends to each rank and receives from each, where it knows no other rank's counts.
+    /// This rank's row and column of a matrix of counts of which it does not know the rest.
     pub(crate) pairs: Option<Pairs<'a>>,
-    /// What every rank needs to know of this one.
+    /// The sizes that this rank tells every other.
     pub(crate) told: Option<Told<'a>>,
-    /// What each rank needs to know of this one, a number for each.
+    /// A number for each rank, which only that rank is told.
     pub(crate) told_each: Option<&'a [i64]>,
 }
 
-/// This rank's row and column of the ranks' matrix of counts. Each count stands in a row and in a
-/// column: the ranks agree if what one is to send is what the other is to receive.
+/// This rank's row and column of the matrix of counts. The ranks agree if every rank is to receive
+/// from each other rank the count that the other is to send.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pairs<'a> {
-    /// To each rank, in their order.
+    /// The count that is sent to each rank, in order of the ranks.
     pub(crate) send: &'a [i64],
-    /// From each.
+    /// The count that is received from each rank.
     pub(crate) receive: &'a [i64],
-    /// Whether this is more than an `int` counts, for which there are other functions of MPI.
+    /// Whether the elements are too many for an `int`, so that another MPI function is called.
     pub(crate) wide: bool,
 }
 
 impl Pairs<'_> {
-    /// The sum over all ranks is zero if the ranks agree: for each count a number is added by the
-    /// rank that sends and subtracted by the one that receives. All ranks run one program, so the
-    /// same numbers have the same hash.
+    /// A number whose sum over all ranks, with wrapping, is zero if the ranks agree: the rank that
+    /// sends a count adds its hash, and the rank that receives it subtracts the hash.
     fn balance(&self, rank: Rank) -> u64 {
         let hash = |from: Rank, to: Rank, count: i64| {
             let mut hasher = DefaultHasher::new();
@@ -75,19 +78,20 @@ impl Pairs<'_> {
     }
 }
 
-/// What a rank tells the others: its counts, and a shape.
+/// The sizes that a rank tells the others: counts, and a shape.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told<'a> {
     pub(crate) counts: [i64; 2],
     pub(crate) shape: &'a [i64],
 }
 
-/// What every rank told, in order of the ranks; nothing where nobody needed to know.
+/// The sizes that the ranks told each other, in order of the ranks; empty if the call exchanges
+/// none.
 #[derive(Debug, Default)]
 pub(crate) struct Agreed {
     counts: Vec<[i64; 2]>,
     shapes: Vec<Vec<i64>>,
-    /// What each rank told this one alone.
+    /// The number that each rank told only this one.
     told_here: Vec<i64>,
 }
 
@@ -97,8 +101,9 @@ impl Agreed {
         self.counts.iter().map(|counts| counts[i]).collect()
     }
 
-    /// What each rank told this one alone. The [`counts`](Self::counts) are then the sums of what each
-    /// has told and was told, or −1 where that is more than an `i64` holds.
+    /// The number that each rank told only this one. [`counts`](Self::counts) then has, for each
+    /// rank, the sum of the numbers that it told and the sum of those that it was told, or −1 for a
+    /// sum that overflows an `i64`.
     pub(crate) fn told_here(&self) -> &[i64] {
         &self.told_here
     }
@@ -108,32 +113,34 @@ impl Agreed {
     }
 }
 
-/// What lets a call through without an agreement of its own.
+/// The reason why a call needs no agreement of its own.
 #[derive(Clone)]
 pub(crate) enum Admission {
     /// It is part of a blocking call that the ranks have agreed on.
     Granted(Arc<Turn>),
-    /// It is the one part of a call that was started, which the ranks are agreeing on.
+    /// It is the only part of a started call, and takes over that call's proposal.
     Begun(Arc<Mutex<Option<Proposal>>>),
-    /// The tape has compared it.
+    /// It is an adjoint on a tape, and the ranks have compared what they recorded there.
     Compared,
 }
 
-/// The kind of tensor that a call is made on, and whether it is recorded.
+/// The kind of the tensor, and whether the call is recorded.
 pub(crate) type Subject = Option<(Datatype, bool)>;
 
-/// A rank's message. The extents of a tensor of more axes follow in a message of their own.
+/// What a rank tells the others, in one message: two counts, the number of axes, and the extents.
+/// If a tensor has more axes than fit, the shapes travel in a further message.
 type Words = [i64; WORDS];
 const WORDS: usize = 11;
 const EXTENTS: usize = 3;
 const MOST_EXTENTS: usize = WORDS - EXTENTS;
 
-/// Compares the terms of the call at `site` over the ranks, waits for its turn, and exchanges what
-/// the ranks tell each other.
+/// Compares the terms of the call at `site` across the ranks, waits for its turn, and exchanges
+/// sizes if the terms have any.
 ///
-/// A rank whose own arguments are wrong brings its error instead of terms: it gets that error
-/// itself, and the others one that names it. Calls in which sizes are exchanged, and those that make
-/// communicators, are always compared. `way` is how this rank can make the call.
+/// If this rank's own arguments are wrong, `terms` is the error: this rank gets that error, and the
+/// others get one that names this rank. With `exchanges` the call is compared even under
+/// `MPI4TCH_CHECK=none`: calls that exchange sizes or create communicators rely on it. `way` is the
+/// way in which this rank can make the call.
 #[inline]
 pub(crate) fn agree(
     site: Site,
@@ -143,7 +150,7 @@ pub(crate) fn agree(
     exchanges: bool,
     way: Way,
 ) -> Result<(Agreed, Arc<Turn>)> {
-    // Before it takes a place that nobody would give up.
+    // Checked first: a place that was taken would have to be given up.
     comm.environment().allows(site.call)?;
     if let Some(Admission::Granted(turn)) = comm.admission() {
         return Ok((exchange(site, comm, turn, &terms?)?, Arc::clone(turn)));
@@ -165,13 +172,14 @@ pub(crate) fn agree(
     Ok((exchange(site, comm, &turn, &terms?)?, turn))
 }
 
-/// Waits until all ranks make the call at `site`, whatever is compared of others.
+/// Waits until all ranks make the call at `site`, under `MPI4TCH_CHECK=none` too.
 pub(crate) fn agree_on(site: Site, comm: &Communicator) -> Result<Arc<Turn>> {
     let way = comm.environment().way();
     agree(site, &comm.plain(), None, Ok(Terms::default()), true, way).map(|(_, turn)| turn)
 }
 
-/// Tells the others that this rank refuses the call, if they listen. Returns why.
+/// Tells the others that this rank refuses the call, unless calls are not compared. Returns the
+/// error: `error`, or that of the attempt to tell them.
 pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error, exchanges: bool) -> Error {
     match agree(site, comm, None, Err(error), exchanges, comm.environment().way()) {
         Err(error) => error,
@@ -181,8 +189,8 @@ pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error, exchanges: b
 
 /// A started call that the ranks are agreeing on: see [`Pending`].
 ///
-/// One that is dropped before it is started, as the memory for it is not to be had, goes on without a
-/// call: where the other ranks have dropped theirs too, they stay in step.
+/// If it is dropped before the call is launched, for instance because memory cannot be allocated,
+/// the agreement goes on without a call. If all ranks have dropped theirs, they stay in step.
 pub(crate) struct Proposal(Option<Inner>);
 
 struct Inner {
@@ -193,8 +201,8 @@ struct Inner {
 impl Proposal {
     /// Begins to agree on a call that is started at `site`; `None` where calls are not compared.
     ///
-    /// A rank whose own arguments are wrong gets its error at once, and the others one that names
-    /// it, at their waits.
+    /// A rank whose own arguments are wrong gets its error at once; the others get, at their waits,
+    /// an error that names this rank.
     pub(crate) fn begin(
         site: Site,
         comm: &Communicator,
@@ -218,7 +226,7 @@ impl Proposal {
                 };
                 let proposal =
                     Self(Some(Inner { pending, said: Said { site, subject: None, terms } }));
-                // The others go on with the call: without it, this rank is out of step.
+                // The others make the call. Dropping the proposal notes that this rank does not.
                 return error.map_or(Ok(Some(proposal)), Err);
             }
             Some(Admission::Granted(_)) | None => (),
@@ -242,8 +250,8 @@ impl Proposal {
         }
     }
 
-    /// Tells the others that this rank refuses the call that they start, if they listen. Returns
-    /// why.
+    /// Tells the others that this rank refuses the call that they start, unless calls are not
+    /// compared. Returns the error.
     pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error) -> Error {
         match Self::begin(site, comm, None, Err(error)) {
             Err(error) => error,
@@ -256,7 +264,7 @@ impl Proposal {
         self.0.as_ref().map_or(0, |inner| inner.pending.seal())
     }
 
-    /// The line of the call, and its communicator.
+    /// The site of the call, and its communicator.
     pub(crate) fn origin(&self) -> Option<(Site, Communicator)> {
         self.0.as_ref().map(|inner| (inner.said.site, inner.pending.comm().clone()))
     }
@@ -290,13 +298,14 @@ impl Drop for Proposal {
     }
 }
 
-/// The terms, unless this rank cannot go on in step with the others.
+/// The terms, or an error if this rank is out of step with the others.
 fn in_step<'a>(site: Site, comm: &Communicator, terms: Result<Terms<'a>>) -> Result<Terms<'a>> {
     if comm.turns().are_out_of_step() { Err(Error::OutOfStep { call: site.call }) } else { terms }
 }
 
-/// Only a graph that all ranks record, or none, can be gone back through. A reduction that is not
-/// linear is made by other calls of MPI's where it is recorded, so of those it is compared in any case.
+/// The part of `subject` that the ranks compare. The backward pass needs a call to be recorded by
+/// all ranks or by none, which is compared under `MPI4TCH_CHECK=collective`. It is always compared
+/// for a reduction that is not linear, as that makes other MPI calls if it is recorded.
 fn recorded(comm: &Communicator, subject: Subject, terms: &Result<Terms>) -> Subject {
     let op = terms.as_ref().ok().and_then(|terms| terms.op);
     let decides = op.is_some_and(|op| op.is_differentiable() && !op.is_linear());
@@ -310,7 +319,7 @@ fn mismatch(texts: &[Vec<u8>]) -> Error {
     Error::Mismatch { differences: differences(&all, &ranks) }
 }
 
-/// Exchanges what the ranks tell each other, if anything. All ranks are in the same call.
+/// Exchanges the sizes that the ranks tell each other, if any. All ranks are in the same call.
 #[inline]
 fn exchange(site: Site, comm: &Communicator, turn: &Turn, terms: &Terms) -> Result<Agreed> {
     if let Some(told_each) = terms.told_each {
@@ -346,7 +355,7 @@ fn exchange(site: Site, comm: &Communicator, turn: &Turn, terms: &Terms) -> Resu
     Ok(Agreed { counts, shapes, ..Agreed::default() })
 }
 
-/// What a rank says of a call: its terms, or why it refuses it.
+/// A rank's side of a call: its terms, or the error with which it refuses.
 struct Says<'s, 'a> {
     site: Site,
     comm: &'s Communicator,
@@ -364,7 +373,7 @@ impl Says<'_, '_> {
                 subject.hash(&mut hasher);
                 terms.hash(&mut hasher);
             }
-            // Of any two ranks that refuse, or of one, none may take the other's for terms.
+            // The rank makes a refusal differ from every other rank's fingerprint.
             Err(error) => ("refused", self.comm.rank(), error.to_string()).hash(&mut hasher),
         }
         hasher.finish()
@@ -380,7 +389,7 @@ impl Says<'_, '_> {
     }
 }
 
-/// As [`Says`], kept for as long as the call is under way.
+/// As [`Says`], owned, for a call that is under way.
 struct Said {
     site: Site,
     subject: Subject,
@@ -394,7 +403,7 @@ impl Said {
     }
 }
 
-/// What a rank tells the others of its call where they differ.
+/// The lines by which a rank describes its call to the others if their calls differ.
 fn describe(site: Site, subject: Subject, terms: std::result::Result<&Terms, String>) -> Vec<Line> {
     match terms {
         Ok(terms) => terms.describe(site, subject),
@@ -402,7 +411,7 @@ fn describe(site: Site, subject: Subject, terms: std::result::Result<&Terms, Str
     }
 }
 
-/// [`Terms`], without what is told, that are kept for as long as the call is under way.
+/// [`Terms`] without the sizes to exchange, owned, for a call that is under way.
 struct OwnedTerms {
     op: Option<Op>,
     root: Option<Rank>,
@@ -445,7 +454,7 @@ impl Hash for Terms<'_> {
 }
 
 impl Terms<'_> {
-    /// One axis, counted from the start.
+    /// The terms of one axis, counted from the start.
     pub(crate) fn axis(axis: usize) -> [Option<i64>; 2] {
         [i64::try_from(axis).ok(), None]
     }
@@ -463,7 +472,7 @@ impl Terms<'_> {
         }
     }
 
-    /// By name, for the error.
+    /// The terms by name, for the error.
     fn describe(&self, site: Site, subject: Subject) -> Vec<Line> {
         let pass = if site.backward { "backward" } else { "forward" };
         let mut lines = vec![("operation", site.call.to_owned()), ("pass", pass.to_owned())];

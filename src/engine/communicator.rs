@@ -1,4 +1,5 @@
-//! [`Communicator`]: a group of ranks, and what the program is doing with it.
+//! [`Communicator`]: a group of ranks, with the context in which its calls are made: pass, tape,
+//! line.
 
 use std::fmt;
 use std::panic::Location;
@@ -22,30 +23,30 @@ use crate::environment::Environment;
 /// Cheap to clone: clones are the same communicator. The operations are its methods, each in a
 /// file of its own; the table of them is on the crate's [front page](crate).
 ///
-/// A communicator has three contexts, duplicates of what it was made from: one for calls of the
-/// forward pass, one for those of the backward pass, and one for the crate's own messages. So a
-/// message of the one can never meet a message of the other.
+/// A communicator has MPI contexts of its own: one for calls of the forward pass, one for those of
+/// the backward pass, and one for the crate's own messages. A message in one context is never
+/// received in another.
 ///
-/// Dropping one is local and makes no call: its contexts are freed by the next call that makes a
-/// communicator from the same parent, once no rank holds it or anything made from it, and at MPI's
-/// end at the latest. An autograd graph that communicates on it holds it.
+/// Dropping a communicator is local and makes no MPI call. Once no rank holds it or anything made
+/// from it, its contexts are freed by the next call that makes a communicator from the same parent,
+/// or at the latest when MPI is finalized. An autograd graph that communicates on it holds it.
 #[derive(Clone)]
 #[doc(alias = "MPI_Comm")]
 pub struct Communicator {
     inner: Arc<Inner>,
     pass: Pass,
-    /// Whether the calls are those of a pullback of the user's own.
+    /// Whether the calls are made by a pullback of the user's: see [`Communicator::custom`].
     of_pullback: bool,
     /// The tape that calls are recorded on.
     record: Option<Arc<Record>>,
-    /// The line that the calls are for, where it is not their caller's: in the backward pass, and
-    /// where one call is carried out by another.
+    /// The line that calls are reported at, if not their caller's: in the backward pass, and where
+    /// one operation is carried out by another.
     origin: Option<&'static Location<'static>>,
-    /// What lets its calls through without an agreement of their own.
+    /// The reason why its calls need no agreement of their own.
     admission: Option<Admission>,
 }
 
-/// What all clones of a communicator share.
+/// The state that all clones of a communicator share.
 struct Inner {
     handle: Arc<Handle>,
     /// The calls that were started, on all communicators.
@@ -54,8 +55,8 @@ struct Inner {
     turns: Arc<Turns>,
 }
 
-/// What messages have in common that can meet: a communicator, and whether they are those of a pullback of
-/// the user's own.
+/// The communicator of a message, and whether a pullback of the user's sent it. Of one pass, only
+/// messages with the same lane are in the same context.
 pub(crate) type Lane = (Identity, bool);
 
 /// Which pass the calls of a communicator belong to.
@@ -66,7 +67,7 @@ enum Pass {
 }
 
 impl Communicator {
-    /// One on no tape, for calls of the forward pass.
+    /// A communicator on no tape, for calls of the forward pass.
     pub(crate) fn new(handle: Arc<Handle>, flights: &Arc<Flights>) -> Self {
         let inner = Inner { handle, flights: Arc::clone(flights), turns: Arc::default() };
         Self {
@@ -79,19 +80,19 @@ impl Communicator {
         }
     }
 
-    /// Makes one of `comm`, which stays its owner's, by the call at `site`. Collective over `comm`.
+    /// Duplicates `comm`, which its owner keeps, by the call at `site`. Collective over `comm`.
     pub(crate) fn duplicate_of(site: Site, comm: MPI_Comm, runtime: &Runtime) -> Result<Self> {
         let handle = Handle::duplicate_of(site, comm, &runtime.environment)?;
         Ok(Self::new(handle, &runtime.flights))
     }
 
-    /// What MPI knows of it.
+    /// The handle: its MPI contexts.
     #[inline]
     pub(crate) fn handle(&self) -> &Arc<Handle> {
         &self.inner.handle
     }
 
-    /// One that was just made from this: it is on the same tape.
+    /// The communicator of a handle that was just made from this one. It is on the same tape.
     pub(crate) fn child(&self, handle: Arc<Handle>) -> Self {
         Self { record: self.record.clone(), ..Self::new(handle, &self.inner.flights) }
     }
@@ -104,7 +105,7 @@ impl Communicator {
         self.inner.handle.rank()
     }
 
-    /// How many ranks there are.
+    /// The number of ranks.
     #[inline]
     #[must_use]
     #[doc(alias = "MPI_Comm_size")]
@@ -112,8 +113,8 @@ impl Communicator {
         self.inner.handle.size()
     }
 
-    /// Ends the job at once, on all ranks, with this exit code: for what a rank cannot go on from
-    /// while others may be waiting for it.
+    /// Ends the job at once, on all ranks, with this exit code: for errors after which this rank
+    /// cannot go on while others may be waiting for it.
     ///
     /// Wraps `MPI_Abort`, for all ranks of the program, whatever the communicator.
     ///
@@ -134,15 +135,15 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Abort")]
     pub fn abort(&self, code: i32) -> ! {
-        // No permission is asked for: another thread may have it, and wait for ever.
+        // Without `Environment::enter`: another thread may hold the permission and wait for ever.
         if self.environment().is_open() {
-            // SAFETY: MPI is there, and the program ends here.
+            // SAFETY: MPI has not been finalized, and the program ends here.
             unsafe { mpi_sys::MPI_Abort(mpi_sys::MPI_COMM_WORLD, code) };
         }
         std::process::exit(code)
     }
 
-    /// Keeps what failed, for [`Environment::note`].
+    /// Passes the outcome on, and notes its error by [`Environment::note`].
     #[inline]
     pub(crate) fn note<T>(&self, outcome: Result<T>) -> Result<T> {
         if let Err(error) = &outcome {
@@ -155,7 +156,7 @@ impl Communicator {
         (0..self.size()).contains(&rank)
     }
 
-    /// Checks that there is a rank `root`.
+    /// Checks that `root` is a rank of the communicator.
     #[inline]
     pub(crate) fn check_root(&self, call: &'static str, root: Rank) -> Result<()> {
         if self.has_rank(root) {
@@ -164,35 +165,35 @@ impl Communicator {
         Err(Error::Rank { call, role: "root", rank: root, size: self.size() })
     }
 
-    /// The same communicator for calls of the backward pass of what was called at `site`.
+    /// The same communicator, for the backward pass of the call at `site`.
     pub(crate) fn backward(&self, site: Site) -> Self {
         Self { pass: Pass::Backward, origin: Some(site.at), ..self.plain() }
     }
 
-    /// The same communicator, in the backward pass, for what the user's own pullback does: forward
-    /// calls, which are on their own lines.
+    /// The same communicator, for the calls of a pullback of the user's. They are ordinary calls,
+    /// which are reported at their own lines.
     pub(crate) fn of_pullback(&self) -> Self {
         Self { pass: Pass::Forward, of_pullback: true, origin: None, ..self.clone() }
     }
 
-    /// The same communicator, for calls on a tape.
+    /// The same communicator, for calls that are recorded on a tape.
     pub(crate) fn recorded_on(&self, record: Arc<Record>) -> Self {
         Self { record: Some(record), ..self.clone() }
     }
 
-    /// The same communicator, for calls that are on no tape and agreed on by themselves, and for those
-    /// who must not keep a tape.
+    /// The same communicator, on no tape, for calls with an agreement of their own. It does not
+    /// keep a tape alive.
     pub(crate) fn plain(&self) -> Self {
         Self { record: None, ..self.unadmitted() }
     }
 
-    /// The same communicator, for calls that are agreed on by themselves.
+    /// The same communicator, for calls with an agreement of their own.
     pub(crate) fn unadmitted(&self) -> Self {
         Self { admission: None, ..self.clone() }
     }
 
-    /// The same communicator, for what carries out the call at `site`: a closure's calls would name
-    /// the crate's own line.
+    /// The same communicator, for calls that carry out the one at `site` and are reported at its
+    /// line. Without it, calls made in a closure would be reported at a line of this crate.
     pub(crate) fn at(&self, site: Site) -> Self {
         Self { origin: Some(site.at), ..self.clone() }
     }
@@ -217,12 +218,13 @@ impl Communicator {
         self.inner.handle.identity()
     }
 
-    /// What the ranks compare of their calls.
+    /// How much the ranks compare of their calls.
     #[inline]
     pub(crate) fn check_level(&self) -> Check {
         self.environment().check()
     }
 
+    /// The tape that calls are recorded on, unless it has been dropped.
     #[inline]
     pub(crate) fn record(&self) -> Option<&Arc<Record>> {
         self.record.as_ref().filter(|record| record.is_open())
@@ -239,7 +241,7 @@ impl Communicator {
         matches!(self.pass, Pass::Forward)
     }
 
-    /// Where a call is made: by the user, or in the backward pass of what the user called.
+    /// The site of a call: the caller's line, or that of the call that it is made for.
     #[inline]
     #[track_caller]
     pub(crate) fn site(&self, call: &'static str) -> Site {
@@ -249,7 +251,7 @@ impl Communicator {
         Site { call, at: self.origin.unwrap_or(caller), backward, number, seal: 0 }
     }
 
-    /// The context of the pass.
+    /// The MPI context for calls of the pass.
     #[inline]
     pub(crate) fn context(&self) -> MPI_Comm {
         match self.pass {
@@ -259,7 +261,7 @@ impl Communicator {
         }
     }
 
-    /// Which messages of its pass can meet: those of one context.
+    /// The lane of its messages.
     pub(crate) fn lane(&self) -> Lane {
         (self.identity(), self.of_pullback)
     }
@@ -274,26 +276,27 @@ impl Communicator {
         &self.inner.flights
     }
 
-    /// The context of the crate's own messages.
+    /// The MPI context of the crate's own messages.
     pub(crate) fn control(&self) -> MPI_Comm {
         self.inner.handle.control()
     }
 
-    /// The context in which the ranks count from the other end, for the adjoint of a scan, once it
-    /// has been [made](Self::make_reversed).
+    /// The MPI context with the ranks in reverse order, for the adjoint of a scan. It must have
+    /// been [made](Self::make_reversed).
     pub(crate) fn reversed(&self) -> MPI_Comm {
         self.inner.handle.reversed().get()
     }
 
-    /// Makes the context in which the ranks count from the other end, if it is not there yet, by a
-    /// collective call at `site`.
+    /// Makes the context with the ranks in reverse order, unless it exists, by a collective call at
+    /// `site`.
     pub(crate) fn make_reversed(&self, site: Site) -> Result<()> {
         let site = Site { call: "the communicator of a scan's adjoint", ..site };
         self.make_further(site, &self.inner.handle.reversed())
     }
 
-    /// Makes the context of what users' own pullbacks do, if it is not there yet, by a collective call
-    /// at `site`. Their messages stand in no order with those of other calls' adjoints.
+    /// Makes the context for the calls of users' pullbacks, unless it exists, by a collective call
+    /// at `site`. It is separate because nothing orders their messages with those of other
+    /// adjoints.
     pub(crate) fn make_context_of_pullbacks(&self, site: Site) -> Result<()> {
         let site = Site { call: "the communicator of pullbacks", ..site };
         self.make_further(site, &self.inner.handle.of_pullbacks())

@@ -1,4 +1,4 @@
-//! What ranks tell each other for the crate's own purposes.
+//! Communication between the ranks for the crate's own purposes, in the control context.
 
 use std::mem::ManuallyDrop;
 
@@ -10,8 +10,8 @@ use crate::call::{Made, mpi};
 use crate::engine::communicator::Communicator;
 
 impl Communicator {
-    /// Every rank's words, by the control context. Collective; all ranks are in the same call, and
-    /// make it in the same way.
+    /// Gathers every rank's `words`, in order of the ranks. Collective; all ranks are in the same
+    /// call, and make it in the same way.
     pub(crate) fn all_gather_control<const N: usize>(
         &self,
         site: Site,
@@ -38,8 +38,8 @@ impl Communicator {
         Ok(all)
     }
 
-    /// What every rank tells this one, where `words` are what this one tells each. Collective; all
-    /// ranks are in the same call, and make it in the same way.
+    /// Sends one of the `words` to each rank. Returns the words received, in order of the ranks.
+    /// Collective; all ranks are in the same call, and make it in the same way.
     pub(crate) fn all_to_all_control(
         &self,
         site: Site,
@@ -66,8 +66,7 @@ impl Communicator {
         Ok(all)
     }
 
-    /// The bits that are set on every rank, by the control context. Collective; all ranks are in the
-    /// same call.
+    /// The bits that are set on every rank. Collective; all ranks are in the same call.
     pub(crate) fn intersect_control(&self, site: Site, bits: Vec<u64>) -> Result<Vec<u64>> {
         let count = i32::try_from(bits.len()).map_err(|_| Error::Exchange { call: site.call })?;
         self.on_control(site, Way::Polls, bits, |bits, made| {
@@ -86,10 +85,10 @@ impl Communicator {
         })
     }
 
-    /// The sum of all ranks' words, with wrapping, by the control context. Collective; all ranks are
-    /// in the same call, and make it in the same way.
+    /// The sum of all ranks' words, with wrapping. Collective; all ranks are in the same call, and
+    /// make it in the same way.
     pub(crate) fn sum_control(&self, site: Site, way: Way, word: i64) -> Result<i64> {
-        // Unsigned, as what overflows is then defined in MPI's language, too.
+        // Unsigned, as overflow is then defined in C, too.
         let memory = Box::new(word.cast_unsigned());
         let sum = self.on_control(site, way, memory, |word, made| {
             mpi!(
@@ -108,10 +107,10 @@ impl Communicator {
         Ok(sum.cast_signed())
     }
 
-    /// Every rank's `bytes`, in order of the ranks, by the control context. They may differ in
-    /// length. Collective; all ranks are in the same call.
+    /// Gathers every rank's `bytes`, in order of the ranks. They may differ in length. Collective;
+    /// all ranks are in the same call.
     pub(crate) fn exchange(&self, site: Site, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        // A negative count tells every rank that this one has too much.
+        // A length of −1 tells every rank that this one has more bytes than an int counts.
         let length = i64::try_from(bytes.len()).ok().filter(|&length| length <= i32::MAX.into());
         let lengths = self.all_gather_control(site, Way::Polls, &[length.unwrap_or(-1)])?;
         let too_much = || Error::Exchange { call: site.call };
@@ -122,7 +121,8 @@ impl Communicator {
             displacements.push(total);
             total = total.checked_add(counts[counts.len() - 1]).ok_or_else(too_much)?;
         }
-        // One byte more each: the pointer of an empty list can be MPI_IN_PLACE.
+        // One byte more for each list: the pointer of an empty one can be the value of
+        // MPI_IN_PLACE.
         let own = [bytes, &[0]].concat();
         let all = vec![0_u8; total.unsigned_abs() as usize + 1];
         let memory = (own, all, counts, displacements);
@@ -158,8 +158,7 @@ impl Communicator {
             .collect())
     }
 
-    /// Makes a call that reads and writes what `memory` points at, waits for its end, and gives the
-    /// memory back.
+    /// Makes a call that reads and writes `memory`, waits for its end, and returns the memory.
     fn on_control<M>(
         &self,
         site: Site,
@@ -168,7 +167,7 @@ impl Communicator {
         call: impl FnOnce(&mut M, &mut Made) -> Result<()>,
     ) -> Result<M> {
         let environment = self.environment();
-        // Where the wait fails, MPI may still use it.
+        // If the wait fails, MPI may still use the memory, which is then leaked.
         let mut memory = ManuallyDrop::new(memory);
         let mut made = Made::new(way);
         environment.call(site, || call(&mut memory, &mut made))?;

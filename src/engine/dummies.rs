@@ -1,4 +1,4 @@
-//! [`join_dummies`]: dependence without data, for those who order the backward pass by hand.
+//! [`join_dummies`]: graph edges without data, for programs that order the backward pass by hand.
 
 use tch::{Device, Kind, Tensor};
 
@@ -6,23 +6,23 @@ use crate::autograd::{self, Metadata, Recording, is_recording};
 use crate::base::error::{Error, Result};
 use crate::environment::datatype::{Class, Datatype};
 
-/// `x`, made to depend on the dummies: the backward pass reaches what they come from, and reaches
-/// it only after what is made from the result.
+/// Returns `x` with graph edges to the dummies as well. The backward pass then reaches the
+/// operations that made the dummies, and only after those that use the result.
 ///
-/// Local. It is how mpi4torch's users order their communication; a [`Tape`](crate::Tape) makes it
-/// unnecessary.
+/// Local. Users of mpi4torch order their communication in this way; a [`Tape`](crate::Tape) makes
+/// it unnecessary.
 ///
-/// - Shape, kind: those of `x`, whose storage the result shares; the dummies may have any, also
-///   kinds that MPI lacks.
-/// - Adjoint: the cotangent goes to `x`, zeros go to the dummies. Any of them may require grad or
-///   not. Where none of the dummies does, or `x` is of a kind that carries no gradient, the result
+/// - Shape, kind: those of `x`. The dummies may have any shape and any kind, also one that MPI
+///   lacks.
+/// - Adjoint: the cotangent goes to `x`, zeros go to the dummies. Each tensor may require grad or
+///   not. If none of the dummies does, or if `x` is of a kind that carries no gradient, the result
 ///   is `x`.
-/// - As the result shares `x`'s storage, neither may be changed in place while the other is still to
-///   be used: torch refuses that other one then, or the change.
+/// - The result shares the storage of `x`. While one of them is still to be used, the other must
+///   not be changed in place: torch refuses either the change or the later use.
 ///
 /// # Errors
-/// [`Error::Undefined`] if `x` is undefined, while an undefined dummy is one that does not require
-/// grad; [`Error::Layout`] if `x` or a dummy that requires grad is not dense; [`Error::Torch`] or
+/// [`Error::Undefined`] if `x` is undefined (an undefined dummy counts as one that does not require
+/// grad); [`Error::Layout`] if `x` or a dummy that requires grad is not dense; [`Error::Torch`] or
 /// [`Error::Autograd`] if libtorch fails.
 ///
 /// # Examples
@@ -67,7 +67,7 @@ pub fn join_dummies(x: &Tensor, dummies: &[&Tensor]) -> Result<Tensor> {
 
 const CALL: &str = "join_dummies";
 
-/// Whether what is done with the tensor is recorded, whatever its layout.
+/// Whether operations on the tensor are recorded, whatever its layout.
 fn requires_grad(x: &Tensor) -> bool {
     Metadata::of(x).is_defined() && is_recording() && x.requires_grad()
 }
@@ -79,7 +79,7 @@ fn can_require_grad(x: &Tensor) -> Result<bool> {
     })
 }
 
-/// The gradient of a dummy.
+/// The gradient of a dummy, which is zeros.
 #[derive(Debug)]
 struct Zeros {
     shape: Vec<i64>,
@@ -95,7 +95,7 @@ impl Zeros {
         Ok(Self { shape: x.size(), kind: x.f_kind()?, device: x.device() })
     }
 
-    /// They depend on the cotangent, so that the second backward pass is ordered too.
+    /// The zeros, with an edge to the cotangent, which orders the second backward pass too.
     fn joined_to(&self, cotangent: &Tensor) -> Result<Tensor> {
         let zeros = {
             let _recording = Recording::off();

@@ -1,4 +1,4 @@
-//! Carries out a [`Plan`]: in its turn, or started, as a [`Flight`].
+//! The execution of a [`Plan`]: blocking, in its turn, or started, as a [`Flight`].
 
 use std::ffi::c_void;
 
@@ -11,8 +11,8 @@ use crate::engine::agreement::Turn;
 use crate::engine::communicator::Communicator;
 use crate::engine::flight::{Flight, Start};
 
-/// Carries the call out and waits for its end: a collective one in its turn, and in the way that the
-/// ranks have agreed on.
+/// Makes the call and waits for its end. `turn` is the turn of a collective call, which is made in
+/// the way that the ranks agreed on.
 #[inline]
 pub(crate) fn run(
     plan: Plan,
@@ -26,8 +26,8 @@ pub(crate) fn run(
     }
 }
 
-/// As [`run`], so that `x`, the tensor that was planned for, becomes the result. `data` is where its
-/// elements are.
+/// As [`run`], and writes the result to `x`, the tensor that was planned for. `data` points to its
+/// elements.
 pub(crate) fn run_in_place(
     plan: Plan,
     site: Site,
@@ -38,7 +38,7 @@ pub(crate) fn run_in_place(
     plan.run_in_place(site, comm.handle(), x, data, Made::new(turn.way()), || turn.made())
 }
 
-/// A call that was started: what is under way, and what will become of it.
+/// A call that was started, with what is left to do after its end.
 pub(crate) struct Started {
     pub(crate) flight: Flight,
     completion: Completion,
@@ -58,12 +58,12 @@ impl Started {
         Ok(Self { flight, completion })
     }
 
-    /// What MPI writes.
+    /// The tensor that MPI writes.
     pub(crate) fn written(&self) -> &Tensor {
         self.completion.written()
     }
 
-    /// The result, once the flight has ended, which is waited for at `site`.
+    /// Waits for the end of the call at `site`, and returns its result.
     pub(crate) fn result(self, site: Site) -> Result<Tensor> {
         let start = self.flight.site();
         let made = self.flight.landed(site)?;

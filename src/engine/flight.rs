@@ -1,14 +1,15 @@
-//! Calls that were started: who waits for them, and who does if nobody does.
+//! Calls that were started: how their buffers are kept, and how they come to their end.
 //!
-//! MPI reads and writes a call's buffers until the call has ended, whatever becomes of the request.
-//! So from before its start on a call is in a list, which keeps its buffers: a [`Flight`] only
-//! refers to it. One that is dropped leaves the list when it has ended, and what is still under way
-//! at MPI's end is ended then. One that is forgotten stays in the list.
+//! MPI reads and writes a call's buffers until the call has ended, even if the request has been
+//! dropped. So a list holds each call, with its buffers, from before its start; a [`Flight`] only
+//! refers to its entry. If a flight is dropped, the call leaves the list when it has ended, or is
+//! ended when MPI is finalized. If a flight is forgotten (`mem::forget`), the call stays in the
+//! list.
 //!
 //! A collective call that the ranks are still agreeing on waits in the queue of its communicator.
-//! Whoever waits for anything, or starts anything, lets those at the head of each queue go on
-//! ([`StartedCalls::advance`]): a rank that waits on one communicator must not hold up the ranks of
-//! another.
+//! Every wait and every start of this crate advances the heads of all queues
+//! ([`StartedCalls::advance`]), so that a rank that waits on one communicator does not hold up the
+//! ranks of another.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -31,13 +32,13 @@ use crate::environment::watch;
 /// A call that was started.
 pub(crate) struct Flight(Arc<StartedCall>);
 
-/// How a call is let in to MPI.
+/// When a call is handed to MPI.
 pub(crate) enum Start {
-    /// At once.
+    /// At once: it needs no turn.
     Now,
-    /// At once, as its turn has come.
+    /// At once: the ranks have agreed, and this is its turn.
     InTurn(Arc<Turn>),
-    /// When the ranks agree, and its turn has come.
+    /// When the ranks have agreed and its turn has come.
     Agreed(Box<Proposal>),
 }
 
@@ -52,42 +53,42 @@ impl Start {
     }
 }
 
-/// What is under way, from before its start to its end.
+/// The entry of a call in the list, from before its start to its end.
 struct StartedCall {
     site: Site,
-    /// Keeps the contexts alive.
+    /// The communicator, which keeps the MPI contexts alive.
     comm: Communicator,
     /// Whether it is a receive, which can be cancelled.
     receives: bool,
     number: u64,
-    /// Whether nobody waits for it any more.
+    /// Whether its flight has been dropped.
     dropped: AtomicBool,
     progress: Mutex<Progress>,
 }
 
 struct Progress {
     stage: Stage,
-    /// Whether it was MPI's end that ended it.
+    /// Whether it was still under way when MPI was finalized.
     was_ended: bool,
 }
 
 enum Stage {
-    /// The ranks are agreeing on it. A call that this rank refuses has nothing to launch.
+    /// The ranks are agreeing on the call. There is no `Launch` if this rank does not make it.
     Proposed(Box<Proposal>, Option<Launch>),
     UnderWay(Made),
     Failed(Error),
-    /// What it left has been taken.
+    /// The outcome has been taken, or there is none.
     Over,
 }
 
-/// How many calls of a queue are looked at before the first of them is agreed on.
+/// How many calls of a queue, from its head, are being agreed on at the same time.
 const WINDOW: usize = 8;
 
-/// How long calls that nobody waited for may take at MPI's end.
+/// How long calls that were never waited for may take to end when MPI is finalized.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Flight {
-    /// Starts a call, or lets it wait for its turn.
+    /// Starts a call, or queues it for its turn.
     pub(crate) fn start(
         site: Site,
         comm: &Communicator,
@@ -119,7 +120,8 @@ impl Flight {
         match now {
             Some((launch, turn)) => {
                 if let Stage::UnderWay(made) = &mut flight.0.progress().stage {
-                    // SAFETY: `enter` gave permission to call MPI; the list keeps `made` to the end.
+                    // SAFETY: `enter` gave permission to call MPI; the list keeps `made` to the
+                    // end.
                     unsafe { launch.run(made) }?;
                 }
                 if let Some(turn) = turn {
@@ -137,7 +139,7 @@ impl Flight {
         self.0.site
     }
 
-    /// Whether it has ended. Gives MPI a chance to go on with all calls.
+    /// Whether the call has ended. Advances the queues first.
     pub(crate) fn test(&self) -> Result<bool> {
         let environment = self.0.comm.environment();
         let _permission = environment.enter(self.0.site.call)?;
@@ -147,7 +149,7 @@ impl Flight {
         unsafe { self.look() }
     }
 
-    /// Whether it has ended.
+    /// Whether the call has ended.
     ///
     /// # Safety
     /// MPI can be called.
@@ -156,7 +158,8 @@ impl Flight {
         unsafe { self.0.progress().test() }
     }
 
-    /// Waits for its end at `site`, in turn with other threads' calls. Returns what it left behind.
+    /// Waits at `site` for the end of the call, and returns what it left behind. Other threads can
+    /// make calls meanwhile.
     pub(crate) fn landed(self, site: Site) -> Result<Made> {
         self.0.comm.environment().wait_until(site, || {
             // SAFETY: `wait` gives permission to call MPI.
@@ -188,7 +191,7 @@ impl Drop for Flight {
 }
 
 impl StartedCall {
-    /// Keeps an error that nobody waited for, to be told at the end.
+    /// Keeps the error of a call that was never waited for, to report it when MPI is finalized.
     fn note_error(&self) {
         if let Stage::Failed(error) = &self.progress().stage {
             let line = format!("rank {}: {}, started there: {error}", self.comm.rank(), self.site);
@@ -214,7 +217,7 @@ impl Progress {
         }
     }
 
-    /// Looks whether the ranks agree on it, and launches it if they do.
+    /// Advances the agreement on the call, and launches the call when its turn has come.
     ///
     /// # Safety
     /// MPI can be called.
@@ -224,7 +227,7 @@ impl Progress {
         let turn = match unsafe { proposal.poll() } {
             Ok(None) => return,
             Ok(Some(Ok(turn))) => turn,
-            // What this rank has refused is an error there.
+            // This rank refused the call, and returned its error at the start.
             Ok(Some(Err(_))) | Err(_) if launch.is_none() => return self.stage = Stage::Over,
             Ok(Some(Err(error))) | Err(error) => return self.stage = Stage::Failed(error),
         };
@@ -236,7 +239,7 @@ impl Progress {
                     turn.made();
                     Stage::UnderWay(made)
                 }
-                // What was launched of it goes on.
+                // Parts of it may be under way, and go on.
                 Err(error) => {
                     turn.failed();
                     std::mem::forget(made);
@@ -244,7 +247,7 @@ impl Progress {
                 }
             },
             None => {
-                // That this rank does not make it has been noted.
+                // That this rank withdrew has been noted before.
                 turn.made();
                 Stage::Over
             }
@@ -273,9 +276,9 @@ pub(crate) struct Flights {
 struct List {
     next: u64,
     calls: BTreeMap<u64, Arc<StartedCall>>,
-    /// Those that nobody waits for any more.
+    /// Calls whose flights have been dropped.
     orphans: VecDeque<Arc<StartedCall>>,
-    /// Those that the ranks are agreeing on, by communicator.
+    /// Calls that the ranks are still agreeing on, by communicator.
     queues: BTreeMap<Identity, VecDeque<Arc<StartedCall>>>,
 }
 
@@ -303,7 +306,8 @@ impl Flights {
         call.comm.environment().note_queued();
     }
 
-    /// Goes on telling the other ranks that this one does not make a call that they start.
+    /// Queues a proposal without a call: the agreement goes on, so that the other ranks learn that
+    /// this one does not make the call.
     pub(crate) fn refuse(&self, proposal: Proposal) {
         let Some((site, comm)) = proposal.origin() else { return };
         let stage = Stage::Proposed(Box::new(proposal), None);
@@ -319,8 +323,8 @@ impl Flights {
         self.list().orphans.push_back(call);
     }
 
-    /// Lets go of calls that nobody waits for and that have ended. It stops at the second that has not,
-    /// so that a start costs the same however many are under way.
+    /// Removes calls that have ended and whose flights were dropped. It stops at the second that is
+    /// still under way, so that the cost of a start does not grow with their number.
     ///
     /// # Safety
     /// MPI can be called.
@@ -328,7 +332,7 @@ impl Flights {
         let mut left = 2;
         while left != 0 {
             let Some(call) = self.list().orphans.pop_front() else { return };
-            // Nobody is left to be told of an error.
+            // The request is gone, so an error cannot be returned.
             // SAFETY: passed on to the caller.
             let _ = unsafe { call.progress().test() };
             if call.progress().has_ended() {
@@ -343,7 +347,7 @@ impl Flights {
 }
 
 impl StartedCalls for Flights {
-    /// Lets the calls at the head of each queue go on.
+    /// Advances the first calls of each queue, and takes those off whose agreement is over.
     unsafe fn advance(&self) {
         let List { queues, .. } = &mut *self.list();
         queues.retain(|_, queue| {
@@ -372,21 +376,21 @@ impl StartedCalls for Flights {
         let calls = std::mem::take(&mut self.list().calls);
         let mut left: Vec<Arc<StartedCall>> = calls.into_values().collect();
         let is_left = |call: &Arc<StartedCall>| !call.progress().has_ended();
-        // What this rank has refused, it has told.
+        // The error of a call that this rank refused has been returned already.
         let is_told =
             |call: &Arc<StartedCall>| matches!(call.progress().stage, Stage::Proposed(_, None));
         for call in left.iter().filter(|call| is_left(call)) {
             call.progress().was_ended = true;
         }
         for call in left.iter().filter(|call| call.receives && is_left(call)) {
-            // What it was to receive is not wanted any more.
+            // No receive can be waited for any more.
             if let Stage::UnderWay(made) = &mut call.progress().stage {
                 // SAFETY: passed on to the caller.
                 unsafe { made.cancel() };
             }
         }
         let start = Instant::now();
-        // At once: other ranks may wait for what has not been started here.
+        // Reported at once, not after the wait: other ranks may be waiting for calls of this one.
         let missed = left.iter().filter(|call| is_left(call) && !is_told(call));
         for line in lines(missed, "was never waited for") {
             watch::say(&format!("mpi4tch: {line}\n"));
@@ -415,7 +419,7 @@ impl StartedCalls for Flights {
         }
         let what = "has no counterpart on other ranks, and does not end";
         let lines = lines(left.iter().filter(|call| !is_told(call)), what);
-        // MPI may still write their buffers.
+        // MPI may still write their buffers, which are leaked.
         std::mem::forget(left);
         std::mem::forget(std::mem::take(&mut *self.list()));
         lines
@@ -429,7 +433,7 @@ impl fmt::Debug for Flights {
     }
 }
 
-/// Names the calls, each line of the program once.
+/// A line of text for each call; the same line only once.
 fn lines<'c>(calls: impl Iterator<Item = &'c Arc<StartedCall>>, what: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for call in calls {

@@ -1,5 +1,5 @@
-//! What is written once, for all operations: how one is agreed on, carried out, recorded and gone back
-//! through.
+//! The code that all operations share: the ranks' agreement on a call, its execution, its node in
+//! the autograd graph, and the backward pass.
 
 pub(crate) mod agreement;
 pub(crate) mod communicator;

@@ -1,11 +1,13 @@
-//! Operators closed under adjoint, and what is written once for all of them.
+//! Operators closed under adjoint, and the functions that carry out any of them.
 //!
 //! Take the tensors of all ranks as one vector. An [`Operator`] is a map on it, carried out by one
 //! MPI call. A linear one's adjoint is another [`Operator`], so the pullback of [`apply`] is
 //! [`apply`] of the adjoint, by the same differentiable path, and every order of derivative
-//! follows. One that is not linear brings a [`Derivative`], made of linear ones and local work.
+//! follows. An operator that is not linear has a [`Derivative`] of its own, which consists of
+//! linear operators and local work.
 //!
-//! Each can be carried out in two [`Mode`]s: waited for, or started, which gives a
+//! Each operator can be carried out in two [`Mode`]s: [`Blocking`], or
+//! [`Nonblocking`](crate::engine::request::Nonblocking), which returns a
 //! [`Request`](crate::Request). A collective is written once, for both.
 
 use std::fmt;
@@ -28,42 +30,52 @@ use crate::engine::tape::{self, Traffic};
 
 /// A map on the tuple of all ranks' tensors, carried out by one MPI call.
 pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
-    /// The method of [`Communicator`], for errors and the names of graph nodes: `all_reduce`.
+    /// The name of the method of [`Communicator`], such as `all_reduce`: for errors and graph
+    /// nodes.
     fn name(&self) -> &'static str;
 
-    /// Makes what the call needs and what takes a collective call of its own.
+    /// Creates, by a collective call, a context that the operator needs besides the communicator's
+    /// own. Called before [`terms`](Self::terms).
     fn prepare(&self, _site: Site, _comm: &Communicator) -> Result<()> {
         Ok(())
     }
 
-    /// Checks the arguments by themselves, and says what the ranks must agree on.
+    /// Checks this rank's arguments, and returns what the ranks must agree on. It makes no MPI
+    /// call.
     fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>>;
 
-    /// Whether a rank cannot lay out its buffers before it knows the others' sizes.
+    /// Whether [`plan`](Self::plan) needs the other ranks' sizes, which are then exchanged first.
     fn exchanges_sizes(&self) -> bool {
         false
     }
 
-    /// Which ranks take part.
+    /// Which ranks take part in the call.
     fn traffic(&self) -> Traffic {
         Traffic::Collective
     }
 
     /// Lays out buffers, counts and datatypes.
+    ///
+    /// [`terms`](Self::terms) has returned `Ok` for this input. `agreed` has the sizes that the
+    /// ranks told each other if [`exchanges_sizes`](Self::exchanges_sizes), and is empty otherwise.
+    /// Without that exchange the ranks may not have agreed yet, so other ranks' arguments are
+    /// unknown. Where sizes were exchanged, a check of them must have the same outcome on all
+    /// ranks: a rank that fails alone leaves the others waiting in MPI.
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>>;
 
-    /// The adjoint of the linear map, for an input of this shape and what was agreed on.
+    /// The adjoint of the linear map, for an input of this shape and the sizes in `agreed`.
     fn adjoint(&self, shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator>;
 }
 
-/// How an operator's call is made: to its end, or only started.
+/// Whether an operator's call is waited for or only started.
 pub(crate) trait Mode: 'static {
-    /// What it gives: the result, or a request of it.
+    /// The result, or a request for it.
     type Output: Send;
 
-    /// Carries out an operator as a node of the autograd graph, or as two: start and wait.
+    /// Carries out an operator and adds it to the autograd graph: as one node, or as two, start and
+    /// wait.
     ///
-    /// `derivative` makes its derivative for an input of this shape and what was agreed on.
+    /// `derivative` returns the operator's derivative for the input's shape and the agreed sizes.
     #[track_caller]
     fn carry_out<D: Derivative>(
         operator: &dyn Operator,
@@ -72,8 +84,8 @@ pub(crate) trait Mode: 'static {
         derivative: impl FnOnce(&[i64], &Agreed) -> D,
     ) -> Result<Self::Output>;
 
-    /// Agrees on a call that is made of one other, or of several that are waited for, before they
-    /// are made on the communicator that is returned.
+    /// Agrees on a composite call, which consists of one other call or of several blocking ones.
+    /// Those are then made on the returned communicator, without an agreement of their own.
     #[track_caller]
     fn agree(
         operator: &dyn Operator,
@@ -81,24 +93,25 @@ pub(crate) trait Mode: 'static {
         x: &Tensor,
     ) -> Result<(Agreed, Communicator)>;
 
-    /// Local work on results.
+    /// Applies local work to results: at once, or at the wait.
     fn then<const N: usize>(
         outputs: [Self::Output; N],
         f: impl FnOnce([Tensor; N]) -> Result<Tensor> + Send + 'static,
     ) -> Result<Self::Output>;
 }
 
-/// Calls that are waited for.
+/// The mode of calls that are waited for.
 pub(crate) struct Blocking;
 
-/// What takes the cotangent of an operator's result to that of its input.
+/// The pullback of an operator: takes the cotangent of its result to that of its input.
 ///
-/// It communicates by operators, so that it can be carried out in either mode and differentiated.
+/// It communicates by operators only, so it can be carried out in either mode and differentiated.
 pub(crate) trait Derivative: Send + Sync + 'static {
-    /// Whether it needs the input and the result.
+    /// Whether the pullback needs the values of the input and of the result.
     const READS: bool;
 
-    /// `saved` are the input and the result, where it needs them.
+    /// Returns the cotangent of the input. `saved` has the input and the result if
+    /// [`READS`](Self::READS), and is empty otherwise.
     fn pull<M: Mode>(
         &self,
         comm: &Communicator,
@@ -196,7 +209,7 @@ impl Mode for Blocking {
     }
 }
 
-/// Carries out a linear operator whose result has the shape of its input, in place.
+/// Carries out, in place, a linear operator whose result has the shape of its input.
 #[track_caller]
 pub(crate) fn apply_in_place(
     operator: &dyn Operator,
@@ -213,12 +226,14 @@ fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor)
         Ok(target) => target,
         Err(error) => return Err(refuse(site, comm, error, operator.exchanges_sizes())),
     };
-    // libtorch lets a node in place have no other output, as a tape's have.
+    // On a tape a node has a second output, the token; libtorch allows a node in place only one.
     if comm.is_on_tape() {
         return replace(site, comm, x, |comm, x| apply::<Blocking>(operator, comm, x));
     }
-    // It leaves out the node of a view where the view's cotangent is undefined. The call is then made
-    // in place of a copy, as others may have no view, and all give MPI_IN_PLACE or none.
+    // libtorch skips the node of a view whose cotangent is undefined, and with it the
+    // communication. So a view that is recorded is changed by way of a copy. The call on the copy
+    // is in place as well: other ranks may have no view, and MPI_IN_PLACE must be given by all
+    // ranks or by none.
     if target.is_view() && comm.records(&Metadata::of(x)) {
         let mut y = x.f_alias_copy()?;
         change_in_place(operator, comm, &mut y)?;
@@ -238,8 +253,8 @@ fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor)
     })
 }
 
-/// Replaces `x` by `f(comm, x)`, with torch's rules for changes in place. The calls of `f` are those
-/// of the site's line.
+/// Replaces `x` by `f(comm, x)`, by torch's rules for changes in place. The calls of `f` are
+/// reported at the line of `site`.
 pub(crate) fn replace(
     site: Site,
     comm: &Communicator,
@@ -249,7 +264,7 @@ pub(crate) fn replace(
     if let Err(error) = autograd::InPlace::new(site.call, x) {
         return Err(refuse(site, comm, error, false));
     }
-    // f may keep its input for the backward pass, while x changes.
+    // f may save its input for the backward pass, and x changes after that.
     let before = if comm.records(&Metadata::of(x)) { x.f_alias_copy()? } else { x.shallow_clone() };
     let y = f(&comm.at(site), &before)?;
     Ok(x.f_copy_(&y)?)
@@ -260,7 +275,7 @@ pub(crate) struct Ready<'x> {
     pub(crate) plan: Plan<'x>,
     pub(crate) agreed: Agreed,
     pub(crate) records: bool,
-    /// Its turn, if it is collective.
+    /// The turn of the call, if it is collective.
     turn: Option<Arc<Turn>>,
 }
 
@@ -279,8 +294,9 @@ impl<'x> Ready<'x> {
         Ok(Self { plan, agreed, records, turn })
     }
 
-    /// As for a call that is only started: the ranks agree on it while it is under way, unless it
-    /// cannot be laid out before.
+    /// As [`new`](Self::new), for a call that is only started. The plan is made before the ranks
+    /// have agreed, and they agree while the call waits in its queue. A call that exchanges sizes,
+    /// is part of one that was agreed on, or is not collective, is prepared as by `new`.
     pub(crate) fn to_start(
         operator: &dyn Operator,
         site: Site,
@@ -315,7 +331,7 @@ impl<'x> Ready<'x> {
     }
 }
 
-/// Agrees on a call that is made of others, which are then made in its turn.
+/// Agrees on a composite call. Returns the communicator on which its parts are made in its turn.
 pub(crate) fn agree_on_parts(
     operator: &dyn Operator,
     site: Site,
@@ -345,7 +361,7 @@ fn negotiate<'x>(
     }
     operator.prepare(site, comm)?;
     let exchanges = operator.exchanges_sizes();
-    // A rank that refuses its arguments says so to those that would wait for it.
+    // A rank that refuses its arguments tells the ranks that would otherwise wait for it.
     let input = match Input::new(call, x) {
         Ok(input) => input,
         Err(error) => return Err(refuse(site, comm, error, exchanges)),

@@ -1,9 +1,9 @@
-//! Reductions: MPI's op for an [`Op`], with our own ops where MPI has none.
+//! Reductions: the MPI op for each [`Op`], which is one of our own where MPI has none that fits.
 //!
-//! MPI defines no op for 16-bit floating point; its `MPI_MAX` and `MPI_MIN` lose a NaN or keep it
-//! depending on the order of the ranks; and sums of 8 and 16 bits wrap in some libraries and
-//! saturate in others, in Open MPI 4.1 depending on the index. For these, `MPI_Op_create` takes the
-//! functions of [`own_ops`](crate::environment::own_ops).
+//! MPI defines no op for 16-bit floating point. Whether its `MPI_MAX` and `MPI_MIN` keep a NaN
+//! depends on the order of the ranks. Sums of 8-bit and 16-bit integers wrap in some libraries and
+//! saturate in others, and in Open MPI 4.1 it depends on the index. For these cases `MPI_Op_create`
+//! takes the functions of [`own_ops`](crate::environment::own_ops).
 
 use mpi_sys::MPI_Op;
 use tch::{Kind, Tensor};
@@ -19,12 +19,12 @@ use crate::environment::datatype::{Class, Datatype};
 use crate::environment::own_ops::OwnOps;
 
 impl Op {
-    /// Whether a reduction can change `x` in place by one MPI call.
+    /// Whether a reduction of `x` in place can be one MPI call in place.
     pub(crate) fn changes_in_place(self, comm: &Communicator, x: &Tensor) -> bool {
         match self {
             Self::Sum => true,
             Self::Mean => false,
-            // The derivative needs what x was.
+            // The derivative needs the old value of x.
             _ => !comm.records(&Metadata::of(x)),
         }
     }
@@ -43,8 +43,8 @@ impl Op {
         self.mpi(call, input.datatype(), &comm.environment().handles().ops)
     }
 
-    /// What MPI is to be sent. A logical op gives 0 or 1, but where MPI has nothing to combine, its
-    /// result is what a rank sent.
+    /// The tensor that is sent. For a logical op on integers it has 0 and 1 only: where MPI has
+    /// nothing to combine, on one rank or on the first of a scan, its result is the number sent.
     #[inline]
     pub(crate) fn operand(self, input: Input<'_>) -> Result<Input<'_>> {
         match (self, input.datatype().class) {
@@ -56,7 +56,7 @@ impl Op {
         }
     }
 
-    /// MPI's handle for the op on `datatype`; for `Mean` that of the sum.
+    /// MPI's handle for the op on `datatype`; for `Mean` it is that of the sum.
     #[inline]
     fn mpi(self, call: &'static str, datatype: Datatype, own: &OwnOps) -> Result<MPI_Op> {
         use Class::{Bool, Complex, Half, Integer, Real};
@@ -85,8 +85,8 @@ impl Op {
     }
 }
 
-/// Carries out a reduction that is linear, or not differentiable, over `ranks` ranks: for a `Mean`,
-/// the sum, and the division, which MPI has no op for.
+/// Carries out a reduction over `ranks` ranks whose op is linear or not differentiable. A `Mean` is
+/// a sum and a division, as MPI has no op for it.
 #[track_caller]
 #[inline]
 pub(crate) fn reduce<M: Mode>(
@@ -102,7 +102,7 @@ pub(crate) fn reduce<M: Mode>(
     let (kind, sum) = match Datatype::of(Metadata::of(x).scalar_type()) {
         // The sum of 16-bit kinds can overflow where the mean does not.
         Some(Datatype { kind, class: Class::Half, .. }) => {
-            // The call that follows does not compare the kind.
+            // The agreement compares the kind that the user gave; the sum is of kind Float.
             let (_, comm) = M::agree(operator, comm, x)?;
             let sum = apply::<M>(operator, &comm, &x.f_to_kind(Kind::Float)?)?;
             (Some(kind), sum)

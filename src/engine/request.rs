@@ -1,11 +1,12 @@
-//! [`Request`]: an operation that was started, and waiting for it.
+//! [`Request`]: an operation that was started and is to be waited for.
 //!
-//! A started operation F is two nodes of the graph, *start* (x → h) and *wait* (h → y), where h is
-//! a tensor without elements that carries the edge between them. In the backward pass wait's
-//! pullback starts F*, and start's pullback waits for it, so what ran between them in the forward
-//! pass runs between them in the backward pass too. The request travels in a slot that the two
-//! nodes share, with an entry for each backward pass that is under way. As both pullbacks go by
-//! the public path, they are recorded when a graph of the derivative is asked for.
+//! A started operation F is two nodes of the graph, *start* (x → h) and *wait* (h → y), where h,
+//! the handle, is a tensor without elements that carries the edge between them. In the backward
+//! pass the wait's pullback starts F*, and the start's pullback waits for it. Operations between
+//! start and wait in the forward pass have their pullbacks between the two in the backward pass.
+//! The request of F* is kept in a slot that the two nodes share, with an entry for each backward
+//! pass under way. Both pullbacks communicate by differentiable operators, so `create_graph`
+//! records them.
 
 mod alike;
 mod nodes;
@@ -35,22 +36,21 @@ pub use several::{wait_all, wait_any, wait_some};
 
 /// An operation that was started and is to be waited for.
 ///
-/// It comes from the methods of [`Communicator`](crate::Communicator) that begin with an `i`. The
-/// tensor that it was started with must not be changed before the wait; the result is there after
-/// it.
+/// The methods of [`Communicator`](crate::Communicator) whose names begin with an `i` return
+/// requests. The input tensor must not be changed before the wait, which returns the result.
 ///
 /// - Adjoint: that of the operation. In the backward pass, the pullback of [`wait`](Self::wait)
-///   starts the adjoint operation, and the pullback of the start waits for it: what lies between
-///   start and wait runs beside the communication in both passes.
-/// - Recording: the start decides, as it does for a blocking call. A wait under `tch::no_grad` takes
-///   nothing out of the graph, and one outside of it adds nothing.
-/// - Order: operations that all ranks start must be started in the same order on all of them, and,
-///   where they are to be differentiated, waited for in the same order too. Messages may be waited
-///   for in any order.
-/// - A request that is dropped costs no more than its result: the buffers are kept until MPI has
-///   done with them. On a [`Tape`](crate::Tape) its adjoint is still carried out, with zeros; an
-///   operation of all ranks must be dropped by all of them, and a receive from any rank, whose
-///   sender is then never known, cannot be.
+///   starts the adjoint operation, and the pullback of the start waits for it. Work between start
+///   and wait overlaps with the communication in both passes.
+/// - Recording: whether gradients are recorded when the operation is started decides for the wait
+///   too, with or without `tch::no_grad` there.
+/// - Order: collective operations must be started in the same order on all ranks and, if they are
+///   to be differentiated, waited for in the same order too. Messages may be waited for in any
+///   order.
+/// - Dropping a request is safe: its buffers are kept until MPI has finished with them, and only
+///   the result is lost. On a [`Tape`](crate::Tape) its adjoint is still carried out, with zeros.
+///   There a collective operation must then be dropped by all ranks, and a receive from any rank
+///   must not be dropped, as its sender would never be known.
 ///
 /// # Examples
 /// ```
@@ -81,20 +81,21 @@ pub use several::{wait_all, wait_any, wait_some};
 #[must_use = "a request is to be waited for"]
 #[doc(alias = "MPI_Request")]
 pub struct Request {
-    /// The calls under way.
+    /// The MPI calls under way.
     parts: Vec<Part>,
-    /// Local work on their results; without any, there is one part.
+    /// Local work on their results. If there is none, there is one part, whose result is the
+    /// request's.
     finish: Option<LocalWork>,
 }
 
 type LocalWork = Box<dyn FnOnce(Vec<Tensor>) -> Result<Tensor> + Send>;
 
-/// What [`Request::test`] tells.
+/// The outcome of [`Request::test`].
 #[derive(Debug)]
 pub enum Test {
-    /// The operation has ended; its result.
+    /// The operation has ended; this is its result.
     Done(Tensor),
-    /// It has not.
+    /// The operation is still under way; this is the request.
     Pending(Request),
 }
 
@@ -102,10 +103,11 @@ pub enum Test {
 struct Part {
     started: Started,
     comm: Communicator,
+    /// The node of the wait, if the operation is recorded.
     owed: Option<Owed>,
 }
 
-/// Calls that are only started.
+/// The mode of calls that are only started.
 pub(crate) struct Nonblocking;
 
 impl Mode for Nonblocking {
@@ -122,7 +124,7 @@ impl Mode for Nonblocking {
         let (ready, start) = Ready::to_start(operator, site, comm, x)?;
         let Ready { plan, agreed, records, .. } = ready;
         let site = Site { seal: start.seal(), ..site };
-        // What it was let in by must not outlive the start.
+        // The request must not keep the admission, which is for the start alone.
         let comm = &comm.unadmitted();
         let nodes = records.then(|| {
             let (input, result) = (plan.input.shape(), plan.result_shape());
@@ -197,14 +199,14 @@ fn finished(mut results: Vec<Tensor>, work: Option<LocalWork>) -> Result<Tensor>
 impl Request {
     /// Waits for the operation's end, and returns its result.
     ///
-    /// Wraps `MPI_Wait`. Other threads of this rank can make calls meanwhile, where the
-    /// [thread level](crate::ThreadLevel) allows them any.
+    /// Does what `MPI_Wait` does. Meanwhile other threads of this rank can make calls, if the
+    /// [thread level](crate::ThreadLevel) allows them to call MPI.
     ///
     /// - Adjoint: starts the adjoint operation; see [`Request`].
     ///
     /// # Errors
-    /// [`Error::InFlight`] if the tensor that it was started with was changed since;
-    /// [`Error::Message`] if what was received is not what was to be received;
+    /// [`Error::InFlight`] if the input tensor was changed after the start;
+    /// [`Error::Message`] if the message has another length, or kind, than the tensor to receive;
     /// [`Error::Mismatch`] on all ranks if they disagree on the operation; [`Error::Mpi`] if MPI
     /// fails; [`Error::Finalized`] after the universe's end.
     ///
@@ -216,11 +218,11 @@ impl Request {
         self.complete(Site::new("wait"), None)
     }
 
-    /// Whether the operation has ended: its result, or the request again.
+    /// Tests whether the operation has ended, and returns its result, or the request if it has not.
     ///
-    /// Wraps `MPI_Test`. An operation may need calls to go on: this is one.
+    /// Wraps `MPI_Test`. MPI may make progress only during its calls, of which this is one.
     ///
-    /// - Adjoint: where it gives the result, as [`wait`](Self::wait).
+    /// - Adjoint: if it returns the result, as for [`wait`](Self::wait).
     ///
     /// # Errors
     /// As for [`wait`](Self::wait).
@@ -247,9 +249,9 @@ impl Request {
         Ok(if self.has_ended()? { Test::Done(self.wait()?) } else { Test::Pending(self) })
     }
 
-    /// A tensor without elements that depends on the start: joined to another tensor by
-    /// [`join_dummies`](crate::join_dummies), it lets the backward pass reach the start only after
-    /// that tensor.
+    /// A tensor without elements that depends on the start. If it is joined to another tensor by
+    /// [`join_dummies`](crate::join_dummies), the backward pass reaches the start only after the
+    /// operations that use the joined tensor.
     ///
     /// # Examples
     /// ```
@@ -268,11 +270,11 @@ impl Request {
         )
     }
 
-    /// Lets the wait depend on the dummies too: the backward pass reaches what they come from only
-    /// after the wait. See [`join_dummies`](crate::join_dummies).
+    /// Makes the wait depend on the dummies too: the backward pass reaches the operations that made
+    /// them only after the wait. See [`join_dummies`](crate::join_dummies).
     ///
-    /// It has no effect where nothing of the request is recorded: what is waited for then takes no
-    /// part in the backward pass. What `join_dummies` would fail with, the wait does.
+    /// It has no effect if the operation is not recorded, as its wait has then no part in the
+    /// backward pass. Errors of `join_dummies` are returned by the wait.
     ///
     /// # Examples
     /// ```
@@ -293,12 +295,12 @@ impl Request {
         self
     }
 
-    /// One that has ended, with an error that is yet to be told.
+    /// A request whose operation has failed: its wait returns the error.
     fn failed(error: Error) -> Self {
         Self { parts: Vec::new(), finish: Some(Box::new(|_| Err(error))) }
     }
 
-    /// Whether all calls have ended. Gives MPI a chance to go on.
+    /// Whether all calls have ended. Advances the queues of started calls first.
     fn has_ended(&self) -> Result<bool> {
         self.all_parts(|part| part.started.flight.test())
     }
@@ -321,7 +323,8 @@ impl Request {
         Ok(true)
     }
 
-    /// Waits; in the backward pass for `comm`'s.
+    /// Waits for all parts, and returns the result. A pullback gives its communicator as `comm`, on
+    /// which the wait is recorded.
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
         let results: Vec<Result<Tensor>> =
             self.parts.into_iter().map(|part| part.complete(site, comm)).collect();

@@ -1,14 +1,15 @@
-//! [`Tape`]: the order of communication in the backward pass, and its reachability.
+//! [`Tape`]: makes every communication reachable in the backward pass, and fixes its order.
 //!
 //! Each operation made on a tape has one more input and one more output: the *token*, a tensor
-//! without elements. So every communication is reachable from the last token, and the order of
-//! their adjoints is, by data dependence, the reverse of theirs. A pullback gets the token's
-//! cotangent as the token of a tape of its own ([`Record::passing`]), on which it communicates: what
-//! it does is ordered too when it is recorded.
+//! without elements. So every communication is reachable from the last token, and data dependence
+//! makes the order of the adjoints the reverse of the order of the operations. A pullback
+//! communicates on a record of its own (`Record::of_pullback`), whose first token is the cotangent
+//! of the token; so its communication is ordered too if it is recorded.
 //!
-//! Under `create_graph` the cotangent of the last token is that token itself. So the first token's
-//! gradient, from which the tape goes on, depends on all adjoints and, through them, on all that
-//! was recorded before; the second backward pass goes back through both, in one order.
+//! Under `create_graph` the cotangent of the last token is that token itself, and the tape goes on
+//! from the gradient of the first token. That gradient depends on all adjoints and, through them,
+//! on everything recorded before. So a second backward pass goes through the adjoints and then
+//! through the operations, in one order.
 
 mod calls;
 mod comparison;
@@ -26,38 +27,39 @@ pub(crate) use calls::Traffic;
 use pass::{BackwardPass, loss_root};
 pub(crate) use record::{Pulled, Record, add_node, carries_gradient, outlived, tapes_used};
 
-/// A communicator whose operations are all carried out in the backward pass, in reverse order, on
-/// every rank.
+/// A communicator that records its operations. The backward pass carries out the adjoints of all of
+/// them, in reverse order, on every rank.
 ///
-/// Each rank has a graph of its own, and a backward pass goes only through what this rank's loss
-/// depends on. A rank that leaves out a communication lets the others wait for ever. On a tape no
-/// communication is left out: see the [guide](crate::guide).
+/// Each rank has a graph of its own, and an ordinary backward pass visits only the operations that
+/// this rank's loss depends on. If one rank skips a communication, the others wait for it for ever.
+/// On a tape no communication is skipped: see the [guide](crate::guide).
 ///
-/// - Several communicators: a communicator that is made from one on the tape, by `split` or
-///   `duplicate`, is on the tape too, and [`on`](Self::on) puts one on it that existed before. Their
-///   calls are one sequence on each rank, and the backward pass is its reverse.
+/// - Several communicators: one tape serves the whole program. A communicator that is made from one
+///   on the tape, by `split` or `duplicate`, is on the tape too, and [`on`](Self::on) puts one on
+///   the tape that existed before. The calls on all of them are one sequence on each rank, and the
+///   backward pass is its reverse.
 /// - Collective: [`backward`](Self::backward), [`grad`](Self::grad) and [`vjp`](Self::vjp) must be
-///   called by every rank of the communicator that the tape was made from, with or without a loss of
-///   its own.
-/// - What counts is what a rank recorded on the tape: on each communicator its ranks must have made
-///   the same operations of all ranks in the same order, and a receive for each send. Before the
-///   backward pass they compare this, and if it differs all get the same [`Error::Tape`].
-/// - The backward pass ends if the forward pass would end although each collective operation waited
-///   for all its ranks. MPI does not promise more: a program that goes on because a broadcast has
-///   returned early on its root may wait for ever in the backward pass, where it is a reduction. Sends,
-///   receives from any rank, and started operations are as good in reverse.
+///   called by every rank of the communicator that the tape was made from, with or without a loss
+///   of its own.
+/// - Same calls: on each communicator, its ranks must have recorded the same collective operations
+///   in the same order, and a receive for each send. Before the backward pass the ranks compare
+///   what they recorded. If it does not match, all ranks get the same [`Error::Tape`].
+/// - Termination: the backward pass ends if the forward pass would also end if every collective
+///   operation waited for all its ranks. MPI promises no more. A program that relies on a broadcast
+///   returning early on its root may wait for ever in the backward pass, where the broadcast is a
+///   reduction. Sends, receives from any rank and started operations are no such case.
 /// - Inputs may require grad on any of the ranks, or on none.
-/// - What was recorded is gone through once: results and requests of before a backward pass that
-///   did not keep the graph are an [`Error::Argument`] if they are waited for, or gone back through,
-///   after it.
-/// - The tape keeps the graph until `backward`, `grad` or `vjp`, or until it is dropped. Communicators
-///   are then off the tape, and can be put on another.
-/// - A backward pass that is not the tape's is refused where it comes to a call on the tape, by an
-///   error that names both: one of torch's own, as `Tensor::backward` or an optimizer makes it, at
-///   once; one of another tape at its end, without this tape's calls. Passes within the tape's own
-///   are its own.
+/// - One pass: a backward pass that does not keep the graph starts the tape anew. Waiting for a
+///   request that was recorded before it, or going back through a result recorded before it, is
+///   then an [`Error::Argument`].
+/// - Lifetime: the tape keeps the graph until `backward`, `grad` or `vjp`, or until it is dropped.
+///   When it is dropped, its communicators are off the tape, and can be put on another.
+/// - Other backward passes that reach a call on the tape are refused, with an error that names the
+///   call and the pass. A pass of torch's own, by `Tensor::backward` or an optimizer, fails there.
+///   A pass of another tape skips this tape's calls and returns the error at its end. Backward
+///   passes that run within a pass of this tape count as part of it.
 ///
-/// Integers and truth values carry no gradient: operations on them are not recorded.
+/// Integers and truth values carry no gradient, so operations on them are not recorded.
 ///
 /// # Examples
 /// ```
@@ -110,26 +112,27 @@ impl Communicator {
     }
 }
 
-/// What a backward pass of a [`Tape`] leaves behind.
+/// Options of a backward pass of a [`Tape`]: whether it keeps the graph, and whether it records
+/// itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassOptions {
-    /// Keeps the graph for another backward pass: the tape goes on instead of starting anew, and goes
-    /// through all of it the next time.
+    /// Keeps the graph for another backward pass: the tape does not start anew, and the next pass
+    /// goes through all of it again.
     pub keep_graph: bool,
-    /// Records the backward pass itself, for derivatives of the derivative. It keeps the graph, too.
+    /// Records the backward pass itself, for higher derivatives. It keeps the graph, too.
     pub create_graph: bool,
 }
 
 impl Tape {
-    /// Puts a communicator that existed before on the tape: returns the same communicator, whose calls
-    /// are recorded.
+    /// Puts a communicator that existed before on the tape: returns the same communicator, whose
+    /// calls are recorded.
     ///
-    /// Local. Every rank that calls it on the communicator should do this.
+    /// Local. If one rank of the communicator does this, all of its ranks should.
     ///
     /// # Errors
-    /// [`Error::Argument`] if it has ranks which the tape's communicator has not, as these would take
-    /// no part in the backward pass, or if it is on another tape; [`Error::Finalized`] after the
-    /// universe's end.
+    /// [`Error::Argument`] if the communicator is on another tape, or if it has ranks that the
+    /// tape's communicator lacks, which would take no part in the backward pass;
+    /// [`Error::Finalized`] after the universe's end.
     ///
     /// # Examples
     /// ```
@@ -164,20 +167,20 @@ impl Tape {
         Ok(comm.recorded_on(Arc::clone(&self.record)))
     }
 
-    /// Carries out the backward pass on all ranks: adds to the gradients of the leaves that the
-    /// losses depend on, ℓ = Σ ℓ_r. The tape starts anew.
+    /// Carries out the backward pass on all ranks, for the sum of all ranks' losses, L = Σ ℓ_r:
+    /// adds to the gradients of the leaves that L depends on. The tape starts anew.
     ///
-    /// Collective: every rank must call it; one that has no loss gives `None`. A loss that does not
-    /// require grad is a constant.
+    /// Collective: every rank must call it; a rank without a loss gives `None`. A loss that does
+    /// not require grad is a constant.
     ///
     /// # Errors
-    /// [`Error::Tape`] on all ranks, before anything is done, if the ranks recorded different
-    /// calls: go on with a new tape. [`Error::Argument`] if the loss has not one element or is
-    /// complex, and [`Error::Mismatch`] on the other ranks: the tape is then as it was.
-    /// [`Error::Argument`] if the loss depends on what was recorded before an earlier pass or on
-    /// another tape, [`Error::Autograd`] if a pullback fails: the tape then starts anew as well.
-    /// Where libtorch fails on one rank, between two communications, the other ranks wait for it: see
-    /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
+    /// [`Error::Tape`] on all ranks, before the pass begins, if the ranks recorded different calls:
+    /// go on with a new tape. [`Error::Argument`] if the loss is complex or does not have one
+    /// element, and [`Error::Mismatch`] on the other ranks: the tape is then as it was.
+    /// [`Error::Argument`] if the loss depends on operations that were recorded before an earlier
+    /// pass or on another tape, and [`Error::Autograd`] if a pullback fails: the tape then starts
+    /// anew as well. If libtorch fails on one rank between two communications, the other ranks wait
+    /// for it: see [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// # Examples
     /// See [`Tape`].
@@ -186,7 +189,7 @@ impl Tape {
         self.backward_with(loss, PassOptions::default())
     }
 
-    /// [`backward`](Self::backward) with options: what it leaves behind.
+    /// [`backward`](Self::backward) with options.
     ///
     /// Collective. All ranks must give the same options.
     ///
@@ -218,10 +221,10 @@ impl Tape {
         self.record.backward(pass, loss_root(pass.site.call, loss.into()))
     }
 
-    /// The gradients of Σ ℓ_r with respect to this rank's `inputs`; zeros for one that no loss
-    /// depends on. Nothing is added to the leaves' gradients. The tape starts anew.
+    /// Returns the gradients of L = Σ ℓ_r by this rank's `inputs`, which are zeros for an input
+    /// that L does not depend on. Nothing is added to the leaves' gradients. The tape starts anew.
     ///
-    /// Collective: every rank must call it, with its own inputs, or none.
+    /// Collective: every rank must call it, with inputs of its own, or none.
     ///
     /// # Errors
     /// As for [`backward`](Self::backward); [`Error::Argument`] if an input does not require grad,
@@ -249,7 +252,7 @@ impl Tape {
         self.grad_with(loss, inputs, PassOptions::default())
     }
 
-    /// [`grad`](Self::grad) with options: what it leaves behind.
+    /// [`grad`](Self::grad) with options.
     ///
     /// Collective. All ranks must give the same options.
     ///
@@ -284,16 +287,16 @@ impl Tape {
         self.record.grad(pass, loss_root(pass.site.call, loss.into()), inputs)
     }
 
-    /// The vector-Jacobian product: the gradients of this rank's `inputs` for given cotangents of
-    /// outputs on all ranks, of each rank its own. An output that does not require grad is a
-    /// constant.
+    /// The vector-Jacobian product: returns the gradients of this rank's `inputs`, given cotangents
+    /// of all ranks' outputs. `outputs` has this rank's outputs, each with its cotangent. An output
+    /// that does not require grad is a constant.
     ///
-    /// Collective: every rank must call it, with its own outputs and inputs, or none. All must give
-    /// the same options.
+    /// Collective: every rank must call it, with outputs and inputs of its own, or none. All must
+    /// give the same options.
     ///
     /// # Errors
-    /// As for [`grad_with`](Self::grad_with); [`Error::Argument`] if a cotangent has not the kind and
-    /// shape of its output, and [`Error::Mismatch`] on the other ranks.
+    /// As for [`grad_with`](Self::grad_with); [`Error::Argument`] if a cotangent differs from its
+    /// output in kind or shape, and [`Error::Mismatch`] on the other ranks.
     ///
     /// # Examples
     /// ```

@@ -23,14 +23,14 @@ impl Communicator {
     /// must call it. The block sizes travel first, in one small message; where they are known,
     /// [`all_gather_with_counts`](Self::all_gather_with_counts) saves it.
     ///
-    /// - Shape: at least one axis; extents along `axis` may differ from rank to rank, zero
-    ///   included, the others agree. The result's extent along `axis` is the sum.
+    /// - Shape: at least one axis. Extents along `axis` may differ from rank to rank, and may be
+    ///   zero; the other extents are equal. The result's extent along `axis` is the sum.
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: `x̄ = reduce_scatter(ȳ, axis, Sum)`, one call, with the counts known.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Mismatch` on all ranks if other extents than
-    /// the axis's, or the kinds, differ; and what is [common to all](crate#errors).
+    /// `Error::Axis` if there is no such axis; `Error::Mismatch` on all ranks if extents along
+    /// other axes, or the kinds, differ; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -52,8 +52,8 @@ impl Communicator {
 
     /// Starts an [`all_gather`](Self::all_gather).
     ///
-    /// Wraps `MPI_Iallgatherv`. Collective: every rank must call it. Shape, kinds: as there.
-    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
+    /// Wraps `MPI_Iallgather(v)`. Collective: every rank must call it. Shape, kinds: as there.
+    /// The block sizes travel first, so the start waits for the other ranks to start too;
     /// [`iall_gather_with_counts`](Self::iall_gather_with_counts) does not.
     ///
     /// - Adjoint: the wait's pullback starts that of `all_gather`, the start's waits for it.
@@ -107,9 +107,10 @@ impl Communicator {
 
     /// Starts an [`all_gather_with_counts`](Self::all_gather_with_counts).
     ///
-    /// Wraps `MPI_Iallgatherv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// Wraps `MPI_Iallgather(v)`. Collective: every rank must call it. Shape, kinds: as there.
     ///
-    /// - Adjoint: the wait's pullback starts that of `all_gather_with_counts`, the start's waits for it.
+    /// - Adjoint: the wait's pullback starts that of `all_gather_with_counts`, the start's waits
+    ///   for it.
     ///
     /// # Errors
     /// As for `all_gather_with_counts`, and those of [`Request::wait`].

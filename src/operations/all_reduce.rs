@@ -24,17 +24,16 @@ impl Communicator {
     /// - Shape: any, equal on all ranks; so is the result's. Any layout; the result is contiguous
     ///   and shares no storage with `x`.
     /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks. In host memory.
-    /// - Adjoint: of `Sum` it is `all_reduce` with `Sum`, of `Mean` with `Mean`. `Max` and `Min`
-    ///   share the cotangent's sum among the ranks that have the extreme value; `Prod` is exact
-    ///   where factors are zero. See the crate's [adjoint table](crate#adjoints).
+    /// - Adjoint: for `Sum` it is `all_reduce` with `Sum`, for `Mean` with `Mean`. For `Max` and
+    ///   `Min` the ranks that have the extreme value share the sum of the cotangents. For `Prod` it
+    ///   is exact where factors are zero. See the crate's [adjoint table](crate#adjoints).
     ///
-    /// The objective is the sum of all ranks' losses: a result that every rank uses as its loss
-    /// counts once per rank, and its gradient is that of the sum times
-    /// [`size`](Communicator::size).
+    /// The objective is the sum of all ranks' losses. If every rank uses the result as its loss, it
+    /// counts once per rank, and the gradient is [`size`](Communicator::size) times too large.
     ///
     /// # Errors
-    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has no
-    /// derivative and `x` requires grad; and what is [common to all](crate#errors).
+    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has
+    /// no derivative and `x` requires grad; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -87,11 +86,14 @@ impl Communicator {
     ///
     /// Wraps `MPI_Allreduce` with `MPI_IN_PLACE`. Collective: every rank must call it.
     ///
-    /// - Shape, kinds, adjoint: as `all_reduce`. By a copy go a tensor that is not contiguous, a
-    ///   `Mean`, and one that requires grad with an op that is not linear or is a view.
+    /// - Shape, kinds, adjoint: as for `all_reduce`. Falls back to a copy if `x` is not contiguous,
+    ///   if the op is `Mean` or a logical op on integers, if the call is on a
+    ///   [`Tape`](crate::Tape), or if `x` requires grad and either is a view or the op is not
+    ///   linear.
     ///
-    /// It follows torch's rules for changes in place: the version counter is bumped, the history
-    /// goes on from here, for views too, and a leaf that requires grad is refused.
+    /// It follows torch's rules for changes in place: it bumps the version counter, adds a node to
+    /// the history of `x`, or of the tensor that `x` is a view of, and refuses a leaf that requires
+    /// grad.
     ///
     /// # Errors
     /// As for `all_reduce`; `Error::Autograd` if torch's rules forbid the change.
@@ -126,12 +128,12 @@ pub(super) fn all_reduce<M: Mode>(comm: &Communicator, x: &Tensor, op: Op) -> Re
     match op {
         Op::Max | Op::Min => apply_nonlinear::<M>(&operator, comm, x, Extremum),
         Op::Prod => apply_nonlinear::<M>(&operator, comm, x, Product),
-        // The others are linear, or refuse a tensor that requires grad.
+        // The other ops are linear, or refuse a tensor that requires grad.
         _ => reduction::reduce::<M>(&operator, op, comm.size(), comm, x),
     }
 }
 
-/// For `Sum`, its own adjoint.
+/// With `Sum` it is its own adjoint.
 #[derive(Debug)]
 pub(super) struct AllReduce {
     op: Op,
@@ -143,7 +145,7 @@ impl AllReduce {
         Self { op, call: "all_reduce" }
     }
 
-    /// As part of another call.
+    /// As part of another call, whose name it has in errors.
     pub(super) fn of(call: &'static str, op: Op) -> Self {
         Self { op, call }
     }

@@ -18,30 +18,32 @@ use crate::engine::request::{Nonblocking, Request};
 
 impl Communicator {
     /// Joins all ranks' `x` along `gather_axis`, and cuts the whole along `scatter_axis` into one
-    /// block per rank, of the extents `counts`: scatter after gather, without the whole ever being in
-    /// one place.
+    /// block per rank, of the extents `counts`. The result is that of a gather and a scatter, but
+    /// no rank ever holds the whole.
     ///
-    /// With two axes it transposes what is distributed: a tensor that was cut along `gather_axis`
-    /// is cut along `scatter_axis` afterwards. With one and the same axis it cuts the tensor anew,
-    /// into blocks of other sizes, and the order of the elements stays. To send chosen blocks to
-    /// chosen ranks, by a matrix of counts, use [`all_to_all_v`](Self::all_to_all_v).
+    /// With two different axes it redistributes a tensor: the tensor was cut along `gather_axis`,
+    /// and is cut along `scatter_axis` afterwards. With the same axis twice it cuts the tensor
+    /// anew, into blocks of other sizes, and keeps the order of the elements. To send chosen blocks
+    /// to chosen ranks, by a matrix of counts, use [`all_to_all_v`](Self::all_to_all_v).
     ///
     /// Wraps `MPI_Alltoall`, or `MPI_Alltoallv` where blocks differ. Collective: every rank must
     /// call it. `counts` says what each rank receives along `scatter_axis`: an `i64` is this rank's
     /// own count, a slice the counts of all ranks, see [`Counts`]. The extents along `gather_axis`
-    /// travel first, in one small message, and with them the count if it is an `i64`. Where both are
-    /// known, [`all_to_all_with_counts`](Self::all_to_all_with_counts) saves that message.
+    /// travel first, in one small message, and with them the count if it is an `i64`. Where both
+    /// are known, [`all_to_all_with_counts`](Self::all_to_all_with_counts) saves that message.
     ///
-    /// - Shape: at least one axis; extents along `gather_axis` may differ from rank to rank, zero
-    ///   included, the others agree; the counts sum to the whole's extent along `scatter_axis`. The
-    ///   result has the sum along `gather_axis`, and the rank's count along `scatter_axis`.
+    /// - Shape: at least one axis. Extents along `gather_axis` may differ from rank to rank, and
+    ///   may be zero; the other extents are equal. The counts sum to the whole's extent along
+    ///   `scatter_axis`. The result has the sum of the extents along `gather_axis`, and this rank's
+    ///   count along `scatter_axis`.
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: `all_to_all` with axes and counts exchanged, one call, with the counts known.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Counts` if a count is negative, or if a slice
-    /// has not one entry per rank, and on all ranks if the counts do not sum to the extent;
-    /// `Error::Mismatch` on all ranks if they disagree; and what is [common to all](crate#errors).
+    /// `Error::Axis` if there is no such axis; `Error::Counts` if a count is negative, if a slice
+    /// does not have one entry per rank, or, on all ranks, if the counts do not sum to the extent;
+    /// `Error::Mismatch` on all ranks if they disagree; and the errors [common to
+    /// all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -50,7 +52,7 @@ impl Communicator {
     /// let universe = mpi4tch::initialize()?;
     /// let world = universe.world();
     /// let size = i64::from(world.size());
-    /// // Row r of a matrix on rank r; afterwards column r.
+    /// // Rank r has row r of a matrix before, and column r afterwards.
     /// let row = Tensor::ones([1, size], (tch::Kind::Float, tch::Device::Cpu));
     /// let column = world.all_to_all(&row, 0, 1, 1)?;
     /// assert_eq!(column.size(), [size, 1]);
@@ -86,7 +88,7 @@ impl Communicator {
     ///
     /// let universe = mpi4tch::initialize()?;
     /// let world = universe.world();
-    /// // Rank r's column r becomes everybody's row.
+    /// // Every rank has the row 0, 1, …; rank r receives column r, whose elements are all r.
     /// let ranks: Vec<_> = (0..world.size()).collect();
     /// let request = world.iall_to_all(&Tensor::from_slice(&ranks).unsqueeze(0), 0, 1, 1)?;
     /// assert_eq!(request.wait()?, Tensor::from_slice(&[world.rank()]).expand([ranks.len() as i64, 1], false));
@@ -111,8 +113,8 @@ impl Communicator {
     /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
     ///
     /// # Errors
-    /// As for `all_to_all`; `Error::Counts` if there is not one count per rank, or the rank's own
-    /// count along `gather_axis` is not the tensor's extent.
+    /// As for `all_to_all`; `Error::Counts` if a list does not have one count per rank, or if this
+    /// rank's count along `gather_axis` is not the tensor's extent.
     ///
     /// # Examples
     /// ```
@@ -147,7 +149,8 @@ impl Communicator {
     ///
     /// Wraps `MPI_Ialltoall(v)`. Collective: every rank must call it. Shape, kinds: as there.
     ///
-    /// - Adjoint: the wait's pullback starts that of `all_to_all_with_counts`, the start's waits for it.
+    /// - Adjoint: the wait's pullback starts that of `all_to_all_with_counts`, the start's waits
+    ///   for it.
     ///
     /// # Errors
     /// As for `all_to_all_with_counts`, and those of [`Request::wait`].
@@ -190,7 +193,8 @@ struct AllToAll {
 }
 
 impl AllToAll {
-    /// The blocks before and after: where the whole is cut along the one and the other axis.
+    /// The blocks that the whole is cut into before, along the gather axis, and after, along the
+    /// scatter axis.
     fn blocks(&self, shape: &[i64], agreed: &Agreed) -> Result<(Blocks, Blocks)> {
         let gather_axis = axis_of(self.name(), self.gather_axis, shape)?;
         let scatter_axis = axis_of(self.name(), self.scatter_axis, shape)?;
@@ -238,7 +242,7 @@ impl Operator for AllToAll {
         let (joined, cut) = (before.total(self.name())?, after.total(self.name())?);
         let most = |blocks: &Blocks| blocks.counts.iter().copied().max().unwrap_or(0);
         let whole = before.shape_with(input.shape(), joined);
-        // The largest of all ranks' results, so that all or none can be made.
+        // Checks the largest of all ranks' results, so that all ranks fail or none does.
         check_shape(self.name(), &after.shape_with(&whole, most(&after)))?;
         let shape = after.shape_with(&whole, own);
         let (sent, received, largest, common) = if before.axis == after.axis {
@@ -280,7 +284,7 @@ fn all_equal(counts: &[i64]) -> bool {
     counts.windows(2).all(|pair| pair[0] == pair[1])
 }
 
-/// Each rank's part of the axis.
+/// Each rank's range of the axis.
 fn ranges(counts: &[i64]) -> Vec<Range<i64>> {
     let mut end = 0;
     counts

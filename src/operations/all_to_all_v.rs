@@ -16,27 +16,29 @@ use crate::engine::operator::{Blocking, Operator, apply};
 use crate::engine::request::{Nonblocking, Request};
 
 impl Communicator {
-    /// Cuts `x` along `axis` into one block per rank, of the extents `send`, and gives each rank its
-    /// block; joins the blocks that come from all ranks along the same axis, in order of the ranks.
+    /// Cuts `x` along `axis` into one block per rank, of the extents `send`, and sends each rank
+    /// its block. Joins the blocks received from all ranks along the same axis, in order of the
+    /// ranks.
     ///
-    /// So the ranks exchange a matrix of counts: its row r is what rank r gives as `send`, and its
-    /// column r is what rank r receives. A count may be zero.
+    /// The blocks form a matrix of counts: row r is the `send` of rank r, and column r has the
+    /// counts that rank r receives. A count may be zero.
     ///
     /// Wraps `MPI_Alltoallv`. Collective: every rank must call it. Each rank's counts travel first,
-    /// one to each other rank, and then each rank's sums, in two small messages. Where it is known
-    /// what comes, [`all_to_all_v_with_counts`](Self::all_to_all_v_with_counts) saves them.
+    /// one to each other rank, and then each rank's sums, in two small messages. If every rank
+    /// knows the counts that it receives,
+    /// [`all_to_all_v_with_counts`](Self::all_to_all_v_with_counts) saves them.
     ///
     /// - Shape: at least one axis, with the sum of `send` along `axis`; the other extents are equal
-    ///   on all ranks. The result has the sum of what comes along `axis`.
-    /// - Kinds: every kind of [`datatype`](crate::environment::datatype), equal on all ranks.
+    ///   on all ranks. The result has the sum of the counts received along `axis`.
+    /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: the cotangent's blocks go back to where they came from: `all_to_all_v` with the
     ///   transposed matrix of counts, one call, with the counts known.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Counts` if `send` has not one entry per rank,
-    /// has a negative one or does not sum to the extent, and on all ranks if a sum is larger than an
-    /// extent can be; `Error::Mismatch` on all ranks if they disagree; and what is
-    /// [common to all](crate#errors).
+    /// `Error::Axis` if there is no such axis; `Error::Counts` if `send` does not have one entry
+    /// per rank, has a negative one or does not sum to the extent, or, on all ranks, if a sum is
+    /// larger than an extent can be; `Error::Mismatch` on all ranks if they disagree; and the
+    /// errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -75,7 +77,7 @@ impl Communicator {
     ///
     /// let universe = mpi4tch::initialize()?;
     /// let world = universe.world();
-    /// // Every rank sends what it has to rank 0.
+    /// // Every rank sends its only element to rank 0.
     /// let mut send = vec![0; world.size() as usize];
     /// send[0] = 1;
     /// let request = world.iall_to_all_v(&Tensor::from_slice(&[world.rank()]), 0, &send)?;
@@ -89,20 +91,21 @@ impl Communicator {
         apply::<Nonblocking>(&AllToAllV::new(axis, send, None), self, x)
     }
 
-    /// [`all_to_all_v`](Self::all_to_all_v) where each rank knows what comes: `receive` has the
-    /// extent of each rank's block. Nothing but the data travels.
+    /// [`all_to_all_v`](Self::all_to_all_v) where each rank knows the counts that it receives:
+    /// `receive` has the extent of the block from each rank. Nothing but the data travels.
     ///
-    /// Wraps `MPI_Alltoallv`. Collective: every rank must call it. What each rank is to receive from
-    /// each other must be what that one sends. Where the ranks
-    /// [compare their calls](crate#checks-across-ranks), they compare that too, by a sum that is
-    /// part of the agreement on every call. Shape, kinds, adjoint: as there.
+    /// Wraps `MPI_Alltoallv`. Collective: every rank must call it. The count that a rank is to
+    /// receive from another must be the count that the other sends. If the ranks [compare their
+    /// calls](crate#checks-across-ranks), they compare these counts too, by a sum that is part of
+    /// the agreement on every call. Shape, kinds, adjoint: as there.
     ///
     /// # Errors
-    /// As for `all_to_all_v`. `Error::Counts` also if `receive` has not one entry per rank, has a
-    /// negative one, or differs from `send` in what the rank sends to itself. `Error::Mismatch` on
-    /// all ranks, with the counts of each, if a rank is to receive other blocks than are sent. It is
-    /// one as well if some ranks, but not all, send or receive more than 2³¹ − 1 elements, as the
-    /// ranks then call different functions of MPI; in `all_to_all_v` they tell each other.
+    /// As for `all_to_all_v`. `Error::Counts` also if `receive` does not have one entry per rank,
+    /// has a negative one, or differs from `send` in the count from this rank to itself.
+    /// `Error::Mismatch` on all ranks, with the counts of each, if a rank is to receive other
+    /// counts than are sent; also if some ranks, but not all, send or receive more than 2³¹ − 1
+    /// elements, as the ranks would then call different MPI functions. (In `all_to_all_v` the ranks
+    /// know each other's sums, and call the same function.)
     ///
     /// # Examples
     /// ```
@@ -165,14 +168,14 @@ impl Communicator {
     }
 }
 
-/// Its own adjoint, with what is sent and what is received exchanged.
+/// Its own adjoint, with the counts sent and the counts received exchanged.
 #[derive(Debug)]
 struct AllToAllV {
     axis: i64,
     send: Arc<[i64]>,
-    /// The counts that the rank is to receive, where it knows them.
+    /// The counts that this rank is to receive, if it knows them.
     receive: Option<Arc<[i64]>>,
-    /// The largest extent along the axis of any rank's input or result, where the rank knows it.
+    /// The largest extent along the axis of any rank's input or result, if this rank knows it.
     most: Option<i64>,
 }
 
@@ -181,7 +184,7 @@ impl AllToAllV {
         Self { axis, send: send.into(), receive: receive.map(Arc::from), most: None }
     }
 
-    /// The counts that the rank is to receive, and the largest extent that it knows of.
+    /// The counts that this rank is to receive, and the largest extent that it knows of.
     fn resolve(&self, agreed: &Agreed) -> (Arc<[i64]>, i64) {
         let largest = |extents: &[i64]| extents.iter().copied().max().unwrap_or(0);
         match &self.receive {
@@ -196,7 +199,7 @@ impl AllToAllV {
         }
     }
 
-    /// Checks the counts that this rank is to receive as far as it can alone.
+    /// Checks the counts that this rank is to receive, as far as one rank can.
     fn check_received(&self, comm: &Communicator, receive: &[i64]) -> Result<()> {
         Counts::from(receive).check(self.name(), comm)?;
         let (rank, own) = (comm.rank(), index(comm.rank()));
@@ -250,7 +253,8 @@ impl Operator for AllToAllV {
         }
         let (sent, received) =
             (Blocks::new(axis, Arc::clone(&self.send)), Blocks::new(axis, receive));
-        // The largest of all ranks' results, so that all or none can be made.
+        // Checks the largest result that this rank knows of. Where sums were exchanged it is the
+        // largest of all ranks, so that all ranks fail or none does.
         check_shape(self.name(), &received.shape_with(input.shape(), most))?;
         let shape = received.whole(self.name(), input.shape())?;
         let row = elements_of_row(&shape, axis);

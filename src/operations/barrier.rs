@@ -17,10 +17,11 @@ impl Communicator {
     ///
     /// Wraps `MPI_Barrier`. Collective: every rank must call it.
     ///
-    /// - Adjoint: on a [`Tape`](crate::Tape) a barrier; else it has no part in the backward pass.
+    /// - Adjoint: a barrier on a [`Tape`](crate::Tape); without one, it has no part in the backward
+    ///   pass.
     ///
     /// # Errors
-    /// What is [common to all](crate#errors).
+    /// The errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -34,8 +35,8 @@ impl Communicator {
         barrier::<Blocking>(self).map(|_| ())
     }
 
-    /// Starts a [`barrier`](Self::barrier): the wait waits until every rank has started it. Its
-    /// result has no elements.
+    /// Starts a [`barrier`](Self::barrier): the request's wait returns once every rank has started
+    /// it. Its result has no elements.
     ///
     /// Wraps `MPI_Ibarrier`. Collective: every rank must call it.
     ///
@@ -58,12 +59,12 @@ impl Communicator {
 
 #[track_caller]
 fn barrier<M: Mode>(comm: &Communicator) -> Result<M::Output> {
-    // On a tape it depends on the calls before it, and those after it depend on it.
+    // A tape records it because a tensor of kind Float carries gradients.
     let nothing = Tensor::f_zeros([0_i64; 1], (Kind::Float, tch::Device::Cpu))?;
     apply::<M>(&Barrier, comm, &nothing)
 }
 
-/// Its own adjoint. Takes and gives a tensor without elements.
+/// Its own adjoint. Its input and its result have no elements.
 #[derive(Debug)]
 struct Barrier;
 

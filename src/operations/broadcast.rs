@@ -16,17 +16,17 @@ use crate::engine::operator::{Blocking, Operator, apply, apply_in_place};
 use crate::engine::request::{Nonblocking, Request};
 
 impl Communicator {
-    /// Gives every rank `root`'s `x`.
+    /// Sends the `x` of `root` to all ranks.
     ///
     /// Wraps `MPI_Bcast`. Collective: every rank must call it.
     ///
-    /// - Shape: any, equal on all ranks; so is the result's. The content of `x` matters on `root`
-    ///   only; the others' gives shape and kind.
+    /// - Shape: any, equal on all ranks; so is the result's. Only the content of the `x` of `root`
+    ///   matters; on the other ranks `x` gives the shape and the kind.
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: `x̄ = reduce(ȳ, Sum, root)`: the sum on `root`, zeros elsewhere.
     ///
     /// # Errors
-    /// `Error::Rank` if there is no rank `root`; and what is [common to all](crate#errors).
+    /// `Error::Rank` if there is no rank `root`; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -74,7 +74,7 @@ impl Communicator {
     /// Wraps `MPI_Bcast`. Collective: every rank must call it. It follows torch's rules for changes
     /// in place, as [`all_reduce_`](Self::all_reduce_) does.
     ///
-    /// - Shape, kinds, adjoint: as `broadcast`.
+    /// - Shape, kinds, adjoint: as for `broadcast`.
     ///
     /// # Errors
     /// As for `broadcast`; `Error::Autograd` if torch's rules forbid the change.
@@ -90,7 +90,7 @@ impl Communicator {
     /// assert_eq!(x, Tensor::from_slice(&[0]));
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    /// The same parameters on all ranks, which are leaves:
+    /// Gives all ranks the same parameters. They are leaves, so `no_grad` is needed:
     /// ```
     /// use tch::{Device, Kind, nn};
     ///

@@ -1,4 +1,4 @@
-//! Making communicators, and what other libraries know them by.
+//! Making communicators, and exchanging them with other libraries.
 
 use mpi_sys::MPI_Comm;
 
@@ -10,8 +10,9 @@ use crate::engine::communicator::Communicator;
 use crate::engine::runtime::Runtime;
 
 impl Communicator {
-    /// A communicator of the same ranks with contexts of its own: messages on the one never meet
-    /// messages on the other.
+    /// A communicator of the same ranks with contexts of its own: a message on one of the two is
+    /// never received on the other. If this communicator is on a [`Tape`](crate::Tape), so is the
+    /// new one.
     ///
     /// Wraps `MPI_Comm_dup`. Collective: every rank must call it.
     ///
@@ -31,27 +32,28 @@ impl Communicator {
     #[track_caller]
     pub fn duplicate(&self) -> Result<Self> {
         let made = self.make(self.site("duplicate"), Ok(()), "MPI_Comm_dup", |parent, made| {
-            // SAFETY: `make` vouches for both.
+            // SAFETY: `make` gives a live communicator, and room for the new one.
             unsafe { mpi_sys::MPI_Comm_dup(parent, made) }
         });
         made?.ok_or_else(|| null("duplicate"))
     }
 
-    /// A communicator of those ranks that gave the same `color`, ordered by `key` and, where keys
-    /// are equal, as here. `None` for a color joins no one, and gets `None`.
+    /// A communicator of the ranks that gave the same `color`. They are ordered by `key`, and by
+    /// their rank here if keys are equal. A rank that gives `None` as its color gets `None`. If
+    /// this communicator is on a [`Tape`](crate::Tape), so is the new one.
     ///
     /// Wraps `MPI_Comm_split`. Collective: every rank must call it.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the color is negative, on this rank, and [`Error::Mismatch`] on the
-    /// others, as where other ranks make another call; [`Error::Mpi`] if MPI fails;
+    /// [`Error::Argument`] if this rank's color is negative, and then [`Error::Mismatch`] on the
+    /// others; [`Error::Mismatch`] if other ranks make another call; [`Error::Mpi`] if MPI fails;
     /// [`Error::Finalized`] after the universe's end.
     ///
     /// # Examples
     /// ```
     /// # let universe = mpi4tch::initialize()?;
     /// let world = universe.world();
-    /// // The even ranks and the odd ones, each from the last to the first.
+    /// // One communicator of the even ranks and one of the odd ranks, each in reverse order.
     /// let half = world.split(Some(world.rank() % 2), -world.rank())?;
     /// assert_eq!(half.map(|half| half.size()), Some((world.size() + 1 - world.rank() % 2) / 2));
     /// # Ok::<(), mpi4tch::Error>(())
@@ -69,13 +71,14 @@ impl Communicator {
         };
         let color = color.unwrap_or(mpi_sys::MPI_UNDEFINED);
         self.make(self.site("split"), checked, "MPI_Comm_split", |parent, made| {
-            // SAFETY: `make` vouches for both handles, and lets only a valid color through.
+            // SAFETY: `make` gives a live communicator, and room for the new one; it gets here with
+            // a valid color only.
             unsafe { mpi_sys::MPI_Comm_split(parent, color, key, made) }
         })
     }
 
-    /// A communicator of those ranks that share memory with this one: the ranks of its node, in
-    /// the same order as here.
+    /// A communicator of the ranks that share memory with this one, that is, of its node, in the
+    /// same order as here. If this communicator is on a [`Tape`](crate::Tape), so is the new one.
     ///
     /// Wraps `MPI_Comm_split_type` with `MPI_COMM_TYPE_SHARED`. Collective: every rank must call
     /// it.
@@ -97,7 +100,8 @@ impl Communicator {
     pub fn split_shared(&self) -> Result<Self> {
         let made =
             self.make(self.site("split_shared"), Ok(()), "MPI_Comm_split_type", |parent, made| {
-                // SAFETY: `make` vouches for both handles; an info may be null.
+                // SAFETY: `make` gives a live communicator, and room for the new one; the info may
+                // be null.
                 unsafe {
                     mpi_sys::MPI_Comm_split_type(
                         parent,
@@ -111,11 +115,12 @@ impl Communicator {
         made?.ok_or_else(|| null("split_shared"))
     }
 
-    /// A duplicate of a communicator that MPI or another library made, which stays its owner's.
+    /// A duplicate of a communicator that MPI or another library made. The original stays its
+    /// owner's.
     ///
-    /// Wraps `MPI_Comm_dup`. Collective over `comm`. The duplicate's contexts are freed at MPI's
-    /// end, since no communicator of this crate is its parent: make one, and keep it or what is
-    /// made from it.
+    /// Wraps `MPI_Comm_dup`. Collective over `comm`. No communicator of this crate is the
+    /// duplicate's parent, so its contexts are freed only when MPI is finalized. Make one duplicate
+    /// and keep it, instead of making one whenever it is needed.
     ///
     /// # Safety
     /// `comm` is `MPI_COMM_NULL` or a communicator that has not been freed.
@@ -141,14 +146,14 @@ impl Communicator {
         Self::take_in("from_raw", comm)
     }
 
-    /// As [`from_raw`](Self::from_raw), for a communicator by its number in Fortran: how Python's
-    /// mpi4py (`py2f`), Fortran and other languages hand one over.
+    /// As [`from_raw`](Self::from_raw), for a communicator given by its Fortran handle, a number.
+    /// Python's mpi4py (`py2f`), Fortran and other languages pass communicators in this way.
     ///
     /// Wraps `MPI_Comm_f2c` and `MPI_Comm_dup`. Collective over the communicator.
     ///
     /// # Errors
-    /// [`Error::Argument`] or [`Error::Mpi`] if the number is no communicator's; and as for
-    /// [`from_raw`](Self::from_raw).
+    /// [`Error::Argument`] or [`Error::Mpi`] if the number is not the handle of a communicator; and
+    /// as for [`from_raw`](Self::from_raw).
     ///
     /// # Examples
     /// ```
@@ -172,10 +177,10 @@ impl Communicator {
         Self::take_in("from_fortran", comm)
     }
 
-    /// The number by which Fortran, and through it other languages, know this communicator.
+    /// The Fortran handle of this communicator, by which other languages can use it too.
     ///
-    /// It names the handle that [`as_raw`](Self::as_raw) returns, not a duplicate, for as long as
-    /// that is alive: after the universe's end it names nothing.
+    /// It stands for the handle that [`as_raw`](Self::as_raw) returns, not for a duplicate, and is
+    /// valid for as long as that: after the universe's end it is not.
     ///
     /// Wraps `MPI_Comm_c2f`. Local.
     ///
@@ -192,10 +197,10 @@ impl Communicator {
         self.handle().fortran()
     }
 
-    /// The handle in which this communicator's calls are made, for calls of one's own.
+    /// The MPI handle on which this communicator's calls are made, for MPI calls of your own.
     ///
-    /// It is alive until this communicator and its clones are dropped, and no longer than the
-    /// universe. It is not to be freed.
+    /// It is valid until this communicator and its clones are dropped, and no longer than the
+    /// universe. Do not free it.
     ///
     /// # Examples
     /// ```
@@ -216,9 +221,9 @@ impl Communicator {
     }
 
     /// Makes a communicator from this one by one collective call of MPI, and frees those that were
-    /// made before and are dead on all ranks.
+    /// made from it before and that no rank holds any more.
     ///
-    /// `create` takes a live communicator and where to put the new one.
+    /// `create` gets a live communicator, and room for the new one.
     fn make(
         &self,
         site: Site,
@@ -226,7 +231,8 @@ impl Communicator {
         function: &'static str,
         create: impl FnOnce(MPI_Comm, *mut MPI_Comm) -> i32,
     ) -> Result<Option<Self>> {
-        // The entries are the same on all ranks only if all ranks make the call.
+        // The ranks must be in the same call: they intersect, entry by entry, which children are
+        // dead.
         let terms = checked.map(|()| Terms::default());
         let way = self.environment().way();
         let (_, turn) = self.note(agree(site, &self.plain(), None, terms, true, way))?;
@@ -241,7 +247,7 @@ impl Communicator {
         self.note(child.map(|child| child.map(|handle| self.child(handle))))
     }
 
-    /// A duplicate of someone else's communicator.
+    /// A duplicate of a communicator that this crate has not made.
     #[track_caller]
     fn take_in(call: &'static str, comm: MPI_Comm) -> Result<Self> {
         let runtime = Runtime::current(call)?;

@@ -1,4 +1,4 @@
-//! Each rank's extent along an axis: known to all, or to be told.
+//! [`Counts`]: each rank's extent along an axis, known to all ranks or to be exchanged.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use crate::base::rank::index;
 use crate::engine::agreement::{Agreed, Told};
 use crate::engine::communicator::Communicator;
 
-/// The extent along an axis that each rank is to receive.
+/// The extents along an axis that the ranks are to receive.
 ///
-/// - An `i64` is this rank's own. The ranks tell each other theirs before the data, in one small
+/// - An `i64` is this rank's own extent. The ranks exchange theirs before the data, in one small
 ///   message.
-/// - A slice, a reference to a `Vec` or to an array is every rank's, in order of the ranks, and is
-///   the same on all ranks: they need not be told.
+/// - A slice, or a reference to a `Vec` or an array, has the extents of all ranks, in their order,
+///   and must be equal on all ranks. Nothing is exchanged before the data.
 ///
 /// # Examples
 /// ```
@@ -33,11 +33,11 @@ pub struct Counts(Given);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Given {
-    /// The extent of the rank's own tensor, which the others are told.
+    /// The extent of this rank's own tensor; to be exchanged.
     Extent,
-    /// The rank's own count, which the others are told.
+    /// This rank's own count; to be exchanged.
     Own(i64),
-    /// All ranks know them all.
+    /// The counts of all ranks, which every rank was given.
     All(Arc<[i64]>),
 }
 
@@ -79,7 +79,7 @@ impl Counts {
         !matches!(self.0, Given::All(_))
     }
 
-    /// The counts that every rank was given.
+    /// The counts of all ranks, if every rank was given them.
     pub(super) fn given(&self) -> Option<&[i64]> {
         match &self.0 {
             Given::All(counts) => Some(counts),
@@ -87,7 +87,7 @@ impl Counts {
         }
     }
 
-    /// The rank's own count, where its tensor has `extent` along the axis.
+    /// This rank's own count, if its tensor has `extent` along the axis.
     pub(super) fn own(&self, comm: &Communicator, extent: i64) -> i64 {
         match &self.0 {
             Given::Extent => extent,
@@ -96,7 +96,7 @@ impl Counts {
         }
     }
 
-    /// What the others are told, where the rank's tensor has `extent` along the axis.
+    /// The sizes to tell the others, if this rank's tensor has `extent` along the axis.
     pub(super) fn told(&self, extent: i64) -> Option<Told<'static>> {
         let count = match self.0 {
             Given::Extent => extent,
@@ -106,7 +106,7 @@ impl Counts {
         Some(Told { counts: [count, 0], shape: &[] })
     }
 
-    /// All ranks' counts, the `i`th of what they told.
+    /// All ranks' counts: as given, or the `i`th of the counts that each rank told.
     pub(super) fn resolve(&self, agreed: &Agreed, i: usize) -> Arc<[i64]> {
         match &self.0 {
             Given::All(counts) => Arc::clone(counts),
@@ -114,7 +114,7 @@ impl Counts {
         }
     }
 
-    /// Checks that there is a count for each rank and none is negative.
+    /// Checks that there is a count for each rank, and that none is negative.
     pub(super) fn check(&self, call: &'static str, comm: &Communicator) -> Result<()> {
         let message = match &self.0 {
             Given::Extent => return Ok(()),
@@ -131,7 +131,7 @@ impl Counts {
         Err(Error::Counts { call, message })
     }
 
-    /// [`check`](Self::check), and that the rank's own count is its tensor's extent.
+    /// As [`check`](Self::check), and checks that this rank's count is its tensor's extent.
     pub(super) fn check_own(
         &self,
         call: &'static str,
@@ -150,7 +150,7 @@ impl Counts {
 
     /// Checks that the counts sum to the extent that they cut.
     pub(super) fn check_sum(call: &'static str, counts: &[i64], extent: i64) -> Result<()> {
-        // Wide enough for any counts.
+        // An i128 cannot overflow here.
         let sum: i128 = counts.iter().map(|&count| i128::from(count)).sum();
         if sum == i128::from(extent) {
             return Ok(());

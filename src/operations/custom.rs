@@ -1,4 +1,4 @@
-//! [`Communicator::custom`]: nodes of the user's own.
+//! [`Communicator::custom`]: graph nodes whose pullback the user writes.
 
 use tch::Tensor;
 
@@ -10,34 +10,36 @@ use crate::engine::tape::{self, Traffic, carries_gradient};
 use crate::environment::datatype::Datatype;
 
 impl Communicator {
-    /// Adds a node of your own to the graph, from `inputs` to `outputs`, which were computed from
-    /// them without grad: a step whose derivative you know better than libtorch, such as the solution
-    /// of an equation. Returns the outputs as results of the node.
+    /// Adds a node with a pullback of your own to the graph, from `inputs` to `outputs`, which were
+    /// computed from them without grad. It is for steps whose derivative you know better than
+    /// libtorch, such as the solution of an equation. Returns the outputs as results of the node.
     ///
-    /// In the backward pass `pullback` gets a communicator, the `saved` tensors and one cotangent for
-    /// each output, and returns a gradient, or `None`, for each input. It may communicate, by the
-    /// communicator that it gets, whose messages never meet others. What it does is differentiated in
-    /// turn where a graph of the derivative is asked for.
+    /// In the backward pass `pullback` gets a communicator, the `saved` tensors and one cotangent
+    /// for each output, and returns a gradient, or `None`, for each input. It may communicate on
+    /// the communicator that it gets, which has a context of its own: its messages are never
+    /// received by calls outside of pullbacks. With `create_graph` its operations are recorded, and
+    /// can be differentiated in turn.
     ///
-    /// - Collective: every rank must add the node, with the same `name`, and go back through it. On
-    ///   a [`Tape`](crate::Tape) it has its place in the order.
-    /// - Save what the pullback needs as `saved`, inputs and outputs too: a change of it in place is
-    ///   then an error of the backward pass. An output that the closure captures is kept alive by
-    ///   itself.
+    /// - Collective: every rank must add the node, with the same `name`, and its backward pass must
+    ///   reach it. On a [`Tape`](crate::Tape) it has its place in the order, and is always reached.
+    /// - Saved tensors: put the tensors that the pullback needs in `saved`, inputs and outputs too.
+    ///   A change of one in place is then an error of the backward pass. Do not capture an output
+    ///   in the closure: it would keep itself alive.
     /// - Shape and kind of the outputs: any shape, kinds that carry gradients. Gradients have the
     ///   shape and kind of their inputs.
-    /// - The result shares its memory with `outputs`. Where no input requires grad, and there is no
+    /// - The result shares its memory with `outputs`. If no input requires grad and there is no
     ///   tape, no node is added.
     ///
     /// # Errors
-    /// [`Error::Argument`] if there is no output, or one has no gradient by its kind, and
-    /// [`Error::Mismatch`] on the other ranks, as where other ranks make another call;
-    /// [`Error::Undefined`] if a tensor is undefined. Of the backward pass: what the pullback returns;
-    /// [`Error::Autograd`] if that is not one gradient for each input.
+    /// [`Error::Argument`] if there is no output, or if one requires grad or is of a kind that
+    /// carries no gradient, and then [`Error::Mismatch`] on the other ranks; [`Error::Mismatch`] if
+    /// other ranks make another call; [`Error::Undefined`] if a tensor is undefined. The backward
+    /// pass fails, a tape's with [`Error::Autograd`], if the pullback returns an error or does not
+    /// return one gradient for each input.
     ///
     /// # Examples
-    /// The implicit function theorem: u solves (1 + θ Σ_r θ_r) u = f, on every rank. The adjoint
-    /// solves the same equation with the cotangent on its right-hand side.
+    /// The implicit function theorem: u solves a u = Σ_r f_r, on every rank. The adjoint solves
+    /// a λ = Σ_r ū_r, with the cotangents on the right-hand side, and the gradient of f_r is λ.
     /// ```
     /// use mpi4tch::Op;
     /// use tch::{Kind, Tensor};
@@ -45,20 +47,19 @@ impl Communicator {
     /// let universe = mpi4tch::initialize()?;
     /// let world = universe.world();
     /// let f = Tensor::from_slice(&[2.0]).set_requires_grad(true);
-    /// // Whoever solves this may iterate as often as needed: only the solution is kept.
-    /// let scale = 1.0 + f64::from(world.size());
-    /// let u = tch::no_grad(|| &f / scale);
+    /// let a = 4.0;
+    /// // A solver may iterate as often as it needs: without grad, only the solution is kept.
+    /// let u = world.all_reduce(&f.detach(), Op::Sum)? / a;
     /// let u = world.custom("solve", &[&f], &[&u], &[], move |comm, _saved, cotangents| {
-    ///     // Each rank has its part of the loss: here all of them have the same f.
-    ///     let total = comm.all_reduce(&cotangents[0], Op::Sum)?;
-    ///     Ok(vec![Some(total / scale)])
+    ///     let lambda = comm.all_reduce(&cotangents[0], Op::Sum)? / a;
+    ///     Ok(vec![Some(lambda)])
     /// })?;
     /// u[0].sum(Kind::Double).f_backward()?;
-    /// assert_eq!(f.grad(), Tensor::from_slice(&[f64::from(world.size()) / scale]));
+    /// assert_eq!(f.grad(), Tensor::from_slice(&[f64::from(world.size()) / a]));
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
-    /// `examples/implicit_solve.rs` solves a linear system that is cut over the ranks by conjugate
-    /// gradients, and its adjoint by a second solve.
+    /// In `examples/implicit_solve.rs` conjugate gradients solve a linear system that is
+    /// distributed over the ranks, and the adjoint is a second solve.
     #[track_caller]
     pub fn custom(
         &self,
@@ -89,7 +90,8 @@ impl Communicator {
             self.make_context_of_pullbacks(site)?;
             let results: Vec<Tensor> =
                 outputs.iter().map(|y| autograd::alias(name, y)).collect::<Result<_>>()?;
-            // An output is saved as itself.
+            // If an output is to be saved, the result in its place is: libtorch saves a node's own
+            // output without a reference cycle.
             let saved: Vec<&Tensor> = saved
                 .iter()
                 .map(|x| {
@@ -101,7 +103,8 @@ impl Communicator {
             let nodes = [inputs, &results.iter().collect::<Vec<_>>()];
             tape::add_node(site, self, Traffic::Collective, nodes, &saved, move |comm, mut pulled| {
                 let site = comm.site(name);
-                // What a rank has lost is an error on all, before any goes on to communicate.
+                // If a rank has lost a saved tensor, all ranks get an error before the pullback
+                // communicates.
                 let (saved, terms) = match pulled.take_saved() {
                     Ok(saved) => (saved, Ok(Terms::default())),
                     Err(error) => (Vec::new(), Err(error)),

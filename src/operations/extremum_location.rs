@@ -1,4 +1,4 @@
-//! `max_loc` and `min_loc`: the extreme value and who has it.
+//! `max_loc` and `min_loc`: the extreme value and the rank that has it.
 
 use tch::Tensor;
 
@@ -13,11 +13,11 @@ use crate::engine::operator::{Blocking, Mode};
 impl Communicator {
     /// The largest value over all ranks, and the lowest rank that has it, element by element.
     ///
-    /// What `MPI_MAXLOC` does, for every kind: two calls of `MPI_Allreduce`, and a third
-    /// where `x` requires grad. Collective: every rank must call it.
+    /// Does what `MPI_MAXLOC` does, for more kinds: by two calls of `MPI_Allreduce`, and a third
+    /// if `x` requires grad. Collective: every rank must call it.
     ///
-    /// - Shape: any, equal on all ranks; so are those of the values and of the ranks, which are
-    ///   `Int64`.
+    /// - Shape: any, equal on all ranks. The values and the ranks have the same shape; the ranks
+    ///   are of kind `Int64`.
     /// - Kinds: those of [`Op::Max`](Op#kinds), equal on all ranks. A NaN counts as the largest.
     /// - Adjoint: the sum of the values' cotangents goes to the owning rank, zeros to the others.
     ///   The ranks have no gradient.
@@ -44,7 +44,7 @@ impl Communicator {
 
     /// The smallest value over all ranks, and the lowest rank that has it, element by element.
     ///
-    /// What `MPI_MINLOC` does, for every kind; all else as [`max_loc`](Self::max_loc).
+    /// Does what `MPI_MINLOC` does; otherwise as [`max_loc`](Self::max_loc).
     ///
     /// # Errors
     /// As for [`all_reduce`](Self::all_reduce) with `Min`.
@@ -72,7 +72,7 @@ impl Communicator {
         x: &Tensor,
         op: Op,
     ) -> Result<(Tensor, Tensor)> {
-        // The calls without grad do not compare requires_grad.
+        // Compares requires_grad, which the calls without grad that follow do not.
         let (_, comm) = Blocking::agree(&AllReduce::of(call, op), self, x)?;
         let recording = Recording::off();
         let y = comm.all_reduce(x, op)?;
@@ -81,7 +81,8 @@ impl Communicator {
         if !self.records(&Metadata::of(x)) {
             return Ok((y, owners));
         }
-        // Given the owners, the values are linear in x: each is the sum of its owner's and of zeros.
+        // For fixed owners the values are linear in x: each is the sum of its owner's value and of
+        // zeros from the other ranks.
         let mine = owners.f_eq(i64::from(self.rank()))?;
         let values = comm.all_reduce(&x.f_where_self(&mine, &x.f_zeros_like()?)?, Op::Sum)?;
         Ok((values, owners))

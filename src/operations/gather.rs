@@ -23,16 +23,16 @@ impl Communicator {
     /// call it. The block sizes travel first, in one small message; where they are known,
     /// [`gather_with_counts`](Self::gather_with_counts) saves it.
     ///
-    /// - Shape: at least one axis; extents along `axis` may differ from rank to rank, zero
-    ///   included, the others agree. The result's extent along `axis` is the sum on `root`, and 0
-    ///   elsewhere.
+    /// - Shape: at least one axis. Extents along `axis` may differ from rank to rank, and may be
+    ///   zero; the other extents are equal. The result's extent along `axis` is the sum on `root`,
+    ///   and 0 elsewhere.
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: `x̄ = scatter(ȳ, axis, count, root)`, with the counts known.
     ///
     /// # Errors
     /// `Error::Axis` if there is no such axis; `Error::Rank` if there is no rank `root`;
-    /// `Error::Mismatch` on all ranks if other extents than the axis's, or the kinds, differ; and
-    /// what is [common to all](crate#errors).
+    /// `Error::Mismatch` on all ranks if extents along other axes, or the kinds, differ; and the
+    /// errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -54,8 +54,8 @@ impl Communicator {
 
     /// Starts a [`gather`](Self::gather).
     ///
-    /// Wraps `MPI_Igatherv`. Collective: every rank must call it. Shape, kinds: as there.
-    /// The block sizes travel first, and with them the call waits for the other ranks to start too;
+    /// Wraps `MPI_Igather(v)`. Collective: every rank must call it. Shape, kinds: as there.
+    /// The block sizes travel first, so the start waits for the other ranks to start too;
     /// [`igather_with_counts`](Self::igather_with_counts) does not.
     ///
     /// - Adjoint: the wait's pullback starts that of `gather`, the start's waits for it.
@@ -120,9 +120,10 @@ impl Communicator {
 
     /// Starts a [`gather_with_counts`](Self::gather_with_counts).
     ///
-    /// Wraps `MPI_Igatherv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// Wraps `MPI_Igather(v)`. Collective: every rank must call it. Shape, kinds: as there.
     ///
-    /// - Adjoint: the wait's pullback starts that of `gather_with_counts`, the start's waits for it.
+    /// - Adjoint: the wait's pullback starts that of `gather_with_counts`, the start's waits for
+    ///   it.
     ///
     /// # Errors
     /// As for `gather_with_counts`, and those of [`Request::wait`].
@@ -158,8 +159,8 @@ pub(super) struct Gather {
     pub(super) axis: i64,
     pub(super) counts: Counts,
     pub(super) root: Rank,
-    /// The shape of the zeros that a rank other than the root receives, if not one without
-    /// elements.
+    /// The shape of the zeros that ranks other than the root receive; if `None`, the extent along
+    /// the axis is 0.
     pub(super) off_root: Option<Vec<i64>>,
 }
 

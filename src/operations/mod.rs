@@ -1,11 +1,11 @@
-//! The operations: a file for each collective, and one for messages.
+//! The operations: one file per collective, and one for messages.
 //!
 //! Each file has the method of [`Communicator`](crate::Communicator) with its documentation, and
-//! the [`Operator`](crate::engine::operator::Operator) behind it: what MPI is to be called with, and
-//! what the adjoint is.
+//! the [`Operator`](crate::engine::operator::Operator) behind it, which plans the MPI call and
+//! knows its adjoint.
 //!
-//! The convention: the objective is the sum of all ranks' losses, and every rank's copy of a
-//! tensor is a variable of its own.
+//! By convention the objective is the sum of all ranks' losses, and every rank's copy of a tensor
+//! is a variable of its own.
 
 mod all_gather;
 mod all_reduce;

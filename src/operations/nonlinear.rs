@@ -1,5 +1,5 @@
-//! The derivatives of the reductions that are not linear: local work, linear operators, local work.
-//! All of it is differentiable, so the second derivative follows.
+//! The derivatives of the reductions that are not linear. Each is local work, then linear
+//! operators, then local work. All of it is differentiable, so higher derivatives follow.
 
 use tch::{Kind, Tensor};
 
@@ -11,8 +11,9 @@ use crate::base::op::Op;
 use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Derivative, Mode, apply};
 
-/// Of `y = all_reduce(x, Max)` or `Min`: `x̄_s = (m_s / k) · Σ_r ȳ_r` with `m_s = [x_s = y]` and
-/// `k = Σ_s m_s`. Ties share, so no mass is lost. Σȳ and k travel in one call.
+/// The derivative of `y = all_reduce(x, Max)` or `Min`: `x̄_s = (m_s / k) · Σ_r ȳ_r` with
+/// `m_s = [x_s = y]` and `k = Σ_s m_s`. Ranks that tie share the cotangent equally. Σȳ and k are
+/// summed in one call.
 pub(super) struct Extremum;
 
 impl Derivative for Extremum {
@@ -26,21 +27,22 @@ impl Derivative for Extremum {
     ) -> Result<M::Output> {
         let (x, y) = (&saved[0], &saved[1]);
         let kind = x.f_kind()?;
-        // A 16-bit number cannot count many ranks.
+        // 16-bit kinds cannot count many ranks exactly.
         let wide = if matches!(kind, Kind::Half | Kind::BFloat16) { Kind::Float } else { kind };
         let mask = equal(x, y)?.f_to_kind(wide)?;
         let both = Tensor::f_stack(&[&cotangent.f_to_kind(wide)?, &mask], 0)?;
         let sums = apply::<M>(&AllReduce::new(Op::Sum), comm, &both)?;
         M::then([sums], move |[sums]| {
             let (total, ties) = (sums.f_select(0, 0)?, sums.f_select(0, 1)?);
-            // There is nobody where the owner has dropped the request, which is an error there.
+            // k is 0 if the owner has dropped its request: it then takes part with NaN in place of
+            // the result, and gets an error.
             let ties = ties.f_clamp_min(1)?;
             Ok(mask.f_div(&ties)?.f_mul(&total)?.f_to_kind(kind)?)
         })
     }
 }
 
-/// Where x is the extremum: a NaN equals nothing, and yet it is the extremum where there is one.
+/// Where x is the extremum y. A NaN is equal to nothing, but if there is one, it is the extremum.
 fn equal(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let both_nan = x.f_isnan()?.f_logical_and(&y.f_isnan()?)?;
     Ok(x.f_eq_tensor(y)?.f_logical_or(&both_nan)?)
@@ -55,10 +57,11 @@ pub(super) fn owners(comm: &Communicator, x: &Tensor, y: &Tensor) -> Result<Tens
     comm.all_reduce(&rank.f_where_self(&equal(x, y)?, &nobody)?, Op::Min)
 }
 
-/// The reduction of the first `ranks` of all ranks' x, which lie along the first axis.
+/// The reduction of the x of the first `ranks` ranks. `all` has the x of all ranks along its first
+/// axis.
 ///
-/// The other ranks' x is hidden by the op's identity instead of being left out: so the graph is the
-/// same on all ranks, and they communicate alike in the backward pass, of second order too.
+/// The x of the other ranks is replaced by the op's identity, not cut off. So the graph is the same
+/// on all ranks, and they communicate alike in backward passes of any order.
 pub(super) fn reduce_first(all: &Tensor, op: Op, ranks: i64) -> Result<Tensor> {
     let count = all.size()[0];
     let mut shape = vec![1; all.dim()];
@@ -69,8 +72,8 @@ pub(super) fn reduce_first(all: &Tensor, op: Op, ranks: i64) -> Result<Tensor> {
     if op == Op::Prod {
         return Ok(before.f_prod_dim_int(0, false, None::<Kind>)?);
     }
-    // torch's own derivative knows nothing of the hidden ranks, which may equal the extremum, and
-    // loses a NaN.
+    // The derivative of torch's amax and amin would give the replaced ranks a share if the identity
+    // is the extremum, and does not work for a NaN.
     let (y, share) = {
         let _recording = Recording::off();
         let y = if op == Op::Max { before.f_amax(0, false)? } else { before.f_amin(0, false)? };
@@ -84,8 +87,8 @@ pub(super) fn reduce_first(all: &Tensor, op: Op, ranks: i64) -> Result<Tensor> {
     Ok(y)
 }
 
-/// Of `y = all_reduce(x, Prod)`: `x̄_s = conj(E_s) · Σ_r ȳ_r`, where `E_s` is the product of the
-/// other ranks' factors.
+/// The derivative of `y = all_reduce(x, Prod)`: `x̄_s = conj(E_s) · Σ_r ȳ_r`, where `E_s` is the
+/// product of the other ranks' factors.
 pub(super) struct Product;
 
 impl Derivative for Product {
@@ -101,8 +104,9 @@ impl Derivative for Product {
         if autograd::is_recording() {
             return product_of_gathered::<M>(comm, x, cotangent);
         }
-        // The factors before this rank's, and those after it: unlike a division by x_s, this is
-        // exact with zeros, and overflows no earlier than the derivative itself.
+        // E_s is the product of the factors of the ranks before and of the ranks after. Unlike y /
+        // x_s it is right for zeros, and it does not overflow unless a product of factors of E_s
+        // does.
         let before = scan::exscan_from::<M>(comm, x, Op::Prod, End::First)?;
         let after = scan::exscan_from::<M>(comm, x, Op::Prod, End::Last)?;
         let total = apply::<M>(&AllReduce::new(Op::Sum), comm, cotangent)?;
@@ -112,8 +116,8 @@ impl Derivative for Product {
     }
 }
 
-/// `E_s` and Σȳ as functions of all ranks' x, for derivatives of the derivative: every rank gets
-/// all factors, and multiplies those of the others.
+/// The same for a backward pass that is recorded: every rank gets all factors, and multiplies those
+/// of the others. `E_s` is then a differentiable function of all ranks' x.
 fn product_of_gathered<M: Mode>(
     comm: &Communicator,
     x: &Tensor,

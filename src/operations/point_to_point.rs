@@ -1,7 +1,8 @@
 //! `MPI_Send`, `MPI_Recv`, `MPI_Sendrecv`, `MPI_Probe` and their nonblocking forms.
 //!
-//! Sending is the map that takes the sender's tensor to the receiver's result, and to nothing here;
-//! receiving is its adjoint. What a rank gets of what it has no part in is zeros.
+//! Sending is a linear map from the sender's tensor to the receiver's result, and its adjoint is
+//! receiving. The map has no other ends: a send's own result has no elements, and the tensor that a
+//! receive is given gets zeros as its gradient.
 
 mod operators;
 
@@ -23,19 +24,19 @@ use operators::{Receive, Send, SendReceive};
 impl Communicator {
     /// Sends `x` to the rank `dest`.
     ///
-    /// What `MPI_Send` does: it may wait until `dest` receives. It is made of `MPI_Isend`, so that
+    /// Does what `MPI_Send` does: it may wait until `dest` receives. It calls `MPI_Isend`, so that
     /// other calls can go on while it waits.
     ///
-    /// - Shape: any; the result is `x`, and shares its storage: neither may be changed in place while
-    ///   the other is still to be used.
+    /// - Shape: any. The result is `x`, and shares its storage: while one of them is still to be
+    ///   used, the other must not be changed in place.
     /// - Kinds: every kind of [`datatype`](crate::datatype).
-    /// - Adjoint: `dest` sends its cotangent here, where it is added: `x̄ = ȳ + recv(dest, tag)`.
-    ///   The backward pass gets there only if the loss depends on the result, or on a
-    ///   [`Tape`](crate::Tape).
+    /// - Adjoint: the cotangent of the received tensor comes back from `dest` and is added:
+    ///   `x̄ = ȳ + recv(dest, tag)`. The backward pass reaches the send only if the loss depends on
+    ///   its result, or if the call is on a [`Tape`](crate::Tape).
     ///
     /// # Errors
     /// `Error::Rank` if there is no rank `dest`; `Error::Argument` if the tag is negative or beyond
-    /// MPI's largest; and what is [common to all](crate#errors).
+    /// MPI's largest; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -44,7 +45,7 @@ impl Communicator {
     ///
     /// let universe = mpi4tch::initialize()?;
     /// let world = universe.world();
-    /// // From each rank to the next; what the last sends goes nowhere.
+    /// // Each rank sends to the next one, and the last rank to none.
     /// let (rank, last) = (world.rank(), world.size() - 1);
     /// let x = Tensor::from_slice(&[rank]);
     /// let x = world.send(&x, if rank < last { rank + 1 } else { PROC_NULL }, 0)?;
@@ -91,20 +92,20 @@ impl Communicator {
 
     /// Receives a tensor like `like` from the rank `source`, or from [any](Source::Any).
     ///
-    /// What `MPI_Recv` does. It is made of `MPI_Irecv`, or on Open MPI of `MPI_Improbe` and
+    /// Does what `MPI_Recv` does. It calls `MPI_Irecv`, or on Open MPI `MPI_Improbe` and
     /// `MPI_Imrecv`, so that other calls can go on while it waits.
     ///
-    /// - Shape, kind: those of `like`, which is not written. Received from
-    ///   [`PROC_NULL`], the result is zeros.
+    /// - Shape, kind: those of `like`, which is not written. If `source` is [`PROC_NULL`], the
+    ///   result is zeros.
     /// - Adjoint: the cotangent is sent to the rank that the message came from; `like` gets zeros.
-    ///   Where `like` does not require grad, nothing is recorded, except on a
-    ///   [`Tape`](crate::Tape).
+    ///   If `like` does not require grad, nothing is recorded, except on a [`Tape`](crate::Tape).
     ///
     /// # Errors
-    /// `Error::Message` if the message is longer or shorter than `like`, or, where the ranks
-    /// [compare their calls](crate#checks-across-ranks), of another kind, or if only one of the two
-    /// ranks records it; `Error::Rank` if there is no rank `source`; `Error::Argument` if the tag
-    /// is negative or beyond MPI's largest; and what is [common to all](crate#errors).
+    /// `Error::Message` if the message is longer or shorter than `like`, and, under
+    /// [`MPI4TCH_CHECK=collective`](crate#checks-across-ranks), if it is of another kind or only
+    /// one of the two ranks records it; `Error::Rank` if there is no rank `source`;
+    /// `Error::Argument` if the tag is negative or beyond MPI's largest; and what is [common to
+    /// all](crate#errors).
     ///
     /// # Examples
     /// See [`send`](Self::send).
@@ -119,7 +120,7 @@ impl Communicator {
         apply::<Blocking>(&Receive::new(source, tag, like), self, like)
     }
 
-    /// [`recv`](Self::recv), and whose message it was.
+    /// [`recv`](Self::recv) that also returns the message's [`Status`]: its source, tag and size.
     ///
     /// # Errors
     /// As for `recv`.
@@ -153,14 +154,14 @@ impl Communicator {
         Ok((y, receive.from.status().unwrap_or(nothing)))
     }
 
-    /// Starts to receive a tensor like `like`; it is the wait's result.
+    /// Starts to receive a tensor like `like`, which the wait returns.
     ///
     /// Wraps `MPI_Irecv`. Shape, kinds: as for [`recv`](Self::recv).
     ///
     /// - Adjoint: the wait's pullback starts to send the cotangent, the start's waits for that.
     ///
     /// # Errors
-    /// As for `recv`; what is wrong with the message, at the wait.
+    /// As for `recv`; `Error::Message` comes from the wait.
     ///
     /// # Examples
     /// ```
@@ -189,13 +190,14 @@ impl Communicator {
     /// Sends `x` to the rank `dest`, and receives a tensor like `like` from the rank `source`, or
     /// from [any](Source::Any).
     ///
-    /// What `MPI_Sendrecv` does, both at once: ranks that shift tensors among each other need not
-    /// care who is first. It is made of `MPI_Isend` and what [`recv`](Self::recv) is made of.
+    /// Does what `MPI_Sendrecv` does: sends and receives at the same time, so that ranks that
+    /// exchange tensors need not care which of them sends first. It calls `MPI_Isend`, and the
+    /// functions that [`recv`](Self::recv) calls.
     ///
     /// - Shape: any for `x`; the result's is that of `like`, which is not written.
     /// - Kinds: every kind of [`datatype`](crate::datatype), the same for both.
-    /// - Adjoint: `sendrecv` of the cotangent to the rank that the message came from, of a tensor like
-    ///   `x` from `dest`; `like` gets zeros.
+    /// - Adjoint: `sendrecv` in the other direction: the cotangent goes to the rank that the
+    ///   message came from, and x̄ comes from `dest`; `like` gets zeros.
     ///
     /// # Errors
     /// As for [`send`](Self::send) and [`recv`](Self::recv); `Error::Argument` if the kinds of `x`
@@ -239,14 +241,14 @@ impl Communicator {
             from: Envelope::new(source.into(), tag.into()),
             shape: like.size(),
         };
-        // The edge to `like`.
+        // Adds the graph edge to `like`.
         apply::<Blocking>(&operator, self, &join_dummies(x, &[like])?)
     }
 
-    /// Waits for a message of the rank `source`, or of [any](Source::Any), and tells whose it is
-    /// and how large, without receiving it.
+    /// Waits for a message from the rank `source`, or from [any](Source::Any), and returns its
+    /// source, tag and size, without receiving it.
     ///
-    /// Wraps `MPI_Probe`.
+    /// Does what `MPI_Probe` does, by `MPI_Iprobe`.
     ///
     /// # Errors
     /// `Error::Rank` if there is no rank `source`; `Error::Argument` if the tag is negative or
@@ -286,7 +288,7 @@ impl Communicator {
         })
     }
 
-    /// Checks the other end of a message.
+    /// Checks the other rank and the tag of a message.
     fn check_envelope(
         &self,
         call: &'static str,

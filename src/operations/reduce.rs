@@ -19,9 +19,9 @@ use crate::engine::operator::{Blocking, Mode, Operator, apply_in_place, replace}
 use crate::engine::reduction;
 use crate::engine::request::{Nonblocking, Request};
 
-/// Whether MPI reduces in place. MPICH 4.0.2 ends with a segmentation fault, as it reads from the address
-/// that `MPI_IN_PLACE` is: seen in plain C on 2 ranks, where the root is not rank 0 and the tensor not
-/// small. There the result is copied.
+/// Whether `MPI_Reduce` is called in place. With MPICH the result is copied instead: MPICH 4.0.2
+/// reads from the address `MPI_IN_PLACE`, and ends with a segmentation fault, if the root is not
+/// rank 0 and the tensor is not small (seen in plain C on 2 ranks).
 const IN_PLACE: bool = !matches!(mpi_sys::VENDOR, mpi_sys::Vendor::Mpich);
 
 impl Communicator {
@@ -31,15 +31,15 @@ impl Communicator {
     ///
     /// - Shape: any, equal on all ranks; so is the result's.
     /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks.
-    /// - Adjoint: of `Sum`, `x̄ = broadcast(ȳ, root)`; of `Mean` the same divided. The result off
-    ///   root is a constant: its cotangent is ignored. With `Max`, `Min` and `Prod`, an `x` that
-    ///   requires grad goes by [`all_reduce`](Self::all_reduce), whose derivative needs the result
-    ///   on every rank.
+    /// - Adjoint: for `Sum`, `x̄ = broadcast(ȳ, root)`; for `Mean`, the same divided by the number
+    ///   of ranks. The result on other ranks than `root` is a constant, whose cotangent is ignored.
+    ///   For `Max`, `Min` and `Prod`, an `x` that requires grad is reduced by
+    ///   [`all_reduce`](Self::all_reduce), as the derivative needs the result on every rank.
     ///
     /// # Errors
     /// `Error::Rank` if there is no rank `root`; `Error::OpKind` if `op` is not defined for the
-    /// tensor's kind; `Error::NoAdjoint` if it has no derivative and `x` requires grad; and what is
-    /// [common to all](crate#errors).
+    /// tensor's kind; `Error::NoAdjoint` if it has no derivative and `x` requires grad; and the
+    /// errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -86,14 +86,14 @@ impl Communicator {
         reduce::<Nonblocking>(self, x, op, root)
     }
 
-    /// [`reduce`](Self::reduce) in place: `x` becomes the result, on `root`, or zeros.
+    /// [`reduce`](Self::reduce) in place: `x` becomes the result on `root`, and zeros elsewhere.
     ///
-    /// Wraps `MPI_Reduce`, with `MPI_IN_PLACE` on the root; with MPICH, the result is copied into `x`.
-    /// Collective: every rank must call it.
+    /// Wraps `MPI_Reduce`, with `MPI_IN_PLACE` on the root; with MPICH, the result is copied into
+    /// `x`. Collective: every rank must call it.
     ///
     /// It follows torch's rules for changes in place, as [`all_reduce_`](Self::all_reduce_) does.
     ///
-    /// - Shape, kinds, adjoint: as `reduce`.
+    /// - Shape, kinds, adjoint: as for `reduce`.
     ///
     /// # Errors
     /// As for `reduce`; `Error::Autograd` if torch's rules forbid the change.
@@ -125,11 +125,12 @@ impl Communicator {
 fn reduce<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, root: Rank) -> Result<M::Output> {
     let operator = Reduce { op, root };
     if !op.is_linear() && op.is_differentiable() && comm.records(&Metadata::of(x)) {
-        // The call that follows does not compare the root.
+        // The root is compared here, as all_reduce has none.
         let (_, agreed) = M::agree(&operator, comm, x)?;
         let y = all_reduce::<M>(&agreed, x, op)?;
         let is_root = comm.rank() == root;
-        // Off root a constant, though still a node that takes part in the backward pass.
+        // Off root the result is a constant. It is filled by a differentiable operation, so that
+        // the all_reduce stays in the graph.
         return M::then([y], move |[y]| {
             Ok(if is_root { y } else { y.f_masked_fill(&all(&y)?, 0.0)? })
         });
@@ -137,12 +138,12 @@ fn reduce<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, root: Rank) -> Resul
     reduction::reduce::<M>(&operator, op, comm.size(), comm, x)
 }
 
-/// A mask that holds everywhere.
+/// A mask that is true everywhere.
 fn all(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_ones_like()?.f_to_kind(tch::Kind::Bool)?)
 }
 
-/// For `Sum`, the adjoint of [`Broadcast`].
+/// With `Sum` it is the adjoint of [`Broadcast`].
 #[derive(Debug)]
 pub(super) struct Reduce {
     pub(super) op: Op,

@@ -25,23 +25,23 @@ impl Communicator {
     /// rank, of the extents `counts`.
     ///
     /// Wraps `MPI_Reduce_scatter_block`, or `MPI_Reduce_scatter` where the counts differ.
-    /// Collective: every rank must call it. If `counts` is an `i64`, this rank's own count, then the
-    /// counts travel first, in one small message. If it is a slice, the counts of all ranks, then
-    /// nothing but the data travels. See [`Counts`].
+    /// Collective: every rank must call it. If `counts` is an `i64`, this rank's own count, then
+    /// the counts travel first, in one small message. If it is a slice, the counts of all ranks,
+    /// then nothing but the data travels. See [`Counts`].
     ///
     /// - Shape: at least one axis, equal on all ranks, with the sum of all counts along `axis`. The
     ///   result has the rank's count along `axis`.
     /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks.
-    /// - Adjoint: of `Sum`, `x̄ = all_gather(ȳ, axis)`, one call, with the counts known; of `Mean`
-    ///   the same divided. With `Max`, `Min` and `Prod`, an `x` that requires grad goes by
-    ///   [`all_reduce`](Self::all_reduce).
+    /// - Adjoint: for `Sum`, `x̄ = all_gather(ȳ, axis)`, one call, with the counts known; for
+    ///   `Mean`, the same divided by the number of ranks. For `Max`, `Min` and `Prod`, an `x` that
+    ///   requires grad is reduced by [`all_reduce`](Self::all_reduce).
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Counts` if a count is negative, or if a slice
-    /// has not one entry per rank, and on all ranks if the counts do not sum to the extent;
-    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has no
-    /// derivative and `x` requires grad; `Error::Mismatch` on all ranks if they disagree; and what
-    /// is [common to all](crate#errors).
+    /// `Error::Axis` if there is no such axis; `Error::Counts` if a count is negative, if a slice
+    /// does not have one entry per rank, or, on all ranks, if the counts do not sum to the extent;
+    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has
+    /// no derivative and `x` requires grad; `Error::Mismatch` on all ranks if they disagree; and
+    /// the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -71,9 +71,9 @@ impl Communicator {
 
     /// Starts a [`reduce_scatter`](Self::reduce_scatter).
     ///
-    /// Wraps `MPI_Ireduce_scatter`. Collective: every rank must call it. Shape, kinds: as there.
-    /// If `counts` is an `i64`, the counts travel first, so the start waits for the other ranks to
-    /// start too; with a slice it does not.
+    /// Wraps `MPI_Ireduce_scatter(_block)`. Collective: every rank must call it. Shape, kinds: as
+    /// there. If `counts` is an `i64`, the counts travel first, so the start waits for the other
+    /// ranks to start too; with a slice it does not.
     ///
     /// - Adjoint: the wait's pullback starts that of `reduce_scatter`, the start's waits for it.
     ///
@@ -127,7 +127,7 @@ fn reduce_scatter<M: Mode>(
     })
 }
 
-/// For `Sum`, the adjoint of [`AllGather`].
+/// With `Sum` it is the adjoint of [`AllGather`].
 #[derive(Debug)]
 pub(super) struct ReduceScatter {
     pub(super) axis: i64,

@@ -1,19 +1,21 @@
 //! Conversions from and to the communicators of rsmpi, the [`mpi`] crate, with the feature `rsmpi`.
 //!
-//! A program may use both crates, on one MPI that either has initialized: the other finds it as it
-//! is, and whoever initialized it finalizes it. Let it live longest.
+//! A program may use both crates. One of them initializes MPI, and the other uses it as it is. The
+//! crate that initialized MPI finalizes it when its universe is dropped, so drop that universe
+//! last.
 //!
 //! - rsmpi first: [`mpi::initialize_with_threading`] with `Threading::Serialized`, then
 //!   [`initialize`](crate::initialize). After plain `mpi::initialize`, this crate's calls must come
 //!   from the main thread.
-//! - this crate first: [`initialize`](crate::initialize); `mpi::initialize` then returns `None`,
+//! - this crate first: [`initialize`](crate::initialize). `mpi::initialize` then returns `None`,
 //!   but `SimpleCommunicator::world()` and the conversions below work without rsmpi's universe.
 //!
-//! Both crates must be built for the same MPI. This one is chosen by `MPI4TCH_MPI`, rsmpi by
-//! `MPICC`, or the `mpicc` on the `PATH`: where several MPIs are installed, set both, as in
-//! `MPI4TCH_MPI=mpich MPICC=mpicc.mpich`. rsmpi's build does not notice when `MPICC` changes; run
-//! `cargo clean -p mpi -p mpi-sys` then. If its build cannot find `stddef.h`, clang's headers are
-//! missing, and gcc's do: `BINDGEN_EXTRA_CLANG_ARGS=-I$(gcc -print-file-name=include)`.
+//! Both crates must be built for the same MPI. `MPI4TCH_MPI` chooses the MPI of this crate.
+//! `MPICC`, or else the `mpicc` on the `PATH`, chooses that of rsmpi. If several MPIs are
+//! installed, set both, as in `MPI4TCH_MPI=mpich MPICC=mpicc.mpich`. rsmpi's build does not notice
+//! when `MPICC` changes: then run `cargo clean -p mpi -p mpi-sys`. If its build cannot find
+//! `stddef.h`, clang's headers are missing; gcc's can be used with
+//! `BINDGEN_EXTRA_CLANG_ARGS=-I$(gcc -print-file-name=include)`.
 
 use mpi::raw::{AsRaw, FromRaw};
 use mpi::topology::{CartesianCommunicator, SimpleCommunicator};
@@ -26,7 +28,7 @@ use crate::environment::error_code::check;
 type Theirs = mpi::ffi::MPI_Comm;
 type Ours = mpi_sys::MPI_Comm;
 
-/// Both are made from the `MPI_Comm` of an `mpi.h`: an integer in MPICH, a pointer in Open MPI.
+// MPI_Comm is an integer in MPICH and a pointer in Open MPI.
 const _: () = assert!(
     size_of::<Theirs>() == size_of::<Ours>() && align_of::<Theirs>() == align_of::<Ours>(),
     "rsmpi was built for another MPI: set MPICC, and run `cargo clean -p mpi -p mpi-sys`"
@@ -50,8 +52,9 @@ impl TryFrom<&CartesianCommunicator> for Communicator {
     }
 }
 
-/// A duplicate that rsmpi owns. Collective, and so is its drop, which frees it: drop it on every
-/// rank, while MPI is there. Errors on it abort, as rsmpi leaves it to MPI to notice them.
+/// A duplicate that rsmpi owns. Collective. Dropping it frees it, which is collective too: drop it
+/// on every rank before MPI is finalized. Errors on it abort the job, as rsmpi does not check MPI's
+/// return codes.
 impl TryFrom<&Communicator> for SimpleCommunicator {
     type Error = Error;
 
@@ -67,7 +70,7 @@ impl TryFrom<&Communicator> for SimpleCommunicator {
     }
 }
 
-/// With permission to call MPI.
+/// Needs permission to call MPI.
 fn duplicate(comm: &Communicator) -> Result<SimpleCommunicator> {
     let mut duplicate = mpi_sys::MPI_COMM_NULL;
     // SAFETY: the communicator is alive, as `enter` gave permission; `duplicate` outlives the call.
@@ -76,14 +79,15 @@ fn duplicate(comm: &Communicator) -> Result<SimpleCommunicator> {
     check("MPI_Comm_set_errhandler", unsafe {
         mpi_sys::MPI_Comm_set_errhandler(duplicate, mpi_sys::MPI_ERRORS_ARE_FATAL)
     })?;
-    // SAFETY: two names of one type, of the same size, as asserted above.
+    // SAFETY: both are the MPI_Comm of one MPI, and have the same size, as asserted above.
     let theirs = unsafe { std::mem::transmute::<Ours, Theirs>(duplicate) };
-    // SAFETY: a live communicator of one group, none of MPI's own, and nobody else's.
+    // SAFETY: an intracommunicator that was just made, is none of MPI's own, and has no other
+    // owner.
     Ok(unsafe { SimpleCommunicator::from_raw(theirs) })
 }
 
 fn take_in(comm: &impl AsRaw<Raw = Theirs>) -> Result<Communicator> {
-    // SAFETY: two names of one type, of the same size, as asserted above.
+    // SAFETY: both are the MPI_Comm of one MPI, and have the same size, as asserted above.
     let ours = unsafe { std::mem::transmute::<Theirs, Ours>(comm.as_raw()) };
     // SAFETY: rsmpi's communicator is alive while it is borrowed.
     unsafe { Communicator::from_raw(ours) }

@@ -20,21 +20,22 @@ use crate::engine::reduction;
 use crate::engine::request::{Nonblocking, Request};
 
 impl Communicator {
-    /// Combines the `x` of this rank and of those before it with `op`.
+    /// Combines the `x` of this rank and of all ranks before it with `op`.
     ///
     /// Wraps `MPI_Scan`. Collective: every rank must call it.
     ///
     /// - Shape: any, equal on all ranks; so is the result's.
-    /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks. `Mean` is that of the
-    ///   ranks so far.
-    /// - Adjoint: of `Sum`, x̄_r = Σ_{s≥r} ȳ_s: the scan from the other end, as one `MPI_Scan` on a
-    ///   communicator with reversed ranks. With `Max`, `Min` and `Prod`, an `x` that requires grad
-    ///   goes by [`all_gather`](Self::all_gather), and takes the memory of all ranks' `x`. `Max` and
-    ///   `Min` share the cotangent among the ranks so far that have the extreme value.
+    /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks. `Mean` is the mean over
+    ///   the ranks up to this one.
+    /// - Adjoint: for `Sum`, x̄_r = Σ_{s≥r} ȳ_s: a scan from the last rank to the first, by one
+    ///   `MPI_Scan` on a communicator with reversed ranks. For `Max`, `Min` and `Prod`, an `x` that
+    ///   requires grad is gathered by [`all_gather`](Self::all_gather), and takes the memory of all
+    ///   ranks' `x`. For `Max` and `Min`, the ranks up to this one that have the extreme value
+    ///   share its cotangent.
     ///
     /// # Errors
     /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has
-    /// no derivative and `x` requires grad; and what is [common to all](crate#errors).
+    /// no derivative and `x` requires grad; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -84,10 +85,11 @@ impl Communicator {
     /// Wraps `MPI_Exscan`. Collective: every rank must call it.
     ///
     /// - Shape: any, equal on all ranks; so is the result's.
-    /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks. `Mean` is not defined:
-    ///   nothing has no mean. The identity of `Max` is −∞, or the least integer, and so on.
-    /// - Adjoint: of `Sum`, x̄_r = Σ_{s>r} ȳ_s, as for [`scan`](Self::scan); the result on rank 0 is a
-    ///   constant. `Max`, `Min` and `Prod` as for `scan`.
+    /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks. `Mean` is not defined,
+    ///   as rank 0 would have the mean of nothing. The identity is the value that changes nothing:
+    ///   0 for `Sum`, 1 for `Prod`, −∞ or the least integer for `Max`, and so on.
+    /// - Adjoint: for `Sum`, x̄_r = Σ_{s>r} ȳ_s, computed as for [`scan`](Self::scan); the result
+    ///   on rank 0 is a constant. For `Max`, `Min` and `Prod`: as for `scan`.
     ///
     /// # Errors
     /// `Error::Op` for `Mean`; otherwise as for `scan`.
@@ -142,7 +144,7 @@ fn scan<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, inclusive: bool) -> Re
     let operator = Scan { op, inclusive, from: End::First };
     let ranks = comm.rank() + Rank::from(inclusive);
     if !op.is_linear() && op.is_differentiable() && comm.records(&Metadata::of(x)) {
-        // The call that follows does not compare the op.
+        // The op is compared here, as a gather has none.
         let (_, comm) = M::agree(&operator, comm, x)?;
         let counts = vec![1; index(comm.size())];
         let gather = AllGather { axis: 0, counts: (&counts).into() };
@@ -152,14 +154,14 @@ fn scan<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, inclusive: bool) -> Re
     reduction::reduce::<M>(&operator, op, ranks, comm, x)
 }
 
-/// The end of the ranks at which a scan starts.
+/// The rank at which a scan starts: the first or the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     First,
     Last,
 }
 
-/// The exclusive scan from either end, for derivatives.
+/// The exclusive scan from either end, for the derivatives of `Prod`.
 pub(super) fn exscan_from<M: Mode>(
     comm: &Communicator,
     x: &Tensor,
@@ -169,7 +171,7 @@ pub(super) fn exscan_from<M: Mode>(
     apply::<M>(&Scan { op, inclusive: false, from }, comm, x)
 }
 
-/// For `Sum`, its own adjoint from the other end.
+/// With `Sum` its adjoint is the scan from the other end.
 #[derive(Debug)]
 struct Scan {
     op: Op,

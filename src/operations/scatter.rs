@@ -20,22 +20,23 @@ impl Communicator {
     /// Cuts `root`'s `x` along `axis` into one block per rank, of the extents `counts`.
     ///
     /// Wraps `MPI_Scatter`, or `MPI_Scatterv` where the blocks differ. Collective: every rank must
-    /// call it. If `counts` is an `i64`, this rank's own count, then the counts and the shape travel
-    /// first, in one small message. If it is a slice, the counts of all ranks, then nothing but the
-    /// data travels. See [`Counts`].
+    /// call it. If `counts` is an `i64`, this rank's own count, then the counts and the shape
+    /// travel first, in one small message. If it is a slice, the counts of all ranks, then nothing
+    /// but the data travels. See [`Counts`].
     ///
-    /// - Shape: on `root`, at least one axis, with the sum of all counts along `axis`. Elsewhere any
-    ///   if `counts` is an `i64`: it is not looked at, so `axis` must be the same number on all
-    ///   ranks. If it is a slice, the extents off `axis` must be the root's. The result has the
-    ///   rank's count along `axis`.
+    /// - Shape: on `root`, at least one axis, with the sum of all counts along `axis`. On other
+    ///   ranks, if `counts` is an `i64`, `x` may have any shape; if it is a slice, the shape must
+    ///   be the root's, except along `axis`. `axis` must be the same number on all ranks: a
+    ///   negative one is not converted before the comparison. The result has this rank's count
+    ///   along `axis`.
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: `x̄ = gather(ȳ, axis, root)` on `root`, and zeros of `x`'s own shape elsewhere.
     ///
     /// # Errors
     /// `Error::Axis` if there is no such axis; `Error::Rank` if there is no rank `root`;
-    /// `Error::Counts` if a count is negative, or if a slice has not one entry per rank, and on all
-    /// ranks if the counts do not sum to the extent; `Error::Mismatch` on all ranks if they
-    /// disagree; and what is [common to all](crate#errors).
+    /// `Error::Counts` if a count is negative, if a slice does not have one entry per rank, or, on
+    /// all ranks, if the counts do not sum to the extent; `Error::Mismatch` on all ranks if they
+    /// disagree; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -65,7 +66,7 @@ impl Communicator {
 
     /// Starts a [`scatter`](Self::scatter).
     ///
-    /// Wraps `MPI_Iscatterv`. Collective: every rank must call it. Shape, kinds: as there.
+    /// Wraps `MPI_Iscatter(v)`. Collective: every rank must call it. Shape, kinds: as there.
     /// If `counts` is an `i64`, the counts travel first, so the start waits for the other ranks to
     /// start too; with a slice it does not.
     ///
@@ -105,12 +106,12 @@ pub(super) struct Scatter {
     pub(super) axis: i64,
     pub(super) counts: Counts,
     pub(super) root: Rank,
-    /// The shape of the rank's result, where it is known.
+    /// The shape of this rank's result, if it is known.
     pub(super) block: Option<Vec<i64>>,
 }
 
 impl Scatter {
-    /// The whole's shape but for the extent along the axis, and the blocks.
+    /// The shape of the whole, except for the extent along the axis, and the blocks.
     fn blocks(&self, own: &[i64], agreed: &Agreed) -> Result<(Vec<i64>, Blocks)> {
         let shape = match (&self.block, self.counts.are_exchanged()) {
             (Some(block), _) => block.clone(),
@@ -137,7 +138,7 @@ impl Operator for Scatter {
                 Counts::check_sum(self.name(), counts, input.shape()[axis])?;
             }
         }
-        // Where the root need not tell the shape, every rank knows it, but for the axis.
+        // If the root does not tell its shape, every rank knows it, except along the axis.
         let known = match &self.block {
             Some(block) => Some(&block[..]),
             None => (!self.counts.are_exchanged()).then(|| input.shape()),
@@ -148,7 +149,7 @@ impl Operator for Scatter {
             .counts
             .told(0)
             .map(|told| Told { shape: if is_root { input.shape() } else { &[] }, ..told });
-        // Off root the axis cannot be normalized: it is that of the root's tensor.
+        // The axis is compared as given: off root the number of axes may be unknown.
         Ok(Terms {
             root: Some(self.root),
             axes: [Some(self.axis), None],

@@ -1,4 +1,5 @@
-//! Descriptions of calls, line by line: how they travel, and what differs between them.
+//! Descriptions of calls, line by line: their encoding as messages, and the differences between
+//! them.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -10,27 +11,27 @@ use crate::base::rank::Rank;
 /// A name and its value.
 pub(super) type Line = (&'static str, String);
 
-/// Where a rank made the call: not compared, and always told.
+/// The line where a rank made the call. It is always told, and need not be equal.
 pub(super) const AT: &str = "at";
 
-/// The last call that looked alike on all ranks, but stood on different lines: always told, as it
-/// may be where the ranks went apart.
+/// The last call that had the same terms on all ranks but different source lines. It is always
+/// told, as the ranks may have diverged there.
 pub(super) const LAST: &str = "their lines last differed before, in";
 
-/// What a rank gives to each other one and expects of it: told where these do not fit together, as
-/// they differ between ranks in any case.
+/// The counts that a rank sends to each rank and receives from each. They differ between ranks in
+/// any case, so they are told only if a count sent is not the count received.
 pub(super) const PAIRS: [&str; 2] = ["counts to send", "counts to receive"];
 
-/// How many calls the rank has made on the communicator before.
+/// How many collective calls the rank has made on the communicator before.
 pub(super) const PLACE: &str = "calls before it on this communicator";
 
-/// The description for the other ranks, its long values cut so that it fits.
+/// The description as a message, with long values cut so that it fits.
 pub(super) fn encode(description: &[Line]) -> Vec<u8> {
     let mut longest = LONGEST / 4;
     loop {
         let lines: Vec<(&str, Cow<str>)> =
             description.iter().map(|(name, value)| (*name, shortened(value, longest))).collect();
-        // It fails for types that the format cannot hold, which pairs of texts are not.
+        // Encoding fails only for types that the format cannot hold; it can hold pairs of texts.
         let bytes = postcard::to_stdvec(&lines).unwrap_or_default();
         if bytes.len() <= LONGEST || longest == 0 {
             return bytes;
@@ -39,7 +40,7 @@ pub(super) fn encode(description: &[Line]) -> Vec<u8> {
     }
 }
 
-/// The first bytes of a value. What is longer is told apart by its hash.
+/// The value, or its first bytes and a hash, by which long values can be told apart.
 fn shortened(value: &str, longest: usize) -> Cow<'_, str> {
     if value.len() <= longest {
         return value.into();
@@ -53,7 +54,7 @@ fn shortened(value: &str, longest: usize) -> Cow<'_, str> {
     format!("{}… (hash {:08x})", &value[..end], hasher.finish() >> 32).into()
 }
 
-/// What a rank has told; nothing if it is no description.
+/// The description in a message; empty if the message is not one.
 pub(super) fn decode(bytes: &[u8]) -> Vec<(String, String)> {
     postcard::from_bytes(bytes).unwrap_or_default()
 }
@@ -62,8 +63,9 @@ fn value_of<'a>(lines: &'a [(String, String)], name: &str) -> Option<&'a str> {
     lines.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
 }
 
-/// "kind: Float on ranks 0, 2; Double on rank 1", for each name that has several values, and where
-/// the ranks made the call. `all` has the lines of each of the `ranks`.
+/// Text such as "kind: Float on ranks 0, 2; Double on rank 1" for each name that has several
+/// values, and the lines where the ranks made the call. `all` has the description of each of the
+/// `ranks`.
 pub(crate) fn differences(all: &[Vec<(String, String)>], ranks: &[Rank]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in all.iter().flatten() {
@@ -71,7 +73,7 @@ pub(crate) fn differences(all: &[Vec<(String, String)>], ranks: &[Rank]) -> Stri
             names.push(name);
         }
     }
-    // What differs comes first.
+    // Differing values come first, source lines last.
     names.sort_by_key(|&name| (name == LAST, name == AT));
     let mut operations = all.iter().filter_map(|lines| value_of(lines, "operation"));
     let first = operations.next();
@@ -80,8 +82,8 @@ pub(crate) fn differences(all: &[Vec<(String, String)>], ranks: &[Rank]) -> Stri
     for name in names {
         let mut values: Vec<(&str, Vec<Rank>)> = Vec::new();
         for (&rank, lines) in ranks.iter().zip(all) {
-            // A rank that was refused has no terms, and one with terms was not refused. Nor has
-            // each operation the terms of another.
+            // A missing value is not a difference if it is explained otherwise: a rank that refused
+            // has no terms, a rank with terms has no refusal, and operations have different terms.
             let refused = name == "refused" || value_of(lines, "refused").is_some();
             let value = match value_of(lines, name) {
                 Some(value) => value,

@@ -1,7 +1,9 @@
-//! Each rank's text for all others, where the ranks disagree on a call.
+//! The exchange of texts after the ranks have disagreed on a call: each rank sends its text to all
+//! others.
 //!
-//! By messages, as other calls may be under way in the control context: a rank may have started
-//! several before it learns that the others disagree on the first.
+//! The texts are point-to-point messages because other exchanges may be under way in the control
+//! context: a rank may have started several calls before it learns that the ranks disagree on the
+//! first.
 
 use std::ffi::c_int;
 
@@ -14,12 +16,12 @@ use crate::engine::communicator::Communicator;
 use crate::environment::error_code::checked;
 use crate::environment::status::Status;
 
-/// The most bytes of a text: few enough to be on their way at once.
+/// The most bytes of a text: few enough for the texts of all ranks to be under way at once.
 pub(super) const LONGEST: usize = 2048;
 
-/// The texts on their way.
+/// An exchange of texts that is under way.
 pub(super) struct Texts {
-    /// MPI reads it, so it stays in place.
+    /// This rank's text. MPI reads it, so it must not move.
     own: Box<[u8]>,
     tag: Tag,
     sends: Vec<MPI_Request>,
@@ -56,7 +58,8 @@ impl Texts {
         Ok(texts)
     }
 
-    /// Takes what has come, and returns the texts of all ranks once they are there.
+    /// Receives the texts that have arrived. Returns the texts of all ranks once they are complete
+    /// and this rank's own has been sent.
     ///
     /// # Safety
     /// MPI can be called.
@@ -80,7 +83,7 @@ impl Texts {
     }
 }
 
-/// The text of `rank`, if it has come.
+/// The text of `rank`, if it has arrived.
 ///
 /// # Safety
 /// MPI can be called.

@@ -1,13 +1,13 @@
 //! The order in which the collective calls on a communicator reach MPI.
 //!
-//! MPI matches the collective calls of the ranks by their order, whatever they are, and some MPIs
-//! write beyond a buffer where the calls that meet differ in size. So a call is made only when the
-//! ranks have agreed on it, and when all calls before it have been made or refused: on every rank
-//! what reaches MPI is then the same calls in the same order.
+//! MPI matches the collective calls of the ranks by their order alone, and some MPIs write beyond a
+//! buffer if matched calls differ in size. So a call is made only after the ranks have agreed on it
+//! and all calls before it have been made or refused. Then every rank makes the same calls of MPI
+//! in the same order.
 //!
-//! A call takes its place when the user makes or starts it. A blocking one waits for its turn. One
-//! that was started is [`Pending`], and its turn is looked for whenever this crate waits or starts
-//! something: see [`flight`](crate::engine::flight).
+//! A call takes its place in the order when the user makes or starts it. A blocking call waits for
+//! its turn. A started call stays [`Pending`], and is polled whenever this crate waits for
+//! something or starts something: see [`flight`](crate::engine::flight).
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::base::tag::Tag;
 use crate::base::way::Way;
 use crate::engine::communicator::Communicator;
 
-/// The places of a communicator's collective calls.
+/// The order of a communicator's collective calls on this rank.
 #[derive(Debug, Default)]
 pub(crate) struct Turns(Mutex<Order>);
 
@@ -34,17 +34,17 @@ struct Order {
     taken: u64,
     /// The place whose turn it is.
     current: u64,
-    /// How many exchanges have been begun.
+    /// How many comparisons have been begun.
     exchanges: u64,
-    /// How many calls this rank has not made though the ranks agreed on them.
+    /// How many calls this rank has withdrawn: it did not make them, though their terms were right.
     withdrawn: u64,
     /// Whether a call that other ranks may have made has failed here after it was agreed on.
     out_of_step: bool,
-    /// The last call that was agreed on and stood on different lines.
+    /// The last call that was agreed on and had different source lines on the ranks.
     other_lines: Option<Site>,
 }
 
-/// How many tags an exchange has: one for each round, and the last for texts.
+/// How many tags a comparison has: one for each round, and the last for texts.
 const TAGS: Tag = 32;
 
 impl Turns {
@@ -56,8 +56,9 @@ impl Turns {
         self.order().out_of_step
     }
 
-    /// Notes a call that this rank will not make, if the ranks agree on it. Those that have taken
-    /// their places after it, on other threads, have told the others nothing of that.
+    /// Notes that this rank will not make the call of this place. Later calls include the number of
+    /// such calls in their fingerprint. If one has taken its place already, on another thread, its
+    /// fingerprint lacks this one, and the rank is out of step.
     pub(super) fn withdraw(&self, place: u64) {
         let mut order = self.order();
         order.withdrawn += 1;
@@ -70,42 +71,42 @@ impl Turns {
 
     fn pass(&self, place: u64) {
         let mut order = self.order();
-        // One that gives up before its turn takes those before it along.
+        // A call that is given up before its turn passes the places before it as well.
         order.out_of_step |= order.current != place;
         order.current = order.current.max(place + 1);
     }
 }
 
-/// A call that has its place, but whose turn is yet to come or which is yet to be agreed on.
+/// A call that has taken its place, and waits for the agreement or for its turn.
 pub(crate) struct Pending {
     site: Site,
     comm: Communicator,
     place: u64,
-    /// How many calls this rank had not made, when this one took its place.
+    /// How many calls this rank had withdrawn when this one took its place.
     withdrawn: u64,
-    /// What the ranks compare: of calls that they agree on it is the same.
+    /// The hash that the ranks compare; see [`Turn::seal`].
     seal: u64,
     tag: Tag,
     exchange: Exchange,
-    /// Whether the place has been passed, or passed on to a [`Turn`].
+    /// Whether the place has been passed, or handed over to a [`Turn`].
     ended: bool,
 }
 
 enum Exchange {
-    /// The ranks compare what they call.
+    /// The ranks compare their calls.
     Rounds(Rounds),
-    /// They differ, and tell each other what.
+    /// The calls differ, and the ranks exchange descriptions of them.
     Texts(Texts),
-    /// They agree.
+    /// The ranks agree, and make the call in this way.
     Done(Way),
 }
 
-/// What comes of a [`Pending`] call: its turn, or every rank's text where they differ.
+/// The outcome of a [`Pending`] call: its turn, or every rank's text if their calls differ.
 pub(crate) type Outcome = std::result::Result<Turn, Vec<Vec<u8>>>;
 
 impl Pending {
-    /// Takes the next place, and begins to compare the call: its fingerprint must be the same on
-    /// all ranks, and the sum of the ranks' `balance` zero.
+    /// Takes the next place, and begins to compare the call. The ranks agree if the fingerprint is
+    /// equal on all of them and the sum of their `balance` is zero.
     pub(super) fn new(
         site: Site,
         comm: &Communicator,
@@ -121,18 +122,20 @@ impl Pending {
         };
         let slots = u64::from(comm.environment().largest_tag().unsigned_abs() + 1)
             / u64::from(TAGS.unsigned_abs());
-        // Below the largest tag, which is at least 32767.
+        // The largest tag of MPI is at least 32767; the tags are reused in turn.
         let tag = Tag::try_from(number % slots).unwrap_or(0) * TAGS;
-        // Ranks that have not made the same number of calls are out of step.
+        // Place and withdrawn calls are included, so that ranks that have made different numbers of
+        // calls do not agree.
         let seal = hash(&(fingerprint, place, withdrawn));
         let line = hash(&(site.at.file(), site.at.line(), site.at.column()));
-        // The largest of a word and of its complement tell whether all ranks have the same.
+        // A word is equal on all ranks if its maximum is the complement of its complement's
+        // maximum.
         let words = [seal, !seal, line, !line, u64::from(way == Way::Polls)];
         let exchange = Exchange::Rounds(Rounds::new(words, balance, tag));
         Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
     }
 
-    /// Takes the next place for a call that a tape has compared.
+    /// Takes the next place for a call that the ranks compared with their tape.
     pub(super) fn compared(site: Site, comm: &Communicator) -> Self {
         let place = {
             let mut order = comm.turns().order();
@@ -144,7 +147,7 @@ impl Pending {
         Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
     }
 
-    /// Goes on as far as possible without waiting. Where the ranks differ, this one tells the others
+    /// Goes on as far as possible without waiting. If the calls differ, this rank sends the others
     /// the `lines` that describe its call.
     ///
     /// # Safety
@@ -223,7 +226,7 @@ impl Pending {
         self.ended
     }
 
-    /// Gives the call up, with which other ranks may go on.
+    /// Gives the call up. Other ranks may still make it, so this rank is out of step.
     pub(super) fn give_up(&mut self) {
         if !std::mem::replace(&mut self.ended, true) {
             self.comm.turns().order().out_of_step = true;
@@ -249,7 +252,7 @@ fn hash(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// The turn of a call that the ranks have agreed on. The next call's begins when it is dropped.
+/// The turn of a call that the ranks have agreed on. Dropping it begins the next call's turn.
 #[derive(Debug)]
 pub(crate) struct Turn {
     /// None where calls are not compared.
@@ -276,14 +279,16 @@ impl Turn {
         self.way
     }
 
-    /// Notes that the call was started and then failed: what comes after it cannot be made.
+    /// Notes that the call failed in part, so that this rank is out of step: no further call can be
+    /// made.
     pub(crate) fn failed(&self) {
         if let Some(turns) = &self.turns {
             turns.order().out_of_step = true;
         }
     }
 
-    /// Notes that the call has been made, as other ranks count on.
+    /// Notes that the call has been made. Otherwise it counts as withdrawn when the turn is
+    /// dropped.
     pub(crate) fn made(&self) {
         self.made.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,5 @@
-//! Which messages are alike: those that MPI may match with one another's counterparts.
+//! Which messages are alike: MPI might match the counterpart of one with the other, so that their
+//! order decides.
 
 use std::sync::Arc;
 
@@ -8,27 +9,29 @@ use crate::engine::communicator::Lane;
 use crate::engine::tape::{Record, Traffic};
 use crate::environment::status::{Envelope, PROC_NULL, Source, TagMatch};
 
-/// What a queue of messages has in common.
+/// The key of a queue of messages: a property that they share.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    /// Of the messages on a communicator in one direction, those that were started with such a rank
-    /// and such a tag.
+    /// The messages on a communicator, in one direction, that were started with this rank and this
+    /// tag.
     Started { lane: Lane, sends: bool, rank: Part<Rank>, tag: Part<Tag> },
-    /// The messages on one tape, which the entries keep at this address.
+    /// The messages on the tape whose record is at this address. The entries keep the record alive.
     Tape(usize),
 }
 
-/// The rank, or the tag, that a message was started with.
+/// The rank or the tag of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Part<T> {
+    /// Messages that were started with this one.
     Is(T),
+    /// Messages that were started with a wildcard.
     Wildcard,
-    /// Either.
+    /// All messages.
     Each,
 }
 
 impl Key {
-    /// Of the queues that a message stands in from its start on.
+    /// The keys of all queues that a message is entered in when it is started.
     pub(super) fn of_started(
         lane: Lane,
         traffic: &Traffic,
@@ -42,8 +45,8 @@ impl Key {
         keys
     }
 
-    /// Of the queues of those that are like a message, by what is known of its rank and its tag
-    /// now.
+    /// The keys of the queues that hold the messages like this one. If it was started with a
+    /// wildcard and has been received, the rank and tag received count.
     pub(super) fn of_those_like(lane: Lane, traffic: &Traffic) -> Vec<Self> {
         keys_of(lane, traffic, |envelope| {
             let known = envelope.known().map(|(rank, tag)| (Part::Is(rank), Part::Is(tag)));
@@ -52,14 +55,14 @@ impl Key {
         })
     }
 
-    /// Of the queue of the messages on a tape.
+    /// The key of the queue of the messages on a tape.
     pub(super) fn of_tape(tape: &Arc<Record>) -> Self {
         Self::Tape(Arc::as_ptr(tape).addr())
     }
 }
 
 impl<T> Part<T> {
-    /// Those that it may meet.
+    /// The entries of keys of those that may match it.
     fn alike(self) -> Vec<Self> {
         match self {
             Self::Is(_) => vec![self, Self::Wildcard],
@@ -68,7 +71,8 @@ impl<T> Part<T> {
     }
 }
 
-/// The keys of each pair of the given ranks and tags, for what is sent and for what is received.
+/// The keys of all pairs of the ranks and tags that `parts` returns, for the message sent and for
+/// the message received.
 fn keys_of(
     lane: Lane,
     traffic: &Traffic,
@@ -77,7 +81,7 @@ fn keys_of(
     let Traffic::Messages { send, receive } = traffic else { return Vec::new() };
     let mut keys = Vec::new();
     for (sends, envelope) in [(true, send), (false, receive)] {
-        // A message that goes nowhere is like none.
+        // A message to or from PROC_NULL is like no other.
         let goes = |envelope: &&Envelope| envelope.source() != Source::Rank(PROC_NULL);
         let Some(envelope) = envelope.as_ref().filter(goes) else { continue };
         let (ranks, tags) = parts(envelope);
@@ -124,7 +128,7 @@ mod tests {
         Traffic::Messages { send: Some(envelope.clone()), receive: None }
     }
 
-    /// Whether one message may have both envelopes.
+    /// Whether one message may match both envelopes.
     fn meet(a: &Envelope, b: &Envelope) -> bool {
         let ((rank, tag), (other_rank, other_tag)) = (a.to_mpi(), b.to_mpi());
         let meet = |a, b, any| a == b || a == any || b == any;
@@ -146,11 +150,11 @@ mod tests {
             let ends = |envelope: &Envelope| (envelope.source(), envelope.tag());
             let found: Vec<_> = found.iter().map(ends).collect();
             assert_eq!(found, expected.map(|other| ends(&other)).collect::<Vec<_>>(), "{asked:?}");
-            // What is sent is like nothing that is received.
+            // A message sent is like no message received.
             assert!(queues.before(u64::MAX, &Key::of_those_like(HERE, &sent(asked))).is_empty());
         };
         envelopes().for_each(|asked| check(&asked));
-        // Once it has come, a message is like those that it may have been.
+        // After a receive with wildcards, the rank and tag received count.
         for (source, tag) in [(0, 0), (1, 0), (1, 1)] {
             let asked = Envelope::new(Source::Any, TagMatch::Any);
             asked.resolve(Status { source, tag, bytes: 8 });

@@ -19,34 +19,35 @@ use crate::environment::datatype::Datatype;
 
 /// The node of a wait that is to be recorded.
 pub(super) struct WaitNode {
-    /// The start's end of the graph.
+    /// The start's output.
     pub(super) handle: Tensor,
     pub(super) x: Tensor,
     pub(super) nodes: Arc<dyn Wait>,
-    /// What a tape is told of the wait.
+    /// How a tape records the wait.
     pub(super) traffic: Traffic,
 }
 
 impl WaitNode {
-    /// Makes `y` the result of the wait, whether or not the waiter records: the start did.
+    /// Adds the node of the wait, with the output `y`. It is recorded under `tch::no_grad` too,
+    /// because the start was recorded.
     pub(super) fn add(self, site: Site, comm: &Communicator, y: &Tensor) -> Result<()> {
         let _recording = Recording::on();
         self.nodes.add_wait(site, comm, self.traffic, (&self.handle, &self.x, y))
     }
 }
 
-/// What the two nodes of a started operation share.
+/// The state that the two nodes of a started operation share.
 pub(super) struct Nodes<D> {
     derivative: D,
     /// The result's shape and kind.
     result: (Vec<i64>, Datatype),
-    /// The adjoints under way, by backward pass.
+    /// The requests of the adjoints under way, by libtorch's number of the backward pass.
     slots: Mutex<HashMap<i32, Request>>,
-    /// The result without its history, where the derivative needs it and it has been waited for.
+    /// The result without its history, if the derivative reads it, from the wait on.
     waited: Mutex<Option<Tensor>>,
 }
 
-/// Adds the node of the wait, whatever the derivative is.
+/// [`Nodes`] whose type of derivative is erased.
 pub(super) trait Wait: Send + Sync {
     fn add_wait(
         self: Arc<Self>,
@@ -95,7 +96,8 @@ impl<D: Derivative> Nodes<D> {
         Ok(WaitNode { handle, x: x.shallow_clone(), nodes: self, traffic })
     }
 
-    /// The adjoint for a result that nobody asked for: other ranks count on this one.
+    /// Starts the adjoint with zeros as the cotangent, if the backward pass has not reached the
+    /// wait: other ranks take part in the adjoint, and would wait for this one.
     fn start_unreached(
         &self,
         site: Site,
@@ -116,7 +118,8 @@ impl<D: Derivative> Nodes<D> {
             *self.waited.lock() = Some(y);
             return self.derivative.pull::<Nonblocking>(comm, &saved, &zeros);
         }
-        // The derivative needs a result, and there is none on this rank.
+        // The derivative reads a result that this rank never waited for: it takes part in the
+        // communication with NaN in its place, and then returns an error.
         let nowhere = Tensor::f_full(&shape[..], f64::NAN, options)?;
         let saved = [saved[0].shallow_clone(), nowhere];
         let _ = self.derivative.pull::<Nonblocking>(comm, &saved, &zeros)?.wait()?;
@@ -151,8 +154,8 @@ impl<D: Derivative> Wait for Nodes<D> {
             let saved = pulled.saved_to_start(site, comm)?;
             let comm = &compared::<D>(comm);
             let request = nodes.derivative.pull::<Nonblocking>(comm, &saved, pulled.cotangent())?;
-            // What lies between wait and start depends on the adjoint's start, where that is
-            // recorded: it is recorded too then.
+            // The handle's cotangent is the request's dummy if that is recorded: later pullbacks
+            // then depend on the start of the adjoint.
             let dummy = request.dummy();
             nodes.put(request);
             Ok(vec![dummy.requires_grad().then_some(dummy)])
@@ -161,10 +164,10 @@ impl<D: Derivative> Wait for Nodes<D> {
     }
 }
 
-/// The communicator of a pullback, for the adjoint to be started at once where it is certain to be
-/// the same on all ranks: the tape has compared the calls, their sizes are those that the ranks
-/// agreed on in the forward pass, and no rank can have lost a saved tensor. What a pullback of the
-/// user's own has started is not among the calls that the tape has compared.
+/// The communicator of a pullback, on which the adjoint needs no agreement if it is certain to be
+/// the same on all ranks. It is for a linear operator on a tape: the tape has compared the calls,
+/// the sizes are those that the ranks agreed on in the forward pass, and no saved tensor can be
+/// lost. The tape has not compared the calls that a pullback of the user's own makes.
 fn compared<D: Derivative>(comm: &Communicator) -> Communicator {
     let is_certain = !D::READS && comm.record().is_some() && !comm.is_of_pullback();
     if is_certain { comm.admitted(Admission::Compared) } else { comm.clone() }

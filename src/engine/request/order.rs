@@ -1,10 +1,12 @@
 //! The order of messages that are alike.
 //!
-//! MPI matches messages of one rank to another with one tag in the order of their starts, and so it
-//! does with their adjoints, which are started by the waits' pullbacks. The two ends may wait in
-//! different orders, each with other calls in between. So before the wait for a message, or a
-//! blocking one, is recorded, the waits for those like it that were started before are recorded
-//! first, though they are yet to come: on both ends the waits are then in the order of the starts.
+//! MPI matches messages from one rank to another with the same tag in the order of their starts.
+//! The same holds for their adjoints, which are started by the pullbacks of the waits, that is, in
+//! the reverse order of the waits. But the program may wait for the messages in one order on the
+//! sender and in another on the receiver. So before the wait for a message, or a blocking message,
+//! is recorded, the waits for all messages like it that were started earlier are recorded, though
+//! the program has not waited for them yet. On both ends the recorded waits are then in the order
+//! of the starts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
@@ -20,34 +22,34 @@ use crate::base::site::Site;
 use crate::engine::communicator::Communicator;
 use crate::engine::tape::{self, Record, Traffic};
 
-/// The wait that a request owes the graph.
+/// The wait for a recorded operation, whose node is still to be added to the graph.
 pub(super) struct Due {
-    /// Its place among all starts of this process.
+    /// The number of the start among all starts of this process.
     number: u64,
     start: Site,
     comm: Communicator,
     traffic: Traffic,
-    /// Of the tape, at the start.
+    /// The tape's generation at the start.
     generation: Option<u64>,
     state: Mutex<State>,
 }
 
 struct State {
-    /// None once it has been recorded.
+    /// The node to add; `None` once it has been added.
     node: Option<WaitNode>,
-    /// The start's end of the graph.
+    /// The start's output.
     handle: Tensor,
-    /// What will be written, in a message.
+    /// The tensor that MPI writes. For a message it is the result.
     written: Tensor,
-    /// The result, where the wait for it was recorded before it came.
+    /// The result, if the wait was recorded before the program waited.
     early: Option<Tensor>,
 }
 
 /// The messages of this process whose waits are yet to be recorded.
 static MESSAGES: LazyLock<Mutex<Queues<Key, Weak<Due>>>> = LazyLock::new(Mutex::default);
 
-/// Records the waits for the messages on `comm` like these that were started before, if it is one for
-/// calls of the forward pass: in the backward pass the order is that of the forward pass.
+/// Records the waits for all messages on `comm` that are like those of `traffic`, the messages of a
+/// blocking call. Calls of the backward pass need none: their order follows from the forward pass.
 #[inline]
 pub(crate) fn settle_messages(comm: &Communicator, traffic: &Traffic) -> Result<()> {
     match traffic {
@@ -56,13 +58,13 @@ pub(crate) fn settle_messages(comm: &Communicator, traffic: &Traffic) -> Result<
     }
 }
 
-/// Records the waits for all messages on a tape, which is about to go back through them: what was
-/// only started is on its way back, too, while others are.
+/// Records the waits for all messages on a tape before its backward pass, so that messages that
+/// were only started have their place in it.
 pub(crate) fn settle_tape(tape: &Arc<Record>) -> Result<()> {
     record_waits(u64::MAX, &[Key::of_tape(tape)])
 }
 
-/// Those like these on `comm` that were started before the start of this number.
+/// Records the waits for the messages like those of `traffic` that were started before `number`.
 fn settle_before(number: u64, comm: &Communicator, traffic: &Traffic) -> Result<()> {
     if !comm.is_forward() {
         return Ok(());
@@ -70,9 +72,9 @@ fn settle_before(number: u64, comm: &Communicator, traffic: &Traffic) -> Result<
     record_waits(number, &Key::of_those_like(comm.lane(), traffic))
 }
 
-/// Those in the queues of any of the keys that were started before the start of this number.
+/// Records the waits for the messages with any of the keys that were started before `number`.
 fn record_waits(number: u64, keys: &[Key]) -> Result<()> {
-    // Recording one takes it out of its queues: each is looked at once.
+    // Recording a wait removes it from its queues, so each is found once.
     let before = MESSAGES.lock().before(number, keys);
     before.iter().filter_map(Weak::upgrade).try_for_each(|due| due.record_early())
 }
@@ -107,7 +109,7 @@ impl Due {
         due
     }
 
-    /// Whether it is a message whose order among others counts.
+    /// Whether it is a message of the forward pass, whose place among others must be kept.
     fn has_place(&self) -> bool {
         self.comm.is_forward() && !self.traffic.is_collective()
     }
@@ -120,7 +122,7 @@ impl Due {
         self.state().handle.shallow_clone()
     }
 
-    /// Changes the handle that the wait is recorded on.
+    /// Changes the handle of the node to add, or the result if the node has been added.
     pub(super) fn update(&self, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<()> {
         match &mut *self.state() {
             State { node: Some(node), .. } => node.handle = f(&node.handle)?,
@@ -130,7 +132,7 @@ impl Due {
         Ok(())
     }
 
-    /// Whether the tape has gone through the start already.
+    /// Whether the tape has started anew since the start.
     fn is_outlived(&self) -> bool {
         let generation = self.comm.record().map(|record| record.generation());
         generation.is_some() && generation != self.generation
@@ -140,8 +142,8 @@ impl Due {
         self.state().node.is_some()
     }
 
-    /// Makes `y` the result of the wait, or returns what already is; in the backward pass, `comm` is
-    /// that of the pullback.
+    /// Adds the node of the wait with the output `y`, and returns `y`; or returns the output of the
+    /// node if it has been added. A pullback gives its communicator as `comm`.
     pub(super) fn result(
         &self,
         site: Site,
@@ -161,7 +163,7 @@ impl Due {
         Ok(state.early.take().unwrap_or(y))
     }
 
-    /// The node, which is to be recorded now: the wait is not due any more.
+    /// Takes the node, to be added now, and removes the message from its queues.
     fn take_node(&self, state: &mut State) -> Option<WaitNode> {
         if self.has_place() {
             MESSAGES.lock().remove(self.number);
@@ -169,12 +171,13 @@ impl Due {
         state.node.take()
     }
 
-    /// Makes what will be written the result of the wait.
+    /// Adds the node of the wait before the program waits. Its output is the tensor that MPI
+    /// writes.
     fn record_early(&self) -> Result<()> {
         let mut state = self.state();
         let node = self.take_node(&mut state).filter(|_| !self.is_outlived());
         let Some(node) = node else { return Ok(()) };
-        // A tensor of its own: what MPI writes to outlives the graph.
+        // Detached: MPI's tensor may outlive the graph, and must not keep it.
         let y = state.written.f_detach()?;
         node.add(Site { call: "wait", ..self.start }, &self.comm, &y)?;
         state.early = Some(y);
@@ -182,14 +185,15 @@ impl Due {
     }
 }
 
-/// A request's hold on what it owes: a message that is dropped has its place in the order, too.
+/// The request's reference to its [`Due`]. Dropping it adds the node, as a message whose request is
+/// dropped must keep its place in the order.
 pub(super) struct Owed(pub(super) Arc<Due>);
 
 impl Drop for Owed {
     fn drop(&mut self) {
         let due = &self.0;
         if due.has_place() && due.is_due() {
-            // Nobody is left to be told of an error.
+            // The request is gone, so an error cannot be returned.
             let _ = settle_before(due.number, &due.comm, &due.traffic);
             let _ = due.record_early();
         }

@@ -1,13 +1,13 @@
-//! [`Queues`]: entries that stand in several queues at once.
+//! [`Queues`]: entries that are in several queues at once.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
-/// Entries with numbers, each of which stands in the queue of each of its keys, in order of the
+/// Numbered entries. Each is in the queue of each of its keys, and queues are in order of the
 /// numbers.
 ///
-/// Looking for entries takes as many steps as there are found. So those who remove what they find
-/// look at each entry once, whatever the order in which the entries leave.
+/// A search takes as many steps as it finds entries. A caller that removes the entries it finds
+/// therefore visits each entry once, in whatever order entries are removed.
 pub(super) struct Queues<K, T> {
     entries: HashMap<u64, Entry<K, T>>,
     queues: HashMap<K, BTreeSet<u64>>,
@@ -39,7 +39,7 @@ impl<K: Clone + Eq + Hash, T: Clone> Queues<K, T> {
         numbers.iter().map(|number| self.entries[number].value.clone()).collect()
     }
 
-    /// Takes the entry out of all its queues, if it is there.
+    /// Removes the entry from all its queues, if it is there.
     pub(super) fn remove(&mut self, number: u64) {
         let Some(entry) = self.entries.remove(&number) else { return };
         for key in &entry.keys {
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     thread_local! {
-        /// How many keys were compared and how many values were given out.
+        /// How many keys were compared, plus how many values were returned.
         static STEPS: Cell<usize> = const { Cell::new(0) };
     }
 
@@ -97,8 +97,8 @@ mod tests {
     /// The key of all entries.
     const ALL: Key = Key(usize::MAX);
 
-    /// As many entries as `order` has, with keys that take turns among `keys`, leave in this order,
-    /// each after those of its key before it.
+    /// Inserts as many entries as `order` has, with `keys` different keys in turn, and removes them
+    /// in this order, each after those before it with the same key. Returns the number of steps.
     fn steps(order: &[usize], keys: usize) -> usize {
         STEPS.set(0);
         let mut queues = Queues::default();

@@ -8,10 +8,10 @@ use crate::base::site::Site;
 
 /// Waits for all requests, and returns their results in order.
 ///
-/// Wraps `MPI_Waitall`. All are waited for, also where one fails.
+/// Does what `MPI_Waitall` does. All requests are waited for, even if one fails.
 ///
 /// # Errors
-/// The first of those of [`Request::wait`].
+/// As for [`Request::wait`]; the first error, in order of the requests.
 ///
 /// # Examples
 /// ```
@@ -34,15 +34,16 @@ pub fn wait_all(requests: impl IntoIterator<Item = Request>) -> Result<Vec<Tenso
     results.into_iter().collect()
 }
 
-/// Waits for one of the requests, and takes it out: its place, and its result.
+/// Waits until one of the requests has ended, and removes it. Returns its place and its result.
 ///
-/// Wraps `MPI_Waitany`. Which one it is may differ from rank to rank: messages may be waited for
-/// so, but not operations of all ranks that are to be differentiated, as their adjoints are
-/// carried out in the order of the waits. A [`Tape`](crate::Tape) notices.
+/// Does what `MPI_Waitany` does. Which request ends first may differ from rank to rank. That suits
+/// messages, but not collective operations that are to be differentiated: their adjoints are
+/// carried out in the reverse order of the waits, which must be the same on all ranks. On a
+/// [`Tape`](crate::Tape) different orders are an error of the backward pass.
 ///
 /// # Errors
-/// [`Error::Argument`] if there are no requests; those of [`Request::wait`] for the one that
-/// failed, which is taken out as well.
+/// [`Error::Argument`] if there are no requests; as for [`Request::wait`] if the request has
+/// failed, which is removed as well.
 ///
 /// # Examples
 /// ```
@@ -63,11 +64,11 @@ pub fn wait_any(requests: &mut Vec<Request>) -> Result<(usize, Tensor)> {
     Ok((place, requests.remove(place).complete(site, None)?))
 }
 
-/// Waits for at least one of the requests, and takes out all that have ended: their places, in
-/// order, and their results.
+/// Waits until at least one of the requests has ended, and removes all that have ended. Returns
+/// their places, in order, and their results.
 ///
-/// Wraps `MPI_Waitsome`; else as [`wait_any`]. Where some fail and others do not, those that fail
-/// stay, and are an error when they are waited for again.
+/// Does what `MPI_Waitsome` does; otherwise as [`wait_any`]. If some fail and others succeed, those
+/// that failed stay in the list, and waiting for them again returns their errors.
 ///
 /// # Errors
 /// As for [`wait_any`].
@@ -96,7 +97,7 @@ pub fn wait_some(requests: &mut Vec<Request>) -> Result<Vec<(usize, Tensor)>> {
         }
         match request.complete(site, None) {
             Ok(result) => done.push((place, result)),
-            // It stays in its place.
+            // A failed request stays in the list.
             Err(error) => {
                 first_failed = first_failed.or(Some(requests.len()));
                 requests.push(Request::failed(error));
@@ -109,14 +110,15 @@ pub fn wait_some(requests: &mut Vec<Request>) -> Result<Vec<(usize, Tensor)>> {
     }
 }
 
-/// Places of requests that have ended: at least one, and so many at most.
+/// Waits until at least one request has ended. Returns the places of those that have, at most
+/// `most`.
 fn ended(site: Site, requests: &[Request], most: usize) -> Result<Vec<usize>> {
     if requests.is_empty() {
         let message = "there are no requests to wait for".to_owned();
         return Err(Error::Argument { call: site.call, message });
     }
     let look = || {
-        // What went wrong is told to who takes the request.
+        // An error counts as the end of a request, whose wait returns it.
         // SAFETY: `wait` gives permission to call MPI.
         let has_ended = |request: &Request| unsafe { request.look() }.unwrap_or(true);
         let places = places(requests, most, has_ended);
@@ -128,7 +130,7 @@ fn ended(site: Site, requests: &[Request], most: usize) -> Result<Vec<usize>> {
     }
 }
 
-/// The places of those, so many at most. None is looked at beyond the last of them.
+/// The places of the first items, at most `most`, that are wanted. No later item is tested.
 fn places<T>(list: &[T], most: usize, is_wanted: impl Fn(&T) -> bool) -> Vec<usize> {
     let wanted = list.iter().enumerate().filter(|(_, item)| is_wanted(item));
     wanted.map(|(place, _)| place).take(most).collect()

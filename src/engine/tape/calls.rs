@@ -1,4 +1,5 @@
-//! What a rank recorded on a tape, by communicator, and the number that the ranks compare of it.
+//! The calls that a rank recorded on a tape, by communicator, and their fingerprint, which the
+//! ranks compare.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,17 +13,17 @@ use crate::communicator::Identity;
 use crate::engine::communicator::Communicator;
 use crate::environment::status::{Envelope, PROC_NULL};
 
-/// Which ranks take part in a call, for what ranks compare of their tapes.
+/// Which ranks take part in a call, and so how the ranks compare it.
 #[derive(Clone, Debug)]
 pub(crate) enum Traffic {
-    /// All of the communicator.
+    /// All ranks of the communicator: a collective call.
     Collective,
-    /// All, in this order: the wait for the call of all ranks of this number, of those that the tape
-    /// has of the communicator.
+    /// All ranks of the communicator: the wait for a started collective call. The number is that
+    /// call's among the collective calls on the communicator that the tape has, from 1.
     Wait(usize),
-    /// This one only.
+    /// This rank only.
     Local,
-    /// This one and those that its messages go to and come from.
+    /// This rank, and those that it sends a message to and receives one from.
     Messages { send: Option<Envelope>, receive: Option<Envelope> },
 }
 
@@ -43,24 +44,24 @@ pub(super) struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     by_communicator: Vec<CommunicatorCalls>,
-    /// Where those of a communicator are in the list.
+    /// The index of each communicator in the list.
     places: HashMap<Identity, usize>,
-    /// Where the last call was put: the next one is likely to be of the same communicator.
+    /// The index of the last call's communicator: the next call is likely to be on the same one.
     last: usize,
 }
 
 /// The calls of a tape that were made on one communicator, in their order.
 #[derive(Debug)]
 pub(super) struct CommunicatorCalls {
-    /// On no tape: it is kept by one.
+    /// The communicator, on no tape: a reference to the tape would be a cycle.
     pub(super) comm: Communicator,
     pub(super) entries: Vec<Entry>,
-    /// How many of them are of all ranks.
+    /// How many of the entries are collective.
     collectives: usize,
 }
 
 impl Calls {
-    /// Adds a call. Returns how many calls of all ranks the communicator then has.
+    /// Adds a call. Returns the number of collective calls that the communicator then has.
     pub(super) fn push(&mut self, comm: &Communicator, entry: Entry) -> usize {
         let identity = comm.identity();
         let is_last = |last: &CommunicatorCalls| last.comm.identity() == identity;
@@ -78,11 +79,13 @@ impl Calls {
         calls.collectives
     }
 
-    /// A number whose sum over all ranks of the tape, with wrapping, is zero if on each communicator
-    /// all its ranks recorded the same calls in the same order, and a receive for each send.
+    /// A number whose sum over all ranks of the tape, with wrapping, is zero if on each
+    /// communicator all its ranks recorded the same collective calls in the same order, and a
+    /// receive for each send.
     ///
-    /// If they did not, it is zero by chance only, about once in 2⁶⁴ times. The numbers can be
-    /// compared from rank to rank, as all run one program: its hash function has fixed keys.
+    /// If they did not, the sum is zero only by chance, about once in 2⁶⁴ times. Fingerprints can
+    /// be compared across ranks because all ranks run the same executable, and
+    /// [`DefaultHasher::new`] uses fixed keys: equal values have equal hashes on every rank.
     pub(super) fn fingerprint(&self) -> i64 {
         let parts = self.by_communicator.iter().map(CommunicatorCalls::fingerprint);
         parts.fold(0, i64::wrapping_add)
@@ -94,12 +97,12 @@ impl Calls {
 }
 
 impl CommunicatorCalls {
-    /// The part of [`Calls::fingerprint`].
+    /// This communicator's part of [`Calls::fingerprint`].
     ///
-    /// Of the calls of all ranks each rank gives a hash, and the first as many times its negative as
-    /// there are others: equal ones cancel, and no proper part of them does. A rank that recorded
-    /// none gives nothing, as it may not know that there are any. Of messages, the senders add a
-    /// hash, and the receivers take it away.
+    /// Each rank contributes a hash of its collective calls, with the weight 1, but −(m−1) on rank
+    /// 0 of the m ranks. Equal hashes of all ranks cancel, and those of only some ranks do not. A
+    /// rank that recorded no collective call contributes nothing. For each message the sender adds
+    /// a hash, and the receiver subtracts it.
     fn fingerprint(&self) -> i64 {
         let (comm, identity) = (&self.comm, self.comm.identity());
         let mut hasher = DefaultHasher::new();
@@ -137,7 +140,7 @@ fn hash(value: &impl Hash) -> i64 {
     hasher.finish().cast_signed()
 }
 
-/// A message from or to this rank.
+/// A message that this rank sent or received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RecordedMessage {
     pub(super) sends: bool,
@@ -146,19 +149,19 @@ pub(super) struct RecordedMessage {
     pub(super) tag: Tag,
 }
 
-/// What a call of `rank` sends and receives.
+/// The messages that a call of `rank` sends and receives.
 pub(super) fn messages(
     rank: Rank,
     send: &Option<Envelope>,
     receive: &Option<Envelope>,
 ) -> impl Iterator<Item = RecordedMessage> {
-    // What was never waited for is from nobody.
+    // The sender of a receive from any rank is unknown if it was never waited for.
     let end = |envelope: &Envelope| envelope.known().unwrap_or((mpi_sys::MPI_ANY_SOURCE, -1));
     let send = send
         .as_ref()
         .map(end)
         .map(|(to, tag)| (to, RecordedMessage { sends: true, from: rank, to, tag }));
-    // One that was not what it was to be received into has gone nowhere.
+    // A message that was refused, as it did not fit the tensor to receive, is not recorded.
     let receive = receive
         .as_ref()
         .filter(|envelope| !envelope.is_refused())

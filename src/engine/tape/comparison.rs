@@ -1,4 +1,5 @@
-//! What the ranks tell each other of their tapes where they differ, and what the error says.
+//! What the ranks tell each other of their tapes if the fingerprints differ, and the text of the
+//! error.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -12,28 +13,28 @@ use crate::communicator::Identity;
 use crate::engine::agreement;
 use crate::engine::communicator::Communicator;
 
-/// What a rank tells the others of its calls on one communicator.
+/// A rank's calls on one communicator, as it tells them to the others.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Told {
     communicator: Identity,
-    /// The call that made it, and its line.
+    /// The call that made the communicator, and its line.
     made: String,
-    /// Its ranks, as ranks of the tape's communicator.
+    /// The communicator's ranks, as ranks of the tape's communicator.
     members: Vec<Rank>,
     collectives: Vec<Collective>,
     messages: Vec<(RecordedMessage, String)>,
 }
 
-/// A call of all ranks of a communicator.
+/// A collective call.
 #[derive(Debug, Serialize, Deserialize)]
 struct Collective {
-    /// The same for the same call on all ranks.
+    /// A number that the call has on all ranks that agreed on it.
     seal: u64,
     name: String,
     line: String,
 }
 
-/// What this rank tells of its calls on a tape that was made from `tape`.
+/// This rank's calls, by communicator, on a tape that was made from `tape`.
 pub(super) fn told(calls: &Calls, tape: &Communicator) -> Result<Vec<Told>> {
     calls.by_communicator().iter().map(|calls| Told::of(calls, tape)).collect()
 }
@@ -72,8 +73,9 @@ impl Told {
 /// How many messages without a counterpart an error names.
 const MOST_NAMED: usize = 4;
 
-/// For each communicator, the first call of all ranks that differs, and messages without a
-/// counterpart. `all` has what every rank of the tape's communicator `tape` told.
+/// The text of the error: for each communicator, the first collective call that differs, and
+/// messages without a counterpart. `all` has the calls of every rank of the tape's communicator
+/// `tape`.
 pub(super) fn differences(all: &[Vec<Told>], tape: Identity) -> String {
     let mut communicators: Vec<Identity> = Vec::new();
     for told in all.iter().flatten() {
@@ -107,7 +109,7 @@ pub(super) fn differences(all: &[Vec<Told>], tape: Identity) -> String {
     text
 }
 
-/// The first call of all ranks that differs, if any does.
+/// The first collective call that differs, if any does.
 fn differing_call(told: &[Option<&Told>], members: &[Rank]) -> String {
     let collectives: Vec<&[Collective]> =
         told.iter().map(|told| told.map_or(&[][..], |told| &told.collectives)).collect();
@@ -128,11 +130,12 @@ fn differing_call(told: &[Option<&Told>], members: &[Rank]) -> String {
     if !text.is_empty() {
         return text;
     }
-    // Started by all on the same line, but with other arguments, or for another tape.
+    // The calls have one name and one line, but the ranks never agreed on them: they were started
+    // with different arguments, or recorded on different tapes.
     format!("\n  {name}: {}, which the ranks have not agreed on", call(&collectives[0]))
 }
 
-/// The messages that lack their counterpart, the first few by name.
+/// The messages that lack a counterpart; the first few are named, the rest counted.
 fn lost_messages(told: &[Option<&Told>], Told { members, .. }: &Told) -> String {
     let messages = told.iter().flatten().flat_map(|told| &told.messages).map(|(message, at)| {
         let RecordedMessage { sends, from, to, tag } = *message;
@@ -163,11 +166,11 @@ fn lost_messages(told: &[Option<&Told>], Told { members, .. }: &Told) -> String 
     text
 }
 
-/// The items that have no counterpart, which is an item of the other side with the same key. Each is
-/// the counterpart of one at most, of those that have come in vain the first.
+/// The items without a counterpart. A counterpart is an item of the other side with the same key.
+/// Each item is paired with the earliest such item that has not been paired yet, if there is one.
 fn without_counterpart<K: Eq + Hash, T>(items: impl IntoIterator<Item = (K, bool, T)>) -> Vec<T> {
     let mut left: Vec<Option<T>> = Vec::new();
-    // For each key the side of those that are left, and their places.
+    // For each key, the side of the items that are not paired yet, and their places.
     let mut open: HashMap<K, (bool, VecDeque<usize>)> = HashMap::new();
     for (key, side, item) in items {
         let (open_side, places) = open.entry(key).or_insert((side, VecDeque::new()));

@@ -1,5 +1,5 @@
-//! A backward pass of a tape: what the ranks compare before it, where it starts, and what becomes of
-//! the tape.
+//! A backward pass of a tape: the comparison before it, its roots, and the state of the tape after
+//! it.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub(super) struct BackwardPass {
     options: PassOptions,
 }
 
-/// What a backward pass starts from: tensors and their cotangents.
+/// The roots of a backward pass: tensors and their cotangents.
 pub(super) type Roots = Vec<(Tensor, Tensor)>;
 
 impl BackwardPass {
@@ -29,7 +29,7 @@ impl BackwardPass {
         Self { site: Site::new(call), options }
     }
 
-    /// What the ranks must have in common.
+    /// The name of the operation, with the options, which the ranks must agree on.
     fn operation(self) -> &'static str {
         let PassOptions { keep_graph, create_graph } = self.options;
         match (self.site.call, keep_graph, create_graph) {
@@ -73,7 +73,8 @@ impl Record {
         let call = pass.site.call;
         let roots = roots.and_then(|roots| check_inputs(call, inputs).map(|()| roots));
         let gradients = self.carry_out(pass, roots, |outputs, cotangents, first_token| {
-            // The first token is an input as well, so that nothing is left out on the way to it.
+            // The first token is an input as well, so that libtorch visits every node on the way to
+            // it.
             let inputs: Vec<&Tensor> = inputs.iter().copied().chain([first_token]).collect();
             let (keeps, create_graph) = (pass.keeps(), pass.options.create_graph);
             let mut gradients =
@@ -86,14 +87,14 @@ impl Record {
             .zip(gradients)
             .map(|(input, gradient)| match gradient {
                 None => Ok(input.f_zeros_like()?),
-                // Zeros that nobody has summed up lie in one place.
+                // Zeros that come from one pullback alone are expanded, and share one element.
                 Some(gradient) if gradient.stride().contains(&0) => Ok(gradient.f_contiguous()?),
                 Some(gradient) => Ok(gradient),
             })
             .collect()
     }
 
-    /// [`Tape::vjp`](super::Tape::vjp), by the name `call`.
+    /// [`Tape::vjp`](super::Tape::vjp), with `call` as its name in errors.
     #[track_caller]
     pub(crate) fn vjp(
         self: &Arc<Self>,
@@ -105,8 +106,9 @@ impl Record {
         self.grad(BackwardPass::new(call, options), cotangent_roots(call, outputs), inputs)
     }
 
-    /// Runs a backward pass, if the ranks agree on it, from the roots and the last token to the first
-    /// token, whose gradient `run` returns beside its result; goes on from there.
+    /// Carries out a backward pass, if the ranks agree on it, from the roots and the last token to
+    /// the first token. `run` returns its result and the first token's gradient, from which the
+    /// tape goes on under `create_graph`.
     fn carry_out<T>(
         self: &Arc<Self>,
         pass: BackwardPass,
@@ -124,9 +126,9 @@ impl Record {
             let roots: Roots = std::iter::once((last, seed)).chain(roots).collect();
             let (outputs, cotangents): (Vec<_>, Vec<_>) = roots.iter().map(|(y, c)| (y, c)).unzip();
             let (outcome, left_out) = self.pass(pass.site, || run(&outputs, &cotangents, &first));
-            // A pass that failed leaves nothing to go on from, unless nothing has become of the
-            // graph. If it failed on this rank only, and others go on, the next one finds that the
-            // tapes differ.
+            // After a failed pass under `create_graph`, the tape has no gradient of the first token
+            // to go on from, so it starts anew as well. If the pass failed on this rank only, the
+            // next comparison finds that the tapes differ.
             if !pass.keeps() || (outcome.is_err() && create_graph) {
                 self.start_anew();
             }
@@ -139,7 +141,7 @@ impl Record {
         comm.note(outcome)
     }
 
-    /// Compares what the ranks recorded, and what they ask for.
+    /// Compares what the ranks ask for, and what they recorded. Returns the roots if they agree.
     fn agree(
         self: &Arc<Self>,
         comm: &Communicator,
@@ -162,7 +164,7 @@ impl Record {
         }
         let bytes = told(&self.state().calls, comm)
             .and_then(|told| postcard::to_stdvec(&told).map_err(|e| malformed(pass, &e)));
-        // The others wait for it, whatever it is.
+        // This rank takes part in the exchange even if it has an error, as the others wait for it.
         let texts = comm.exchange(pass.site, bytes.as_deref().unwrap_or_default())?;
         let _ = bytes?;
         let all: Vec<_> =
@@ -175,7 +177,7 @@ fn malformed(pass: BackwardPass, error: &postcard::Error) -> Error {
     Error::Argument { call: pass.site.call, message: error.to_string() }
 }
 
-/// The root of a pass that starts from a loss, where this rank has one.
+/// The root of a pass that starts from a loss; none if this rank has no loss.
 pub(super) fn loss_root(call: &'static str, loss: Option<&Tensor>) -> Result<Roots> {
     let refuse = |message: String| Err(Error::Argument { call, message });
     let Some(loss) = loss else { return Ok(Roots::new()) };

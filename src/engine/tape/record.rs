@@ -1,4 +1,5 @@
-//! [`Record`]: what a tape has recorded, and how the token is threaded through a node of the graph.
+//! [`Record`]: the calls of a tape, and the nodes of the graph, through which the token is
+//! threaded.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use crate::engine::agreement::{Proposal, refuse};
 use crate::engine::communicator::Communicator;
 use crate::environment::datatype::{Class, Datatype};
 
-/// What a tape has recorded.
+/// The state of a tape: its tokens and its calls.
 #[derive(Debug)]
 pub(crate) struct Record {
     state: Mutex<State>,
@@ -24,16 +25,16 @@ pub(crate) struct Record {
     is_closed: AtomicBool,
 }
 
-/// Whose calls a record puts in order.
+/// Whose calls a record orders.
 #[derive(Debug)]
 enum Owner {
-    /// Those of a tape that was made from this communicator.
+    /// The calls of a tape that was made from this communicator.
     Tape(Communicator),
-    /// Those that a pullback of a tape makes.
+    /// The calls of a pullback of this tape.
     Pullback(Origin),
 }
 
-/// The tape that a call belongs to, and how often that had started anew.
+/// The tape that a call belongs to, and the tape's generation at the call.
 type Origin = (Weak<Record>, u64);
 
 /// A tape's backward pass that is being carried out.
@@ -44,7 +45,7 @@ struct Running {
 }
 
 thread_local! {
-    /// Those of this thread, each within the one before.
+    /// The backward passes of tapes on this thread, each within the one before it.
     static RUNNING: RefCell<Vec<Running>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -55,7 +56,8 @@ pub(super) struct State {
     pub(super) calls: Calls,
     /// How often the tape has started anew.
     generation: u64,
-    /// In a backward pass of the tape's: an error once it has left something out.
+    /// The outcome so far of the tape's backward pass, if one is running: an error once it has
+    /// skipped a call.
     pass: Option<Result<()>>,
 }
 
@@ -72,13 +74,13 @@ impl State {
 }
 
 impl Record {
-    /// Of a tape that is made from this communicator.
+    /// The record of a tape that is made from this communicator.
     pub(super) fn new(comm: &Communicator) -> Self {
-        // On no tape: otherwise it would keep itself alive.
+        // Plain, as a communicator on the tape would hold the record: a cycle.
         Self::of(first_token(), Owner::Tape(comm.plain()))
     }
 
-    /// For what a pullback of the tape does, which goes on from this token.
+    /// The record for the calls of a pullback of the tape, which go on from this token.
     fn of_pullback(token: Tensor, tape: &Origin) -> Self {
         Self::of(token, Owner::Pullback(tape.clone()))
     }
@@ -113,7 +115,7 @@ impl Record {
         };
         let before = std::mem::replace(&mut *state, anew);
         drop(state);
-        // With its graph, which may hold what looks at the tape.
+        // Dropped without the lock: dropping the graph may drop nodes that use the tape.
         drop(before);
     }
 
@@ -129,13 +131,13 @@ impl Record {
         !self.is_closed.load(Ordering::Relaxed)
     }
 
-    /// Runs a backward pass. Returns its outcome, and an error if something was left out of it.
+    /// Runs a backward pass. Returns its outcome, and an error if calls were skipped in it.
     pub(super) fn pass<T>(
         self: &Arc<Self>,
         site: Site,
         run: impl FnOnce() -> T,
     ) -> (T, Result<()>) {
-        // It may be within another one.
+        // It may run within another pass of the tape.
         let outer = self.state().pass.replace(Ok(()));
         RUNNING.with_borrow_mut(|running| running.push(Running { site, tape: Arc::clone(self) }));
         let outcome = run();
@@ -144,9 +146,9 @@ impl Record {
         (outcome, own.unwrap_or(Ok(())))
     }
 
-    /// Whether a backward pass may go through a call of the tape's that was recorded in this
-    /// generation: one of the tape's, or within one of the tape's, may until the tape starts anew.
-    /// The call is left out of a pass that may not.
+    /// Whether the backward pass that has reached the call at `site`, recorded in this generation,
+    /// may go through it. It may if it runs within a pass of the tape, and the tape has not started
+    /// anew since. Otherwise the call is skipped, and the result is an error or `false`.
     fn admit(&self, site: Site, generation: u64) -> Result<bool> {
         if !self.is_open() {
             return Ok(true);
@@ -162,8 +164,9 @@ impl Record {
         }
     }
 
-    /// Leaves a call out of a backward pass. In a pass of the tape's, or of another tape's, the error
-    /// comes after it, as the other ranks count on the calls that are yet to come.
+    /// Notes the error of a call that is skipped. In a pass of this tape, or else of another tape,
+    /// the error is returned after the pass, as other ranks rely on the calls that follow. In a
+    /// pass of torch's own it is returned at once.
     fn leave_out(&self, error: Error) -> Result<()> {
         let innermost =
             RUNNING.with_borrow(|running| running.last().map(|pass| Arc::clone(&pass.tape)));
@@ -178,12 +181,13 @@ impl Record {
         Err(error)
     }
 
-    /// How often the tape has started anew: what was recorded before is gone.
+    /// How often the tape has started anew. Calls of an earlier generation are no longer on it.
     pub(crate) fn generation(&self) -> u64 {
         self.state().generation
     }
 
-    /// Whether what is done on the tape is recorded.
+    /// Whether calls on the tape are recorded. In a pullback they are recorded if the token's
+    /// cotangent requires grad.
     pub(crate) fn is_recording(&self) -> bool {
         Metadata::of(&self.state().last_token).requires_grad()
     }
@@ -191,7 +195,7 @@ impl Record {
 
 /// A tensor without elements that requires grad.
 fn first_token() -> Tensor {
-    // A leaf, whether or not recording is on.
+    // A leaf requires grad under `no_grad` too.
     Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)).set_requires_grad(true)
 }
 
@@ -214,9 +218,9 @@ pub(crate) fn carries_gradient(x: &Metadata) -> bool {
     matches!(class, Some(Class::Half | Class::Real | Class::Complex))
 }
 
-/// What the pullback of a call gets.
+/// The arguments of a call's pullback.
 pub(crate) struct Pulled {
-    /// One for each output.
+    /// One cotangent for each output, without the token's.
     pub(crate) cotangents: Vec<Tensor>,
     saved: Result<Vec<Tensor>>,
 }
@@ -232,12 +236,12 @@ impl Pulled {
         std::mem::replace(&mut self.saved, Ok(Vec::new()))
     }
 
-    /// The tensors saved with the node. A rank that has lost them says so to the others.
+    /// The tensors saved with the node. A rank that has lost them tells the others that it refuses.
     pub(crate) fn saved(&mut self, site: Site, comm: &Communicator) -> Result<Vec<Tensor>> {
         self.take_saved().map_err(|error| refuse(site, comm, error, false))
     }
 
-    /// As [`saved`](Self::saved), where the others only start what they do with theirs.
+    /// As [`saved`](Self::saved), if the other ranks only start their call.
     pub(crate) fn saved_to_start(
         &mut self,
         site: Site,
@@ -247,11 +251,12 @@ impl Pulled {
     }
 }
 
-/// Adds the node of a call from `inputs` to `outputs` to the graph, and to the communicator's tape
-/// if it is on one. Returns how many calls of all ranks of the communicator the tape then has.
+/// Adds the node of a call from `inputs` to `outputs` to the graph, and the call to the
+/// communicator's tape if it is on one. Returns the number of collective calls that the tape then
+/// has of the communicator, or 0 without a tape.
 ///
-/// The pullback gets the communicator for the backward pass, and returns a cotangent, or none, for
-/// each input.
+/// The pullback gets the communicator for the backward pass, and returns a cotangent, or `None`,
+/// for each input.
 #[inline]
 pub(crate) fn add_node<F>(
     site: Site,
@@ -289,7 +294,7 @@ where
         }
         let Backward { mut cotangents, saved } = given;
         let token = cotangents.pop().unwrap_or_else(|| unreachable!("the token is an output"));
-        // What the pullback does goes on from the cotangent of the token.
+        // The calls of the pullback are ordered after the cotangent of the token.
         let own = Arc::new(Record::of_pullback(token, &tape));
         let comm = backward.recorded_on(Arc::clone(&own));
         let mut gradients = pullback(&comm, Pulled { cotangents, saved })?;
@@ -309,9 +314,9 @@ thread_local! {
     static USED: RefCell<Option<Vec<Arc<Record>>>> = const { RefCell::new(None) };
 }
 
-/// Runs `f`, and tells on which tapes it recorded calls.
+/// Runs `f`, and returns its outcome and the tapes on which it recorded calls.
 pub(crate) fn tapes_used<T>(f: impl FnOnce() -> T) -> (T, Vec<Arc<Record>>) {
-    /// Puts back what was there, also after a panic.
+    /// Restores the outer list on drop, after a panic too.
     struct Outer(Option<Vec<Arc<Record>>>);
     impl Drop for Outer {
         fn drop(&mut self) {
@@ -339,7 +344,8 @@ fn note_use(record: &Arc<Record>) {
 /// The token's scalar type: `Float`.
 const TOKEN: i32 = 6;
 
-/// What was recorded on a tape is used after the tape's backward pass.
+/// The error for a call that was recorded before the tape's last backward pass and is used after
+/// it.
 pub(crate) fn outlived(site: Site) -> Error {
     let message = format!(
         "called at {}, before the tape's last backward pass, which the other ranks have gone \
@@ -349,7 +355,7 @@ pub(crate) fn outlived(site: Site) -> Error {
     Error::Argument { call: site.call, message }
 }
 
-/// What was recorded on a tape is gone through by a backward pass that is not the tape's.
+/// The error for a call on a tape that is reached by a backward pass that is not the tape's.
 fn foreign_pass(site: Site) -> Error {
     let pass = RUNNING.with_borrow(|running| {
         running.last().map_or_else(

@@ -1,4 +1,4 @@
-//! The operators of messages, each of which has its adjoint beside it.
+//! The operators of messages, which are each other's adjoints.
 
 use std::sync::Arc;
 
@@ -21,23 +21,23 @@ use crate::environment::status::{Envelope, PROC_NULL, Source, TagMatch};
 #[derive(Debug)]
 pub(super) struct Send {
     pub(super) to: Envelope,
-    /// The result's shape: zeros.
+    /// The shape of the result, which is zeros.
     pub(super) shape: Vec<i64>,
 }
 
-/// The adjoint of [`Send`]; of its input, only the kind counts.
+/// The adjoint of [`Send`]. Of its input, only the kind is used.
 #[derive(Debug)]
 pub(super) struct Receive {
     pub(super) from: Envelope,
     pub(super) shape: Vec<i64>,
 }
 
-/// Its own adjoint, with the ends exchanged.
+/// Its own adjoint, with destination and source exchanged.
 #[derive(Debug)]
 pub(super) struct SendReceive {
     pub(super) to: Envelope,
     pub(super) from: Envelope,
-    /// The result's shape.
+    /// The shape of the result.
     pub(super) shape: Vec<i64>,
 }
 
@@ -49,7 +49,8 @@ impl Receive {
     }
 }
 
-/// Where a message goes to.
+/// The destination and the tag of a message to send. In the adjoint of a receive from any rank they
+/// are those of the message received.
 fn known(call: &'static str, envelope: &Envelope) -> Result<(Rank, Tag)> {
     envelope.known().ok_or_else(|| Error::Argument {
         call,
@@ -58,7 +59,7 @@ fn known(call: &'static str, envelope: &Envelope) -> Result<(Rank, Tag)> {
     })
 }
 
-/// How MPI is called to send a tensor.
+/// The arguments for sending a tensor.
 fn outgoing(
     call: &'static str,
     comm: &Communicator,
@@ -69,7 +70,7 @@ fn outgoing(
     Ok(Message::new(comm.handle(), known(call, to)?, input.datatype(), input.count(), records))
 }
 
-/// How MPI is called to receive a tensor of `shape`, and what is checked of what has come.
+/// The arguments for receiving a tensor of `shape`, and the check of the message after it.
 fn incoming(
     call: &'static str,
     comm: &Communicator,
@@ -105,7 +106,8 @@ impl Operator for Send {
         let call = Call::Send(outgoing(self.name(), comm, &input, &self.to)?);
         let input = input.contiguous()?;
         let finish = match &self.shape[..] {
-            // What there is of it can be recorded before it is waited for.
+            // The result is the tensor that MPI was given, as for any started call, so the wait can
+            // be recorded early.
             [0] => Finish::Nothing,
             shape => Finish::Zeros(shape.to_vec()),
         };

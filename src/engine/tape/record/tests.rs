@@ -1,4 +1,4 @@
-//! Which backward passes may go through a tape's calls, without MPI.
+//! Tests, without MPI, of which backward passes may go through a tape's calls.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn variable() -> Tensor {
     Tensor::from_slice(&[1.0]).set_requires_grad(true)
 }
 
-/// 2x, as by a call on the tape.
+/// 2x, with a node as a call on the tape has it.
 fn twice(tape: &Arc<Record>, x: &Tensor) -> Tensor {
     let y = x.detach() * 2.0;
     let (tape, generation, site) = (Arc::clone(tape), tape.generation(), Site::new("twice"));
@@ -21,7 +21,7 @@ fn twice(tape: &Arc<Record>, x: &Tensor) -> Tensor {
     y
 }
 
-/// x, where the backward pass runs `inner`.
+/// x, with a node whose pullback runs `inner`.
 fn around(x: &Tensor, inner: impl Fn() -> Result<()> + Send + Sync + 'static) -> Tensor {
     let y = x.detach() * 1.0;
     autograd::add_node("around", &[x], &[&y], &[], move |mut given| {
@@ -32,7 +32,8 @@ fn around(x: &Tensor, inner: impl Fn() -> Result<()> + Send + Sync + 'static) ->
     y
 }
 
-/// Within this many backward passes, one that goes back from `y`.
+/// A tensor whose backward pass runs `depth` passes, each within the one before; the innermost goes
+/// back from `y`.
 fn nested(y: Tensor, depth: usize) -> Tensor {
     (0..depth).fold(y, |inner, _| {
         let inner = Mutex::new(inner);
@@ -48,7 +49,8 @@ fn pass_of(tape: &Arc<Record>, y: &Tensor) -> (Result<()>, Result<()>) {
     tape.pass(Site::new("Tape::backward"), || go_back(y))
 }
 
-/// More passes within each other than libtorch runs on one thread are 100.
+/// libtorch runs fewer than 100 nested passes on one thread, so the last depth takes several
+/// threads.
 #[test]
 fn passes_within_the_tapes_own_are_its_own() {
     let tape = Arc::new(without_mpi());
@@ -66,7 +68,7 @@ fn passes_within_the_tapes_own_are_its_own() {
     }
 }
 
-/// One within the tape's own too: what it has come to is left out, and told at its end.
+/// A pass of another tape, within a pass of the tape or not.
 #[test]
 fn passes_of_another_tape_leave_calls_out() {
     let [tape, other] = [(); 2].map(|()| Arc::new(without_mpi()));
@@ -107,7 +109,7 @@ fn a_pass_within_a_pass_of_one_tape_leaves_it_as_it_was() {
     outcome.and(left_out).unwrap();
     assert_eq!([x.grad(), z.grad()], [(); 2].map(|()| Tensor::from_slice(&[2.0])));
 
-    // Where the inner one lets the tape start anew, the rest is left out of the outer one.
+    // If the inner pass starts the tape anew, the outer pass skips the calls that are left.
     let within = Arc::clone(&tape);
     let y = around(&twice(&tape, &z), move || {
         within.start_anew();
