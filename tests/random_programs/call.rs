@@ -58,6 +58,21 @@ impl Call {
         }
     }
 
+    /// Whether it can be started.
+    pub fn can_start(&self) -> bool {
+        !matches!(self, Self::MaxLoc | Self::MinLoc)
+    }
+
+    /// Whether it has a form in place.
+    pub fn can_be_in_place(&self) -> bool {
+        matches!(self, Self::AllReduce(_) | Self::Reduce(..) | Self::Broadcast(_))
+    }
+
+    /// Whether the result holds infinities on rank 0.
+    pub fn is_infinite(&self) -> bool {
+        matches!(self, Self::Exscan(Op::Max | Op::Min))
+    }
+
     /// Those of the result, of tensors of such shapes.
     pub fn result_shapes(&self, shapes: &[Vec<i64>]) -> Vec<Vec<i64>> {
         let xs: Vec<Tensor> = shapes.iter().map(|shape| zeros(shape)).collect();
