@@ -70,13 +70,14 @@ impl Draft {
         let dim = shapes.iter().map(Vec::len).min().unwrap_or(1);
         let same = is_same(shapes);
         if same && !self.random.one_in(3) {
-            return match self.random.below(12) {
+            return match self.random.below(13) {
                 0..3 => Call::AllReduce(op),
                 3 | 4 => Call::Reduce(op, root),
                 5 | 6 => Call::Broadcast(root),
                 7 => Call::Scan(op),
                 8 => Call::Exscan(if op == Op::Mean { Op::Sum } else { op }),
                 9 => self.random.among(&[Call::MaxLoc, Call::MinLoc]),
+                10 => Call::CustomSum,
                 _ => {
                     let axis = self.random.below(dim);
                     let counts = self.partition(shapes[0][axis], ranks);
