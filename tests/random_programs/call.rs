@@ -1,7 +1,7 @@
 //! The collectives: how each is called, and what libtorch alone makes of all ranks' tensors.
 
 use mpi4tch::{Communicator, Op, Rank, Request, Result};
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 use crate::common::serial;
 use crate::common::tensors::zeros;
@@ -16,6 +16,8 @@ pub enum Call {
     Exscan(Op),
     MaxLoc,
     MinLoc,
+    /// The sum of the sines, by a node of the user's own.
+    CustomSum,
     Gather(i64, Counts, Rank),
     AllGather(i64, Counts),
     Scatter(i64, Counts, Rank),
@@ -52,10 +54,26 @@ impl Call {
             | Self::Scan(op)
             | Self::Exscan(op)
             | Self::ReduceScatter(_, _, op) => Some(*op),
+            Self::CustomSum => Some(Op::Sum),
             Self::MaxLoc => Some(Op::Max),
             Self::MinLoc => Some(Op::Min),
             _ => None,
         }
+    }
+
+    /// Whether it can be started.
+    pub fn can_start(&self) -> bool {
+        !matches!(self, Self::MaxLoc | Self::MinLoc | Self::CustomSum)
+    }
+
+    /// Whether it has a form in place.
+    pub fn can_be_in_place(&self) -> bool {
+        matches!(self, Self::AllReduce(_) | Self::Reduce(..) | Self::Broadcast(_))
+    }
+
+    /// Whether the result holds infinities on rank 0.
+    pub fn is_infinite(&self) -> bool {
+        matches!(self, Self::Exscan(Op::Max | Op::Min))
     }
 
     /// Those of the result, of tensors of such shapes.
@@ -75,6 +93,7 @@ impl Call {
             Self::Exscan(op) => comm.exscan(x, *op),
             Self::MaxLoc => Ok(comm.max_loc(x)?.0),
             Self::MinLoc => Ok(comm.min_loc(x)?.0),
+            Self::CustomSum => custom_sum(comm, x),
             Self::Gather(axis, Counts::Own(_), root) => comm.gather(x, *axis, *root),
             Self::Gather(axis, Counts::Known(counts), root) => {
                 comm.gather_with_counts(x, *axis, counts, *root)
@@ -116,7 +135,7 @@ impl Call {
             Self::Broadcast(root) => comm.ibroadcast(x, *root),
             Self::Scan(op) => comm.iscan(x, *op),
             Self::Exscan(op) => comm.iexscan(x, *op),
-            Self::MaxLoc | Self::MinLoc => return None,
+            Self::MaxLoc | Self::MinLoc | Self::CustomSum => return None,
             Self::Gather(axis, Counts::Own(_), root) => comm.igather(x, *axis, *root),
             Self::Gather(axis, Counts::Known(counts), root) => {
                 comm.igather_with_counts(x, *axis, counts, *root)
@@ -167,6 +186,9 @@ impl Call {
             Self::Broadcast(root) => serial::broadcast(xs, *root),
             Self::Scan(op) => serial::scan(xs, *op),
             Self::Exscan(op) => serial::exscan(xs, *op),
+            Self::CustomSum => {
+                serial::all_reduce(&xs.iter().map(Tensor::sin).collect::<Vec<_>>(), Op::Sum)
+            }
             // The lowest rank wins a tie.
             Self::MaxLoc => on_all(&fold(xs, |y, x| x.where_self(&x.greater_tensor(y), y))),
             Self::MinLoc => on_all(&fold(xs, |y, x| x.where_self(&x.less_tensor(y), y))),
@@ -182,6 +204,14 @@ impl Call {
             Self::AllToAllV(axis, matrix, _) => serial::all_to_all_v(xs, *axis, matrix),
         }
     }
+}
+
+fn custom_sum(comm: &Communicator, x: &Tensor) -> Result<Tensor> {
+    let y = no_grad(|| comm.all_reduce(&x.sin(), Op::Sum))?;
+    let mut results = comm.custom("sum", &[x], &[&y], &[x], |comm, saved, cotangents| {
+        Ok(vec![Some(comm.all_reduce(&cotangents[0], Op::Sum)? * saved[0].cos())])
+    })?;
+    Ok(results.remove(0))
 }
 
 fn column(matrix: &[Vec<i64>], rank: usize) -> Vec<i64> {

@@ -1,5 +1,9 @@
-//! Programs of operations drawn at random, run by all ranks on a tape: value and derivatives are
-//! those of the same program run by libtorch alone on all ranks' tensors.
+//! Programs of operations drawn at random, run by all ranks: values and derivatives are those of the
+//! same program run by libtorch alone on all ranks' tensors.
+//!
+//! A program makes communicators from those that it has, before the tape and on it, and each call is
+//! on one of them. All programs run on a tape; those in which each rank's loss depends on all its calls
+//! run without one too.
 //!
 //! The programs are the same each time. `MPI4TCH_TEST_PROGRAMS` is how many are run, one for each
 //! seed from `MPI4TCH_TEST_SEED` on. What fails is made shorter before it is shown.
@@ -7,18 +11,25 @@
 mod call;
 #[path = "../common/mod.rs"]
 mod common;
+mod communicators;
 mod draw;
-mod interpret;
+mod local;
+mod oracle;
+mod outcome;
 mod program;
 mod random;
+mod run;
+mod steps;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use common::{Context, start};
-use interpret::{run, run_serially};
 use mpi4tch::{Communicator, Op, Result};
+use oracle::run_serially;
+use outcome::Outcome;
 use program::Program;
+use run::run;
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
@@ -34,7 +45,7 @@ fn programs(context: &Context) -> Result<()> {
     let control = world.duplicate()?;
     let first = setting("MPI4TCH_TEST_SEED", 1);
     // Many ranks on few cores take long to meet.
-    let count = setting("MPI4TCH_TEST_PROGRAMS", if world.size() <= 3 { 60 } else { 20 });
+    let count = setting("MPI4TCH_TEST_PROGRAMS", if world.size() <= 3 { 50 } else { 20 });
     for seed in first..first + count {
         let program = draw::program(seed, world.size().unsigned_abs() as usize);
         if let Some(complaint) = complaint(world, &control, &program, seed)? {
@@ -104,8 +115,22 @@ fn shortened(
 
 fn check(world: &Communicator, program: &Program, seed: u64) -> std::result::Result<(), String> {
     let expected = run_serially(program, seed);
-    let got = run(world, program, seed).map_err(|error| error.to_string())?;
     let rank = world.rank().unsigned_abs() as usize;
+    let ways = [(true, "on a tape"), (false, "without a tape")];
+    for (uses_tape, name) in ways.into_iter().take(if program.needs_no_tape { 2 } else { 1 }) {
+        let got = run(world, program, seed, uses_tape).map_err(|error| error.to_string());
+        let compared = got.and_then(|got| compare_all(&got, &expected, rank));
+        compared.map_err(|complaint| format!("{name}: {complaint}"))?;
+    }
+    Ok(())
+}
+
+/// Compares what came of a program on this rank with what was expected on all of them.
+fn compare_all(
+    got: &Outcome,
+    expected: &[Outcome],
+    rank: usize,
+) -> std::result::Result<(), String> {
     let own = &expected[rank];
     for (name, got) in &got.values {
         let expected = own.values.iter().find(|(other, _)| other == name);

@@ -3,9 +3,11 @@
 use std::fmt;
 
 use mpi4tch::Tag;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::call::Call;
+use crate::communicators::{Group, Making};
+use crate::local::Local;
 
 /// A tensor's name: `v0`, `v1`, …
 pub type Var = usize;
@@ -18,6 +20,9 @@ pub struct Program {
     /// What each rank's loss depends on; a rank where it is nothing has no loss.
     pub losses: Vec<Vec<Var>>,
     pub derivative: Derivative,
+    /// Whether the program also runs without a tape: each rank's loss depends on the results of all its
+    /// calls, and these on its inputs.
+    pub needs_no_tape: bool,
 }
 
 /// Drawn at random, different on each rank.
@@ -44,7 +49,21 @@ pub enum Step {
         y: Var,
         work: Local,
     },
+    /// Makes communicators from one, each for another group of its ranks.
+    Make {
+        on: Group,
+        making: Making,
+        made: Vec<Group>,
+    },
+    /// The tape is made, from the world. All communicators made before are put on it.
+    Tape,
+    /// Drops a communicator.
+    Forget {
+        on: Group,
+    },
+    /// `y` is the result on the communicator's ranks, and `x` elsewhere.
     Collective {
+        on: Group,
         y: Var,
         x: Var,
         call: Call,
@@ -60,6 +79,7 @@ pub enum Step {
     },
     /// `y` is the other rank's `x` on the rank `to`, and `x` elsewhere.
     Message {
+        on: Group,
         y: Var,
         x: Var,
         message: Message,
@@ -71,12 +91,16 @@ pub enum Step {
         end: End,
         waits: bool,
     },
+    /// `y` is the result on the communicator's ranks, and `x` elsewhere.
     Shift {
+        on: Group,
         y: Var,
         x: Var,
         shift: Shift,
     },
-    Barrier,
+    Barrier {
+        on: Group,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +121,7 @@ pub enum End {
 
 #[derive(Clone, Debug)]
 pub struct Message {
+    /// Ranks of the world.
     pub from: usize,
     pub to: usize,
     pub tag: Tag,
@@ -107,7 +132,7 @@ pub struct Message {
     pub started: Vec<End>,
 }
 
-/// Every rank sends to the rank `by` further on.
+/// Every rank of the communicator sends to the rank `by` further on.
 #[derive(Clone, Debug)]
 pub struct Shift {
     pub by: usize,
@@ -121,59 +146,6 @@ pub struct Shift {
     pub tag: Tag,
 }
 
-/// Work of each rank on its own tensors.
-#[derive(Clone, Debug)]
-pub enum Local {
-    Sin(Var),
-    /// By each rank's own factor.
-    Scale(Var, Vec<f64>),
-    /// What is detached on these ranks.
-    Detach(Var, Vec<bool>),
-    Clamp(Var, f64),
-    Add(Var, Var),
-    Mul(Var, Var),
-    /// The first, and the sum of the second's elements.
-    AddSum(Var, Var),
-    /// From, and how many, on each rank.
-    Narrow(Var, i64, Vec<(i64, i64)>),
-    Cat(Var, Var),
-    Transpose(Var),
-    Flatten(Var),
-}
-
-impl Local {
-    pub fn reads(&self) -> Vec<Var> {
-        match *self {
-            Self::Sin(x)
-            | Self::Scale(x, _)
-            | Self::Detach(x, _)
-            | Self::Clamp(x, _)
-            | Self::Narrow(x, ..)
-            | Self::Transpose(x)
-            | Self::Flatten(x) => vec![x],
-            Self::Add(x, y) | Self::Mul(x, y) | Self::AddSum(x, y) | Self::Cat(x, y) => vec![x, y],
-        }
-    }
-
-    /// The result on a rank, whose tensors `at` gives.
-    pub fn run(&self, rank: usize, at: impl Fn(Var) -> Tensor) -> Tensor {
-        match self {
-            Self::Sin(x) => at(*x).sin(),
-            Self::Scale(x, factors) => at(*x) * factors[rank],
-            Self::Detach(x, ranks) if ranks[rank] => at(*x).detach(),
-            Self::Detach(x, _) => at(*x),
-            Self::Clamp(x, most) => at(*x).clamp(-most, *most),
-            Self::Add(x, y) => at(*x) + at(*y),
-            Self::Mul(x, y) => at(*x) * at(*y),
-            Self::AddSum(x, y) => at(*x) + at(*y).sum(Kind::Double),
-            Self::Narrow(x, axis, parts) => at(*x).narrow(*axis, parts[rank].0, parts[rank].1),
-            Self::Cat(x, y) => Tensor::cat(&[at(*x), at(*y)], 0),
-            Self::Transpose(x) => at(*x).transpose(0, 1),
-            Self::Flatten(x) => at(*x).flatten(0, -1),
-        }
-    }
-}
-
 impl Step {
     /// The tensors that must be there before it, or must have been started.
     fn reads(&self) -> Vec<Var> {
@@ -184,11 +156,13 @@ impl Step {
             }
             Self::Wait { ys } => ys.clone(),
             Self::Drop { y } | Self::EndMessage { y, .. } => vec![*y],
-            Self::Barrier => Vec::new(),
+            Self::Make { .. } | Self::Tape | Self::Forget { .. } | Self::Barrier { .. } => {
+                Vec::new()
+            }
         }
     }
 
-    fn writes(&self) -> Option<Var> {
+    pub fn writes(&self) -> Option<Var> {
         match self {
             Self::Local { y, .. }
             | Self::Collective { y, .. }
@@ -197,15 +171,59 @@ impl Step {
             _ => None,
         }
     }
+
+    /// The communicator that it is on.
+    fn on(&self) -> Option<&Group> {
+        match self {
+            Self::Make { on, .. }
+            | Self::Forget { on }
+            | Self::Collective { on, .. }
+            | Self::Message { on, .. }
+            | Self::Shift { on, .. }
+            | Self::Barrier { on } => Some(on),
+            _ => None,
+        }
+    }
+
+    /// The names of the communicators that it makes.
+    fn makes(&self) -> Vec<usize> {
+        let Self::Make { made, .. } = self else { return Vec::new() };
+        made.iter().map(|group| group.name).collect()
+    }
+
+    /// Whether the program is still right without it and what depends on it.
+    fn can_be_left_out(&self, needs_no_tape: bool) -> bool {
+        match self {
+            // A loss depends on what was infinite only through it.
+            Self::Local { work: Local::Clamp(..), .. } => !needs_no_tape,
+            Self::Tape | Self::Wait { .. } | Self::Drop { .. } | Self::EndMessage { .. } => false,
+            _ => true,
+        }
+    }
+}
+
+impl Shift {
+    /// Whom a rank of the communicator sends to, or receives from.
+    pub fn peer(&self, rank: usize, ranks: usize, to: bool) -> Option<usize> {
+        let by = self.by % ranks;
+        let inside = if to { rank + by < ranks } else { rank >= by };
+        let place = if to { rank + by } else { rank + ranks - by };
+        (inside || self.around).then_some(place % ranks)
+    }
+}
+
+/// How much of a tensor is changed by [`How::InPlaceOnPart`].
+pub fn first_part(x: &Tensor) -> i64 {
+    x.size()[0] / 2
 }
 
 impl Program {
     /// Without the step, and what depends on it; none if others need it.
     pub fn without(&self, step: usize) -> Option<Self> {
-        let mut gone: Vec<Var> = self.steps[step].writes().into_iter().collect();
-        if gone.is_empty() && !matches!(self.steps[step], Step::Barrier) {
+        if !self.steps[step].can_be_left_out(self.needs_no_tape) {
             return None;
         }
+        let (mut gone, mut unmade) = (Vec::<Var>::new(), Vec::new());
         let mut program = Self { steps: Vec::new(), ..self.clone() };
         for (i, kept) in self.steps.iter().enumerate() {
             if let Step::Wait { ys } = kept {
@@ -213,8 +231,12 @@ impl Program {
                 if !ys.is_empty() {
                     program.steps.push(Step::Wait { ys });
                 }
-            } else if i == step || kept.reads().iter().any(|x| gone.contains(x)) {
+            } else if i == step
+                || kept.reads().iter().any(|x| gone.contains(x))
+                || kept.on().is_some_and(|on| unmade.contains(&on.name))
+            {
                 gone.extend(kept.writes());
+                unmade.extend(kept.makes());
             } else {
                 program.steps.push(kept.clone());
             }
@@ -238,7 +260,8 @@ impl fmt::Display for Program {
             let terms: Vec<_> = loss.iter().map(|x| format!("v{x}")).collect();
             writeln!(f, "  loss on rank {rank}: of {}", terms.join(", "))?;
         }
-        writeln!(f, "  {:?}", self.derivative)
+        let tape = if self.needs_no_tape { "with and without a tape" } else { "on a tape" };
+        writeln!(f, "  {:?}, {tape}", self.derivative)
     }
 }
 
@@ -246,19 +269,28 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local { y, work } => write!(f, "v{y} = {work:?}"),
-            Self::Collective { y, x, call, how: How::Blocking } => {
-                write!(f, "v{y} = {call:?} of v{x}")
+            Self::Make { on, making, made } => {
+                let made: Vec<_> = made.iter().map(Group::to_string).collect();
+                write!(f, "{} = {making:?} of c{}", made.join(", "), on.name)
             }
-            Self::Collective { y, x, call, how } => write!(f, "v{y} = {call:?} of v{x}, {how:?}"),
+            Self::Tape => write!(f, "tape"),
+            Self::Forget { on } => write!(f, "drop c{}", on.name),
+            Self::Collective { on, y, x, call, how } => {
+                write!(f, "v{y} = {call:?} of v{x} on c{}, {how:?}", on.name)
+            }
             Self::Wait { ys } => write!(f, "wait for {ys:?}"),
             Self::Drop { y } => write!(f, "drop {y}"),
-            Self::Message { y, x, message } => write!(f, "v{y} = v{x} by {message:?}"),
+            Self::Message { on, y, x, message } => {
+                write!(f, "v{y} = v{x} by {message:?} on c{}", on.name)
+            }
             Self::EndMessage { y, rank, end, waits } => {
                 let what = if *waits { "wait for" } else { "drop" };
                 write!(f, "rank {rank}: {what} the {end:?} of v{y}")
             }
-            Self::Shift { y, x, shift } => write!(f, "v{y} = v{x} by {shift:?}"),
-            Self::Barrier => write!(f, "barrier"),
+            Self::Shift { on, y, x, shift } => {
+                write!(f, "v{y} = v{x} by {shift:?} on c{}", on.name)
+            }
+            Self::Barrier { on } => write!(f, "barrier on c{}", on.name),
         }
     }
 }
