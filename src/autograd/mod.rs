@@ -42,7 +42,8 @@ pub(crate) fn backward(
     create_graph: bool,
 ) -> Result<()> {
     assert_eq!(outputs.len(), cotangents.len(), "one cotangent per output");
-    let (outputs, cotangents) = (pointers(outputs), pointers(cotangents));
+    let (outputs, cotangents) =
+        (pointers(outputs.iter().copied()), pointers(cotangents.iter().copied()));
     // SAFETY: all tensors are valid at::Tensors that outlive the call.
     let error = unsafe {
         shim::mpi4tch_backward_pass(
@@ -67,7 +68,11 @@ pub(crate) fn grad(
     create_graph: bool,
 ) -> Result<Vec<Option<Tensor>>> {
     assert_eq!(outputs.len(), cotangents.len(), "one cotangent per output");
-    let (outputs, cotangents, inputs) = (pointers(outputs), pointers(cotangents), pointers(inputs));
+    let (outputs, cotangents, inputs) = (
+        pointers(outputs.iter().copied()),
+        pointers(cotangents.iter().copied()),
+        pointers(inputs.iter().copied()),
+    );
     let mut gradients = vec![ptr::null_mut(); inputs.len()];
     // SAFETY: all tensors are valid at::Tensors that outlive the call; `gradients` has room for
     // one pointer per input.
@@ -116,8 +121,8 @@ struct Pointers<'x> {
     tensors: PhantomData<&'x Tensor>,
 }
 
-fn pointers<'x>(tensors: &[&'x Tensor]) -> Pointers<'x> {
-    let list = tensors.iter().map(|t| t.as_ptr().cast_mut().cast()).collect();
+fn pointers<'x>(tensors: impl IntoIterator<Item = &'x Tensor>) -> Pointers<'x> {
+    let list = tensors.into_iter().map(|t| t.as_ptr().cast_mut().cast()).collect();
     Pointers { list, tensors: PhantomData }
 }
 

@@ -29,11 +29,11 @@ pub(crate) struct Backward {
 /// to it.
 ///
 /// See `torch/csrc/autograd/function.h`.
-pub(crate) fn add_node<F>(
+pub(crate) fn add_node<'x, F>(
     call: &'static str,
-    inputs: &[&Tensor],
-    outputs: &[&Tensor],
-    saved: &[&Tensor],
+    inputs: impl IntoIterator<Item = &'x Tensor>,
+    outputs: impl IntoIterator<Item = &'x Tensor>,
+    saved: &[&'x Tensor],
     pullback: F,
 ) -> Result<()>
 where
@@ -41,7 +41,8 @@ where
 {
     let name = CString::new(call).unwrap_or_default();
     let pullback = boxed(call, pullback);
-    let (inputs, outputs, saved) = (pointers(inputs), pointers(outputs), pointers(saved));
+    let (inputs, outputs) = (pointers(inputs), pointers(outputs));
+    let saved = pointers(saved.iter().copied());
     // SAFETY: all tensors are valid at::Tensors that outlive the call. The two callbacks are made
     // for the closure's type, which is Send and Sync, as libtorch may call it on its own threads.
     let error = unsafe {

@@ -16,7 +16,7 @@ where
 {
     let y = tch::no_grad(|| x * 2.0);
     let saved = saved(x, &y);
-    add_node("twice", &[x], &[&y], &saved.iter().collect::<Vec<_>>(), pullback).unwrap();
+    add_node("twice", [x], [&y], &saved.iter().collect::<Vec<_>>(), pullback).unwrap();
     y
 }
 
@@ -71,7 +71,7 @@ fn an_undefined_cotangent_is_zeros() {
         assert_eq!(z̄.size(), [3]);
         Ok(vec![Some(ȳ + z̄.sum(tch::Kind::Double))])
     };
-    add_node("two", &[&x], &[&y, &z], &[], pullback).unwrap();
+    add_node("two", [&x], [&y, &z], &[], pullback).unwrap();
     z.sum(tch::Kind::Float).backward();
     assert_eq!(x.grad(), Tensor::from_slice(&[3.0, 3.0]));
 }
@@ -81,7 +81,7 @@ fn an_input_without_gradient_gets_none() {
     let (a, b) = (variable(&[1.0]), variable(&[2.0]));
     let y = tch::no_grad(|| &a + &b);
     let pullback = |mut backward: Backward| Ok(vec![None, backward.cotangents.pop()]);
-    add_node("second", &[&a, &b], &[&y], &[], pullback).unwrap();
+    add_node("second", [&a, &b], [&y], &[], pullback).unwrap();
     y.backward();
     assert!(!a.grad().defined());
     assert_eq!(b.grad(), Tensor::from_slice(&[1.0]));
@@ -126,7 +126,7 @@ fn a_refused_record_drops_the_pullback() {
     let x = variable(&[1.0]);
     let integers = Tensor::from_slice(&[1_i64]);
     let (held, witness) = Witness::new();
-    let error = add_node("refused", &[&x], &[&integers], &[], move |backward| {
+    let error = add_node("refused", [&x], [&integers], &[], move |backward| {
         let _ = &held;
         doubled(backward)
     });

@@ -55,7 +55,7 @@ pub fn join_dummies(x: &Tensor, dummies: &[&Tensor]) -> Result<Tensor> {
         return Err(Error::Layout { call: CALL });
     }
     let y = autograd::alias(CALL, x)?;
-    autograd::add_node(CALL, &inputs, &[&y], &[], move |mut backward| {
+    autograd::add_node(CALL, inputs, [&y], &[], move |mut backward| {
         let cotangent = backward.cotangents.swap_remove(0);
         let zeros = zeros.iter().map(|zeros| zeros.joined_to(&cotangent).map(Some));
         let mut gradients: Vec<_> = zeros.collect::<Result<_>>()?;
@@ -104,7 +104,7 @@ impl Zeros {
         };
         if requires_grad(cotangent) {
             let back = Self::like(cotangent)?;
-            autograd::add_node(CALL, &[cotangent], &[&zeros], &[], move |backward| {
+            autograd::add_node(CALL, [cotangent], [&zeros], &[], move |backward| {
                 Ok(vec![Some(back.joined_to(&backward.cotangents[0])?)])
             })?;
         }

@@ -81,7 +81,7 @@ pub(super) fn reduce_first(all: &Tensor, op: Op, ranks: i64) -> Result<Tensor> {
         let ties = mask.f_sum_dim_intlist(0, true, Kind::Int64)?.f_clamp_min(1)?;
         (y, mask.f_to_kind(Kind::Double)?.f_div(&ties)?.f_to_kind(all.f_kind()?)?)
     };
-    autograd::add_node("reduce_first", &[&before], &[&y], &[&share], |backward| {
+    autograd::add_node("reduce_first", [&before], [&y], &[&share], |backward| {
         Ok(vec![Some(backward.saved?[0].f_mul(&backward.cotangents[0])?)])
     })?;
     Ok(y)

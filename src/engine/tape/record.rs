@@ -122,7 +122,9 @@ impl Record {
     /// Takes all communicators off the tape, and forgets what was recorded.
     pub(super) fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
-        self.start_anew();
+        // Nothing is recorded any more, so no token is needed.
+        let before = std::mem::replace(&mut *self.state(), State::new(Tensor::new()));
+        drop(before);
     }
 
     /// Whether calls can be made on it: the tape has not been dropped.
@@ -271,6 +273,7 @@ where
 {
     let backward = comm.backward(site);
     let Some(record) = comm.record().filter(|record| record.is_recording()) else {
+        let (inputs, outputs) = (inputs.iter().copied(), outputs.iter().copied());
         autograd::add_node(site.call, inputs, outputs, saved, move |given| {
             let Backward { cotangents, saved } = given;
             pullback(&backward, Pulled { cotangents, saved })
@@ -283,10 +286,10 @@ where
         Owner::Pullback(tape) => tape.clone(),
     };
     let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
-    let before = [inputs, &[&state.last_token]].concat();
-    let after = [outputs, &[&token]].concat();
+    let before = inputs.iter().copied().chain([&state.last_token]);
+    let after = outputs.iter().copied().chain([&token]);
     let count = inputs.len();
-    autograd::add_node(site.call, &before, &after, saved, move |given| {
+    autograd::add_node(site.call, before, after, saved, move |given| {
         if let (Some(record), generation) = (tape.0.upgrade(), tape.1)
             && !record.admit(site, generation)?
         {

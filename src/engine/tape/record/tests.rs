@@ -14,7 +14,7 @@ fn variable() -> Tensor {
 fn twice(tape: &Arc<Record>, x: &Tensor) -> Tensor {
     let y = x.detach() * 2.0;
     let (tape, generation, site) = (Arc::clone(tape), tape.generation(), Site::new("twice"));
-    autograd::add_node("twice", &[x], &[&y], &[], move |given| {
+    autograd::add_node("twice", [x], [&y], &[], move |given| {
         Ok(vec![tape.admit(site, generation)?.then(|| &given.cotangents[0] * 2.0)])
     })
     .unwrap();
@@ -24,7 +24,7 @@ fn twice(tape: &Arc<Record>, x: &Tensor) -> Tensor {
 /// x, with a node whose pullback runs `inner`.
 fn around(x: &Tensor, inner: impl Fn() -> Result<()> + Send + Sync + 'static) -> Tensor {
     let y = x.detach() * 1.0;
-    autograd::add_node("around", &[x], &[&y], &[], move |mut given| {
+    autograd::add_node("around", [x], [&y], &[], move |mut given| {
         inner()?;
         Ok(vec![given.cotangents.pop()])
     })
