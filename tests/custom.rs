@@ -21,7 +21,10 @@ fn main() -> ExitCode {
             messages_of_a_pullback_meet_no_others,
             messages_of_a_pullback_may_be_started,
             calls_of_pullbacks_that_differ,
+            calls_of_communicators_that_pullbacks_make,
             nested,
+            results_can_be_changed_in_place,
+            a_closure_may_hold_the_pullbacks_communicator,
             without_grad,
             what_is_saved_is_looked_after,
             gradients_that_are_too_few,
@@ -290,7 +293,7 @@ fn arguments_that_are_refused(context: &Context) -> Result<()> {
             &[&good, &undefined],
             "node: the tensor is undefined, like a gradient that was never computed",
         ),
-        (&[&with_history], "node: an output has a history of its own; compute it without grad"),
+        (&[&with_history], "node: an output requires grad; detach it, or compute it without grad"),
     ];
     let last = world.rank() == world.size() - 1;
     for (outputs, expected) in cases {
@@ -365,5 +368,73 @@ fn the_tape_frees_what_a_closure_holds(context: &Context) -> Result<()> {
     }
     tape.backward(None)?;
     assert_eq!(testing::live_pullbacks(), before, "the tape has started anew");
+    Ok(())
+}
+
+/// As of the communicator itself: nobody has compared them.
+fn calls_of_communicators_that_pullbacks_make(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let comm = world.duplicate()?;
+    let tape = comm.tape();
+    let x = variable(&tape, &[1])?;
+    let y = no_grad(|| &x * 2.0);
+    let y = tape.custom("twice", &[&x], &[&y], &[], |comm, _, cotangents| {
+        let child = comm.split(Some(0), comm.rank())?.expect("each rank has a color");
+        let count = if comm.rank() == 0 { 16 } else { 200_000 };
+        drop(child.iall_reduce(&cotangents[0].repeat([count]), Op::Sum)?);
+        Ok(vec![Some(&cotangents[0] * 2.0)])
+    })?;
+    let loss = y[0].square().sum(Kind::Double);
+    let gradient = tape.grad_with(&loss, &[&x], CREATE_GRAPH)?.remove(0);
+    let error = tape.grad(&gradient.sum(Kind::Double), &[&x]).expect_err("the sizes differ");
+    assert!(error.to_string().contains("the ranks disagree on a call"), "{error}");
+    works(world)
+}
+
+fn results_can_be_changed_in_place(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = testing::random(world, &[2], Kind::Double)?;
+    testing::gradcheck(world, &[&x], |x| {
+        let mut y = twice(world, &x[0])?;
+        world.all_reduce_(&mut y, Op::Sum)?;
+        let _ = y.f_add_scalar_(1.0)?;
+        Ok(y.sin())
+    })
+}
+
+/// A node without communication of its own.
+fn twice(comm: &Communicator, x: &Tensor) -> Result<Tensor> {
+    let y = no_grad(|| x * 2.0);
+    let mut y = comm.custom("twice", &[x], &[&y], &[], |_, _, cotangents| {
+        Ok(vec![Some(&cotangents[0] * 2.0)])
+    })?;
+    Ok(y.remove(0))
+}
+
+/// The communicator of the pullback's own record, which holds the token, which holds the node that a
+/// pullback adds, which holds the closure.
+fn a_closure_may_hold_the_pullbacks_communicator(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let before = testing::live_pullbacks();
+    for _ in 0..3 {
+        let x = variable(&tape, &[2])?;
+        let y = no_grad(|| &x * 2.0);
+        let y = tape.custom("outer", &[&x], &[&y], &[], |comm, _, cotangents| {
+            let (held, z) = (comm.clone(), no_grad(|| &cotangents[0] * 2.0));
+            comm.custom("inner", &[&cotangents[0]], &[&z], &[], move |_, _, cotangents| {
+                Ok(vec![Some(&cotangents[0] * f64::from(2 * held.size() / held.size()))])
+            })
+            .map(|z| z.into_iter().map(Some).collect())
+        })?;
+        let loss = y[0].square().sum(Kind::Double);
+        let gradient = tape.grad_with(&loss, &[&x], CREATE_GRAPH)?.remove(0);
+        let second = tape.grad(&gradient.sum(Kind::Double), &[&x])?.remove(0);
+        assert_eq!(values(&second), [8.0, 8.0]);
+    }
+    drop(tape);
+    assert_eq!(testing::live_pullbacks(), before);
     Ok(())
 }

@@ -56,8 +56,11 @@ fn offences(path: &Path, text: &str) -> Vec<String> {
                 offend(format!("crate::{word}"));
             }
         }
+        if line.contains("extern crate self") {
+            offend("its crate by another name".to_owned());
+        }
         let ups = line.matches("super::").count();
-        if ups >= depth && line.contains(&"super::".repeat(depth)) {
+        if ups >= depth {
             offend("the crate's root by super".to_owned());
         }
     }
@@ -95,6 +98,8 @@ fn offences_are_found() {
     let root = found("call/plan.rs", "use super::super::engine;");
     assert_eq!(root, ["call/plan.rs:1: uses the crate's root by super"]);
     assert_eq!(found("call/mod.rs", "use super::engine;").len(), 1);
+    assert_eq!(found("call/plan.rs", "use super::{super::engine::tape};").len(), 1);
+    assert_eq!(found("call/plan.rs", "extern crate self as me;").len(), 1);
     assert!(found("call/plan.rs", "use super::made::Made;\nuse crate::base::op::Op;").is_empty());
     assert!(found("engine/tape/pass.rs", "use super::super::flight::Flight;").is_empty());
     assert!(found("testing.rs", "use crate::engine::tape::Tape;").is_empty());

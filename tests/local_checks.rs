@@ -21,6 +21,7 @@ fn main() -> ExitCode {
             mistakes_on_all_ranks,
             requires_grad_may_differ_where_nobody_goes_back,
             requires_grad_must_agree_where_it_decides_what_is_called,
+            requires_grad_must_agree_where_a_node_is_the_users_own,
         ],
     )
 }
@@ -184,4 +185,18 @@ fn requires_grad_must_agree_where_it_decides_what_is_called(context: &Context) -
         }
     }
     Ok(())
+}
+
+/// The ranks without the node would not go back through it.
+fn requires_grad_must_agree_where_a_node_is_the_users_own(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let x = Tensor::from_slice(&[1.0]).set_requires_grad(world.rank() == 0);
+    let y = x.detach() * 2.0;
+    let node = world.custom("twice", &[&x], &[&y], &[], |_, _, _| Ok(vec![None]));
+    let error = node.expect_err("only rank 0 records it").to_string();
+    assert!(error.contains("requires_grad: true on rank 0; false on rank"), "{error}");
+    works(world)
 }

@@ -44,6 +44,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) shape: Option<(&'a [i64], Option<usize>)>,
     /// This rank's row and column of a matrix of counts of which it does not know the rest.
     pub(crate) pairs: Option<Pairs<'a>>,
+    /// Whether the ranks must agree on recording the call, whatever else is compared.
+    pub(crate) compares_recording: bool,
     /// The sizes that this rank tells every other.
     pub(crate) told: Option<Told<'a>>,
     /// A number for each rank, which only that rank is told.
@@ -307,8 +309,10 @@ fn in_step<'a>(site: Site, comm: &Communicator, terms: Result<Terms<'a>>) -> Res
 /// all ranks or by none, which is compared under `MPI4TCH_CHECK=collective`. It is always compared
 /// for a reduction that is not linear, as that makes other MPI calls if it is recorded.
 fn recorded(comm: &Communicator, subject: Subject, terms: &Result<Terms>) -> Subject {
-    let op = terms.as_ref().ok().and_then(|terms| terms.op);
-    let decides = op.is_some_and(|op| op.is_differentiable() && !op.is_linear());
+    let decides = terms.as_ref().is_ok_and(|terms| {
+        let is_nonlinear = |op: Op| op.is_differentiable() && !op.is_linear();
+        terms.compares_recording || terms.op.is_some_and(is_nonlinear)
+    });
     let compares = decides || comm.check_level() == Check::Collective;
     subject.map(|(datatype, records)| (datatype, records && compares))
 }
@@ -434,6 +438,7 @@ impl OwnedTerms {
                 receive,
                 wide: *wide,
             }),
+            compares_recording: false,
             told: None,
             told_each: None,
         }
@@ -442,7 +447,7 @@ impl OwnedTerms {
 
 impl Hash for Terms<'_> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Self { op, root, axes, counts, shape, pairs, told: _, told_each: _ } = self;
+        let Self { op, root, axes, counts, shape, pairs, .. } = self;
         (op, root, axes, counts, pairs.map(|pairs| pairs.wide)).hash(hasher);
         if let Some((shape, free)) = shape {
             (free, shape.len()).hash(hasher);
@@ -498,7 +503,8 @@ impl Terms<'_> {
         }
         if let Some(Pairs { send, receive, wide }) = self.pairs {
             lines.extend(PAIRS.into_iter().zip([send, receive].map(|list| format!("{list:?}"))));
-            lines.push(("more elements than an int counts", wide.to_string()));
+            let known = if wide { "known, beyond an int" } else { "known" };
+            lines.push(("counts of every pair", known.to_owned()));
         }
         if let Some((shape, free)) = self.shape {
             let extents: Vec<String> = shape

@@ -39,6 +39,9 @@ pub struct Communicator {
     of_pullback: bool,
     /// The tape that calls are recorded on.
     record: Option<Arc<Record>>,
+    /// Whether the ranks have compared the calls, or will before a backward pass goes through them:
+    /// those on a tape, and in its backward pass those of its own pullbacks.
+    is_compared: bool,
     /// The line that calls are reported at, if not their caller's: in the backward pass, and where
     /// one operation is carried out by another.
     origin: Option<&'static Location<'static>>,
@@ -75,6 +78,7 @@ impl Communicator {
             pass: Pass::Forward,
             of_pullback: false,
             record: None,
+            is_compared: false,
             origin: None,
             admission: None,
         }
@@ -94,7 +98,8 @@ impl Communicator {
 
     /// The communicator of a handle that was just made from this one. It is on the same tape.
     pub(crate) fn child(&self, handle: Arc<Handle>) -> Self {
-        Self { record: self.record.clone(), ..Self::new(handle, &self.inner.flights) }
+        let (record, is_compared) = (self.record.clone(), self.is_compared);
+        Self { record, is_compared, ..Self::new(handle, &self.inner.flights) }
     }
 
     /// The calling process's rank.
@@ -173,18 +178,19 @@ impl Communicator {
     /// The same communicator, for the calls of a pullback of the user's. They are ordinary calls,
     /// which are reported at their own lines.
     pub(crate) fn of_pullback(&self) -> Self {
-        Self { pass: Pass::Forward, of_pullback: true, origin: None, ..self.clone() }
+        let (of_pullback, is_compared) = (true, false);
+        Self { pass: Pass::Forward, of_pullback, is_compared, origin: None, ..self.clone() }
     }
 
     /// The same communicator, for calls that are recorded on a tape.
-    pub(crate) fn recorded_on(&self, record: Arc<Record>) -> Self {
-        Self { record: Some(record), ..self.clone() }
+    pub(crate) fn recorded_on(&self, record: Arc<Record>, is_compared: bool) -> Self {
+        Self { record: Some(record), is_compared, ..self.clone() }
     }
 
     /// The same communicator, on no tape, for calls with an agreement of their own. It does not
     /// keep a tape alive.
     pub(crate) fn plain(&self) -> Self {
-        Self { record: None, ..self.unadmitted() }
+        Self { record: None, is_compared: false, ..self.unadmitted() }
     }
 
     /// The same communicator, for calls with an agreement of their own.
@@ -230,9 +236,10 @@ impl Communicator {
         self.record.as_ref().filter(|record| record.is_open())
     }
 
-    /// Whether its calls are those of a pullback of the user's own, or of their derivatives.
-    pub(crate) fn is_of_pullback(&self) -> bool {
-        self.of_pullback
+    /// Whether the ranks compare the calls by a tape, so that the calls need no agreement in its
+    /// backward pass.
+    pub(crate) fn is_compared(&self) -> bool {
+        self.is_compared
     }
 
     /// Whether its calls are those of the forward pass.

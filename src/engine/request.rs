@@ -31,7 +31,7 @@ use crate::engine::execution::Started;
 use crate::engine::operator::{Derivative, Mode, Operator, Ready, agree_on_parts};
 use nodes::Nodes;
 use order::{Due, Owed};
-pub(crate) use order::{settle_messages, settle_tape};
+pub(crate) use order::{forget_tape, settle_messages, settle_tape};
 pub use several::{wait_all, wait_any, wait_some};
 
 /// An operation that was started and is to be waited for.

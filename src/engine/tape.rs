@@ -93,6 +93,7 @@ impl Deref for Tape {
 
 impl Drop for Tape {
     fn drop(&mut self) {
+        crate::engine::request::forget_tape(&self.record);
         self.record.close();
     }
 }
@@ -108,7 +109,7 @@ impl Communicator {
     #[must_use]
     pub fn tape(&self) -> Tape {
         let record = Arc::new(Record::new(self));
-        Tape { comm: self.recorded_on(Arc::clone(&record)), record }
+        Tape { comm: self.recorded_on(Arc::clone(&record), true), record }
     }
 }
 
@@ -164,7 +165,7 @@ impl Tape {
                  from; make the tape from one that has all ranks"
             ));
         }
-        Ok(comm.recorded_on(Arc::clone(&self.record)))
+        Ok(comm.recorded_on(Arc::clone(&self.record), true))
     }
 
     /// Carries out the backward pass on all ranks, for the sum of all ranks' losses, L = Σ ℓ_r:
@@ -179,8 +180,9 @@ impl Tape {
     /// element, and [`Error::Mismatch`] on the other ranks: the tape is then as it was.
     /// [`Error::Argument`] if the loss depends on operations that were recorded before an earlier
     /// pass or on another tape, and [`Error::Autograd`] if a pullback fails: the tape then starts
-    /// anew as well. If libtorch fails on one rank between two communications, the other ranks wait
-    /// for it: see [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
+    /// anew as well. If that pass went through messages or started operations, messages of it may
+    /// still be on their way: a later pass through the same communicators is an error on all ranks.
+    /// If libtorch fails on one rank between two communications, the other ranks wait for it: see [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// # Examples
     /// See [`Tape`].

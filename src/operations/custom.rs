@@ -23,8 +23,10 @@ impl Communicator {
     /// - Collective: every rank must add the node, with the same `name`, and its backward pass must
     ///   reach it. On a [`Tape`](crate::Tape) it has its place in the order, and is always reached.
     /// - Saved tensors: put the tensors that the pullback needs in `saved`, inputs and outputs too.
-    ///   A change of one in place is then an error of the backward pass. Do not capture an output
-    ///   in the closure: it would keep itself alive.
+    ///   A change of one in place is then an error of the backward pass. A closure cannot capture
+    ///   them, as a `Tensor` is not `Sync`.
+    /// - Communicators: the pullback communicates on the communicator that it gets, or on what it
+    ///   makes of that, by `split` for example. One that the closure captures is for other calls.
     /// - Shape and kind of the outputs: any shape, kinds that carry gradients. Gradients have the
     ///   shape and kind of their inputs.
     /// - The result shares its memory with `outputs`. If no input requires grad and there is no
@@ -33,7 +35,7 @@ impl Communicator {
     /// # Errors
     /// [`Error::Argument`] if there is no output, or if one requires grad or is of a kind that
     /// carries no gradient, and then [`Error::Mismatch`] on the other ranks; [`Error::Mismatch`] if
-    /// other ranks make another call; [`Error::Undefined`] if a tensor is undefined. The backward
+    /// other ranks make another call, or if inputs require grad on some ranks only, without a tape; [`Error::Undefined`] if a tensor is undefined. The backward
     /// pass fails, a tape's with [`Error::Autograd`], if the pullback returns an error or does not
     /// return one gradient for each input.
     ///
@@ -81,7 +83,8 @@ impl Communicator {
                 || (autograd::is_recording() && inputs.iter().any(|x| x.requires_grad()));
             let subject = Datatype::of(Metadata::of(outputs[0]).scalar_type()).map(|d| (d, records));
             let way = self.environment().way();
-            let (_, turn) = agree(site, self, subject, Ok(Terms::default()), false, way)?;
+            let terms = Terms { compares_recording: true, ..Terms::default() };
+            let (_, turn) = agree(site, self, subject, Ok(terms), false, way)?;
             turn.made();
             drop(turn);
             if !records {
@@ -89,7 +92,7 @@ impl Communicator {
             }
             self.make_context_of_pullbacks(site)?;
             let results: Vec<Tensor> =
-                outputs.iter().map(|y| autograd::alias(name, y)).collect::<Result<_>>()?;
+                outputs.iter().map(|y| Ok(y.f_detach()?)).collect::<Result<_>>()?;
             // If an output is to be saved, the result in its place is: libtorch saves a node's own
             // output without a reference cycle.
             let saved: Vec<&Tensor> = saved
@@ -147,7 +150,7 @@ fn check(
         ));
     }
     if outputs.iter().any(|y| y.requires_grad()) {
-        return refuse("an output has a history of its own; compute it without grad".to_owned());
+        return refuse("an output requires grad; detach it, or compute it without grad".to_owned());
     }
     Ok(())
 }

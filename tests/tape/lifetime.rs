@@ -4,8 +4,9 @@ use crate::common::passes::{CREATE_GRAPH, KEEP_GRAPH};
 use mpi4tch::{Communicator, Error, Op, PassOptions, Result, Tape, testing};
 use tch::{Device, Kind, Tensor};
 
-use crate::common::Context;
 use crate::common::ring::neighbours;
+use crate::common::tensors::zeros;
+use crate::common::{Context, works};
 use crate::{number, value};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
@@ -18,6 +19,10 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         passes_of_another_tape,
         passes_of_the_gradients_graph,
         the_graph_is_freed,
+        calls_of_a_dropped_tape_are_agreed_on,
+        calls_of_a_nested_pass_are_agreed_on,
+        after_a_pass_that_failed_on_one_rank,
+        dropped_messages_of_any_size,
     ]
 }
 
@@ -219,4 +224,101 @@ fn the_graph_is_freed(context: &Context) -> Result<()> {
     drop(tape);
     assert_eq!(testing::live_pullbacks(), before);
     Ok(())
+}
+
+/// A few numbers or many, by rank: what would be written beyond the smaller ones' memory.
+fn branches(comm: &Communicator) -> Result<Tensor> {
+    let many = zeros(&[200_000]).set_requires_grad(true);
+    let few = comm.iall_reduce(&number(comm, 1.0).repeat([16]), Op::Sum)?.wait()?;
+    let many = comm.iall_reduce(&many, Op::Sum)?.wait()?;
+    Ok(if comm.rank() == 0 { many } else { few }.sum(Kind::Double))
+}
+
+/// libtorch's own pass may go through them once the tape is gone, by another branch on each rank.
+fn calls_of_a_dropped_tape_are_agreed_on(context: &Context) -> Result<()> {
+    let comm = context.world.duplicate()?;
+    if comm.size() == 1 {
+        return Ok(());
+    }
+    let tape = comm.tape();
+    let loss = branches(&tape)?;
+    drop(tape);
+    let error = loss.f_backward().expect_err("the ranks differ").to_string();
+    assert!(error.contains("the ranks disagree on a call"), "{error}");
+    works(&context.world)
+}
+
+/// Nor has the tape compared by which calls a pass goes that a pullback runs.
+fn calls_of_a_nested_pass_are_agreed_on(context: &Context) -> Result<()> {
+    let comm = context.world.duplicate()?;
+    if comm.size() == 1 {
+        return Ok(());
+    }
+    let tape = comm.tape();
+    let loss = std::sync::Mutex::new(branches(&tape)?);
+    let x = number(&tape, 1.0);
+    let y = tch::no_grad(|| &x * 1.0);
+    let y = tape.custom("nested", &[&x], &[&y], &[], move |_, _, cotangents| {
+        loss.lock().expect("no panic").f_backward()?;
+        Ok(vec![Some(&cotangents[0] * 1.0)])
+    })?;
+    let error = tape.backward(&y[0].sum(Kind::Double)).expect_err("the ranks differ").to_string();
+    assert!(error.contains("the ranks disagree on a call"), "{error}");
+    works(&context.world)
+}
+
+/// The cotangent that it has left behind is not taken for the next pass's.
+fn after_a_pass_that_failed_on_one_rank(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    let comm = world.duplicate()?;
+    let tape = world.tape();
+    let on_tape = tape.on(&comm)?;
+    for fails in [true, false] {
+        let x = number(world, 1.0);
+        let mut factor = &x * 1.0;
+        if world.rank() == 0 {
+            let _ = on_tape.send(&x, 1, 0)?;
+        } else if world.rank() == 1 {
+            factor = factor * on_tape.recv(&x, 0, 0)?;
+        }
+        let loss = factor.square().sum(Kind::Double);
+        if fails && world.rank() == 0 {
+            // Rank 0 alone fails, before it receives its cotangent.
+            let _ = tch::no_grad(|| factor.f_add_scalar_(1.0))?;
+        }
+        let outcome = tape.backward(&loss);
+        if fails {
+            assert_eq!(outcome.is_err(), world.rank() == 0, "{outcome:?}");
+        } else {
+            let error = outcome.expect_err("on all ranks").to_string();
+            assert!(error.contains("an earlier backward pass has failed on this rank"), "{error}");
+            assert!(error.contains(&format!("made by duplicate at {}:", file!())), "{error}");
+        }
+    }
+    works(world)
+}
+
+/// As large as they wait for their receivers, and dropped before these are.
+fn dropped_messages_of_any_size(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let (right, left) = neighbours(&tape);
+    for count in [1, 200_000] {
+        let x = zeros(&[count]).set_requires_grad(true);
+        drop(tape.isend(&x, right, 0)?);
+        let y = tape.irecv(&x, left, 0)?.wait()?;
+        let gradient = tape.grad(&y.sum(Kind::Double), &[&x])?.remove(0);
+        assert_eq!(value(&gradient), count as f64);
+    }
+    // The tape is dropped, and with it what nobody has waited for.
+    let before = testing::live_pullbacks();
+    let x = number(&tape, 1.0);
+    let receive = tape.irecv(&x, left, 0)?;
+    drop(tape.isend(&x, right, 0)?);
+    drop(receive);
+    drop(tape);
+    assert_eq!(testing::live_pullbacks(), before);
+    works(&context.world)
 }

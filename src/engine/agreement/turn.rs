@@ -40,6 +40,9 @@ struct Order {
     withdrawn: u64,
     /// Whether a call that other ranks may have made has failed here after it was agreed on.
     out_of_step: bool,
+    /// Whether a backward pass through messages or started calls has failed on this rank: messages of
+    /// it may be on their way.
+    has_failed_pass: bool,
     /// The last call that was agreed on and had different source lines on the ranks.
     other_lines: Option<Site>,
 }
@@ -50,6 +53,15 @@ const TAGS: Tag = 32;
 impl Turns {
     fn order(&self) -> MutexGuard<'_, Order> {
         self.0.lock()
+    }
+
+    /// Notes that a backward pass through messages or started calls has failed on this rank.
+    pub(crate) fn note_failed_pass(&self) {
+        self.order().has_failed_pass = true;
+    }
+
+    pub(crate) fn have_failed_pass(&self) -> bool {
+        self.order().has_failed_pass
     }
 
     pub(super) fn are_out_of_step(&self) -> bool {

@@ -88,7 +88,7 @@ impl<D: Derivative> Nodes<D> {
                     None => nodes.start_unreached(site, comm, &mut pulled)?,
                 };
                 let request = request.join_dummies(&[pulled.cotangent()]);
-                Ok(vec![Some(request.complete(site, Some(comm))?)])
+                Ok(vec![Some(request.complete(Site { backward: true, ..site }, Some(comm))?)])
             },
         )?;
         // Messages may be waited for in any order.
@@ -165,10 +165,10 @@ impl<D: Derivative> Wait for Nodes<D> {
 }
 
 /// The communicator of a pullback, on which the adjoint needs no agreement if it is certain to be
-/// the same on all ranks. It is for a linear operator on a tape: the tape has compared the calls,
-/// the sizes are those that the ranks agreed on in the forward pass, and no saved tensor can be
-/// lost. The tape has not compared the calls that a pullback of the user's own makes.
+/// the same on all ranks. It is for a linear operator in the backward pass of its tape: the tape has
+/// compared the calls, the sizes are those that the ranks agreed on in the forward pass, and no saved
+/// tensor can be lost.
 fn compared<D: Derivative>(comm: &Communicator) -> Communicator {
-    let is_certain = !D::READS && comm.record().is_some() && !comm.is_of_pullback();
+    let is_certain = !D::READS && comm.is_compared();
     if is_certain { comm.admitted(Admission::Compared) } else { comm.clone() }
 }

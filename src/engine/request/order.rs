@@ -46,7 +46,25 @@ struct State {
 }
 
 /// The messages of this process whose waits are yet to be recorded.
-static MESSAGES: LazyLock<Mutex<Queues<Key, Weak<Due>>>> = LazyLock::new(Mutex::default);
+static MESSAGES: LazyLock<Mutex<Queues<Key, Held>>> = LazyLock::new(Mutex::default);
+
+/// Who holds the wait for a message.
+#[derive(Clone)]
+enum Held {
+    /// Its request.
+    ByRequest(Weak<Due>),
+    /// The list itself: the request was dropped, and the message is on a tape.
+    ByList(Arc<Due>),
+}
+
+impl Held {
+    fn due(&self) -> Option<Arc<Due>> {
+        match self {
+            Self::ByRequest(due) => due.upgrade(),
+            Self::ByList(due) => Some(Arc::clone(due)),
+        }
+    }
+}
 
 /// Records the waits for all messages on `comm` that are like those of `traffic`, the messages of a
 /// blocking call. Calls of the backward pass need none: their order follows from the forward pass.
@@ -76,7 +94,20 @@ fn settle_before(number: u64, comm: &Communicator, traffic: &Traffic) -> Result<
 fn record_waits(number: u64, keys: &[Key]) -> Result<()> {
     // Recording a wait removes it from its queues, so each is found once.
     let before = MESSAGES.lock().before(number, keys);
-    before.iter().filter_map(Weak::upgrade).try_for_each(|due| due.record_early())
+    before.iter().filter_map(Held::due).try_for_each(|due| due.record_early())
+}
+
+/// Forgets the messages on a tape whose requests were dropped, as the tape is dropped too.
+pub(crate) fn forget_tape(tape: &Arc<Record>) {
+    let mut messages = MESSAGES.lock();
+    let mut on_tape = messages.before(u64::MAX, &[Key::of_tape(tape)]);
+    on_tape.retain(|held| matches!(held, Held::ByList(_)));
+    for due in on_tape.iter().filter_map(Held::due) {
+        messages.remove(due.number);
+    }
+    // Dropping them may drop communicators, and with these what else looks at the list.
+    drop(messages);
+    drop(on_tape);
 }
 
 impl Due {
@@ -104,7 +135,7 @@ impl Due {
         });
         if due.has_place() {
             let keys = Key::of_started(comm.lane(), &due.traffic, comm.record());
-            MESSAGES.lock().insert(number, keys, Arc::downgrade(&due));
+            MESSAGES.lock().insert(number, keys, Held::ByRequest(Arc::downgrade(&due)));
         }
         due
     }
@@ -185,14 +216,20 @@ impl Due {
     }
 }
 
-/// The request's reference to its [`Due`]. Dropping it adds the node, as a message whose request is
-/// dropped must keep its place in the order.
+/// The request's reference to its [`Due`]. A message whose request is dropped keeps its place in the
+/// order: its wait is recorded on the drop, or, on a tape, before the backward pass.
 pub(super) struct Owed(pub(super) Arc<Due>);
 
 impl Drop for Owed {
     fn drop(&mut self) {
         let due = &self.0;
         if due.has_place() && due.is_due() {
+            if due.comm.is_on_tape() {
+                // As if the program waited at the end: a wait for a large message here could keep
+                // the ranks waiting for each other in the backward pass.
+                MESSAGES.lock().replace(due.number, Held::ByList(Arc::clone(due)));
+                return;
+            }
             // The request is gone, so an error cannot be returned.
             let _ = settle_before(due.number, &due.comm, &due.traffic);
             let _ = due.record_early();

@@ -40,6 +40,12 @@ impl<K: Clone + Eq + Hash, T: Clone> Queues<K, T> {
     }
 
     /// Removes the entry from all its queues, if it is there.
+    pub(super) fn replace(&mut self, number: u64, value: T) {
+        if let Some(entry) = self.entries.get_mut(&number) {
+            entry.value = value;
+        }
+    }
+
     pub(super) fn remove(&mut self, number: u64) {
         let Some(entry) = self.entries.remove(&number) else { return };
         for key in &entry.keys {

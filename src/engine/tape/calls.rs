@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::base::tag::Tag;
@@ -89,6 +90,29 @@ impl Calls {
     pub(super) fn fingerprint(&self) -> i64 {
         let parts = self.by_communicator.iter().map(CommunicatorCalls::fingerprint);
         parts.fold(0, i64::wrapping_add)
+    }
+
+    /// Notes on the communicators that a backward pass has failed, where it may have left messages on
+    /// their way: the next pass would receive them.
+    pub(super) fn note_failed_pass(&self) {
+        let may_leave = |entry: &Entry| !entry.traffic.is_collective();
+        for calls in self.by_communicator.iter().filter(|c| c.entries.iter().any(may_leave)) {
+            calls.comm.turns().note_failed_pass();
+        }
+    }
+
+    /// Refuses to go back through communicators on which an earlier pass has failed on this rank.
+    pub(super) fn check_usable(&self, call: &'static str) -> Result<()> {
+        let failed =
+            self.by_communicator.iter().find(|calls| calls.comm.turns().have_failed_pass());
+        failed.map_or(Ok(()), |calls| {
+            let message = format!(
+                "an earlier backward pass has failed on this rank, and messages of it may be on \
+                 their way on the communicator made by {}; go on with a new communicator",
+                calls.comm.handle().made()
+            );
+            Err(Error::Argument { call, message })
+        })
     }
 
     pub(super) fn by_communicator(&self) -> &[CommunicatorCalls] {

@@ -123,12 +123,15 @@ impl Record {
                 (state.first_token.shallow_clone(), state.last_token.shallow_clone())
             };
             let seed = if create_graph { last.shallow_clone() } else { last.f_detach()? };
-            let roots: Roots = std::iter::once((last, seed)).chain(roots).collect();
+            let root = self.root(pass.site.call, &last)?;
+            let roots: Roots = std::iter::once((root, seed)).chain(roots).collect();
             let (outputs, cotangents): (Vec<_>, Vec<_>) = roots.iter().map(|(y, c)| (y, c)).unzip();
             let (outcome, left_out) = self.pass(pass.site, || run(&outputs, &cotangents, &first));
+            if outcome.is_err() {
+                self.state().calls.note_failed_pass();
+            }
             // After a failed pass under `create_graph`, the tape has no gradient of the first token
-            // to go on from, so it starts anew as well. If the pass failed on this rank only, the
-            // next comparison finds that the tapes differ.
+            // to go on from, so it starts anew as well.
             if !pass.keeps() || (outcome.is_err() && create_graph) {
                 self.start_anew();
             }
@@ -149,7 +152,8 @@ impl Record {
         roots: Result<Roots>,
     ) -> Result<Roots> {
         let settled = crate::engine::request::settle_tape(self);
-        let roots = roots.and_then(|roots| settled.map(|()| roots));
+        let usable = self.state().calls.check_usable(pass.site.call);
+        let roots = roots.and_then(|roots| settled.and(usable).map(|()| roots));
         let site = Site { call: pass.operation(), ..pass.site };
         let (terms, roots) = match roots {
             Ok(roots) => (Ok(Terms::default()), roots),

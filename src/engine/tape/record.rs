@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tch::Tensor;
 
 use super::calls::{Calls, Entry, Traffic};
-use crate::autograd::{self, Backward, Metadata};
+use crate::autograd::{self, Backward, Metadata, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::engine::agreement::{Proposal, refuse};
@@ -56,9 +56,28 @@ pub(super) struct State {
     pub(super) calls: Calls,
     /// How often the tape has started anew.
     generation: u64,
-    /// The outcome so far of the tape's backward pass, if one is running: an error once it has
-    /// skipped a call.
-    pass: Option<Result<()>>,
+    /// The tape's backward pass, if one is running.
+    pass: Option<PassState>,
+}
+
+/// How far a tape's backward pass has come.
+#[derive(Debug)]
+struct PassState {
+    /// An error once the pass has skipped a call.
+    outcome: Result<()>,
+    /// libtorch's number for the pass, once it has begun.
+    graph_task: Option<i32>,
+}
+
+/// How a backward pass may go through a call on a tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    /// As the tape's own pass, before which the ranks have compared the calls.
+    Own,
+    /// As another pass: one that is nested in the tape's, or any after the tape was dropped.
+    Nested,
+    /// Not at all: the pass skips the call.
+    LeftOut,
 }
 
 impl State {
@@ -140,30 +159,57 @@ impl Record {
         run: impl FnOnce() -> T,
     ) -> (T, Result<()>) {
         // It may run within another pass of the tape.
-        let outer = self.state().pass.replace(Ok(()));
+        let pass = PassState { outcome: Ok(()), graph_task: None };
+        let outer = self.state().pass.replace(pass);
         RUNNING.with_borrow_mut(|running| running.push(Running { site, tape: Arc::clone(self) }));
         let outcome = run();
         RUNNING.with_borrow_mut(Vec::pop);
         let own = std::mem::replace(&mut self.state().pass, outer);
-        (outcome, own.unwrap_or(Ok(())))
+        (outcome, own.map_or(Ok(()), |pass| pass.outcome))
     }
 
-    /// Whether the backward pass that has reached the call at `site`, recorded in this generation,
-    /// may go through it. It may if it runs within a pass of the tape, and the tape has not started
-    /// anew since. Otherwise the call is skipped, and the result is an error or `false`.
-    fn admit(&self, site: Site, generation: u64) -> Result<bool> {
+    /// The root of a backward pass: a node over the last token that the pass goes through before all
+    /// calls of the tape. It notes which pass that is, as others may be nested in it.
+    pub(super) fn root(
+        self: &Arc<Self>,
+        call: &'static str,
+        last_token: &Tensor,
+    ) -> Result<Tensor> {
+        let root = autograd::alias(call, last_token)?;
+        let record = Arc::downgrade(self);
+        let _recording = Recording::on();
+        autograd::add_node(call, [last_token], [&root], &[], move |mut given| {
+            if let Some(record) = record.upgrade()
+                && let Some(pass) = &mut record.state().pass
+            {
+                pass.graph_task = Some(autograd::graph_task());
+            }
+            Ok(vec![given.cotangents.pop()])
+        })?;
+        Ok(root)
+    }
+
+    /// Whether a backward pass may go through a call of the tape's that was recorded in this
+    /// generation: a pass of the tape's may, and one nested in it, until the tape starts anew. The call
+    /// is left out of a pass that may not.
+    fn admit(&self, site: Site, generation: u64) -> Result<Admission> {
         if !self.is_open() {
-            return Ok(true);
+            return Ok(Admission::Nested);
         }
-        let (is_own, is_outlived) = {
+        let (admission, is_outlived) = {
             let state = self.state();
-            (state.pass.is_some(), state.generation != generation)
+            let admission = state.pass.as_ref().map(|pass| {
+                let is_own = pass.graph_task == Some(autograd::graph_task());
+                if is_own { Admission::Own } else { Admission::Nested }
+            });
+            (admission, state.generation != generation)
         };
-        match (is_own, is_outlived) {
-            (true, false) => Ok(true),
-            (_, true) => self.leave_out(outlived(site)).map(|()| false),
-            (false, false) => self.leave_out(foreign_pass(site)).map(|()| false),
-        }
+        let error = match admission {
+            Some(admission) if !is_outlived => return Ok(admission),
+            _ if is_outlived => outlived(site),
+            _ => foreign_pass(site),
+        };
+        self.leave_out(error).map(|()| Admission::LeftOut)
     }
 
     /// Notes the error of a call that is skipped. In a pass of this tape, or else of another tape,
@@ -174,8 +220,8 @@ impl Record {
             RUNNING.with_borrow(|running| running.last().map(|pass| Arc::clone(&pass.tape)));
         for tape in std::iter::once(self).chain(innermost.as_deref()) {
             if let Some(pass) = &mut tape.state().pass {
-                if pass.is_ok() {
-                    *pass = Err(error);
+                if pass.outcome.is_ok() {
+                    pass.outcome = Err(error);
                 }
                 return Ok(());
             }
@@ -285,23 +331,30 @@ where
         Owner::Tape(_) => (Arc::downgrade(record), state.generation),
         Owner::Pullback(tape) => tape.clone(),
     };
+    let is_compared = comm.is_compared();
     let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
     let before = inputs.iter().copied().chain([&state.last_token]);
     let after = outputs.iter().copied().chain([&token]);
     let count = inputs.len();
     autograd::add_node(site.call, before, after, saved, move |given| {
-        if let (Some(record), generation) = (tape.0.upgrade(), tape.1)
-            && !record.admit(site, generation)?
-        {
+        let record = tape.0.upgrade();
+        let admission =
+            record.map_or(Ok(Admission::Nested), |record| record.admit(site, tape.1))?;
+        if admission == Admission::LeftOut {
             return Ok((0..=count).map(|_| None).collect());
         }
         let Backward { mut cotangents, saved } = given;
         let token = cotangents.pop().unwrap_or_else(|| unreachable!("the token is an output"));
         // The calls of the pullback are ordered after the cotangent of the token.
         let own = Arc::new(Record::of_pullback(token, &tape));
-        let comm = backward.recorded_on(Arc::clone(&own));
-        let mut gradients = pullback(&comm, Pulled { cotangents, saved })?;
-        gradients.push(Some(own.last_token()));
+        let is_compared = is_compared && admission == Admission::Own;
+        let comm = backward.recorded_on(Arc::clone(&own), is_compared);
+        let gradients = pullback(&comm, Pulled { cotangents, saved });
+        let token = own.last_token();
+        // A closure of the pullback's may hold the communicator, and with it the record.
+        own.close();
+        let mut gradients = gradients?;
+        gradients.push(Some(token));
         Ok(gradients)
     })?;
     state.last_token = token;
