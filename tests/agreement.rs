@@ -227,7 +227,7 @@ fn ranks_that_disagree_get_the_same_error(context: &Context) -> Result<()> {
         (
             &|c| c.reduce(&x, Op::Sum, 0).map(drop),
             &|c| c.reduce(&variable, Op::Sum, 0).map(drop),
-            "  requires_grad: false on {most}; known, beyond an int on {last}",
+            "  requires_grad: false on {most}; true on {last}",
         ),
         (
             &|c| c.all_reduce(&x, Op::Sum).map(drop),
@@ -491,8 +491,8 @@ fn more_elements_than_an_int_counts_on_one_rank(context: &Context) -> Result<()>
     }
     let others: Vec<String> = (0..last).map(|rank| rank.to_string()).collect();
     let expected = format!(
-        "the ranks disagree on a call:\n  counts of every pair: known on {} {}; true on \
-         rank {last}",
+        "the ranks disagree on a call:\n  counts of every pair: known on {} {}; \
+         known, beyond an int on rank {last}",
         if last == 1 { "rank" } else { "ranks" },
         others.join(", ")
     );

@@ -48,6 +48,8 @@ pub(crate) use record::{Pulled, Record, add_node, carries_gradient, outlived, ta
 ///   operation waited for all its ranks. MPI promises no more. A program that relies on a broadcast
 ///   returning early on its root may wait for ever in the backward pass, where the broadcast is a
 ///   reduction. Sends, receives from any rank and started operations are no such case.
+/// - A message on a communicator that is not on the tape is an error of the backward pass that reaches
+///   it, as the other end may not be reached.
 /// - Inputs may require grad on any of the ranks, or on none.
 /// - One pass: a backward pass that does not keep the graph starts the tape anew. Waiting for a
 ///   request that was recorded before it, or going back through a result recorded before it, is

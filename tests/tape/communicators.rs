@@ -24,6 +24,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         groups_are_told_apart,
         different_communicators_by_a_branch,
         messages_on_another_communicator,
+        forgotten_communicators,
         strangers_are_refused,
         other_tapes_communicators_are_refused,
     ]
@@ -392,6 +393,30 @@ fn messages_on_another_communicator(context: &Context) -> Result<()> {
     assert!(text.contains("not received on the tape"), "{text}");
     assert!(text.contains("not sent on the tape"), "{text}");
     same_everywhere(world, &text)
+}
+
+/// The send is a dead end, and no tape carries it out.
+fn forgotten_communicators(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let forgotten = world.duplicate()?;
+    let tape = world.tape();
+    let x = number(world, 1.0);
+    let received = match world.rank() {
+        0 if world.size() > 1 => {
+            let _ = forgotten.send(&x, 1, 0)?;
+            None
+        }
+        1 => Some(forgotten.recv(&x, 0, 0)?.sum(Kind::Double)),
+        _ => None,
+    };
+    let outcome = tape.backward(received.as_ref());
+    if world.rank() != 1 {
+        return outcome;
+    }
+    let error = outcome.expect_err("rank 0 does not get its part").to_string();
+    assert!(error.contains("on no tape, and reached by Tape::backward at "), "{error}");
+    assert!(error.contains("put its communicator on the tape by `Tape::on`"), "{error}");
+    Ok(())
 }
 
 fn strangers_are_refused(context: &Context) -> Result<()> {

@@ -320,7 +320,11 @@ where
     let backward = comm.backward(site);
     let Some(record) = comm.record().filter(|record| record.is_recording()) else {
         let (inputs, outputs) = (inputs.iter().copied(), outputs.iter().copied());
+        let is_message = matches!(traffic, Traffic::Messages { .. });
         autograd::add_node(site.call, inputs, outputs, saved, move |given| {
+            if is_message {
+                note_message_on_no_tape(site);
+            }
             let Backward { cotangents, saved } = given;
             pullback(&backward, Pulled { cotangents, saved })
         })?;
@@ -409,6 +413,26 @@ pub(crate) fn outlived(site: Site) -> Error {
         site.at
     );
     Error::Argument { call: site.call, message }
+}
+
+/// Makes the backward pass of a tape an error if it goes through a message that is on no tape: the pass
+/// may not reach the other end, and a gradient would lack its part.
+fn note_message_on_no_tape(site: Site) {
+    RUNNING.with_borrow(|running| {
+        let Some(Running { site: pass_site, tape }) = running.last() else { return };
+        let mut state = tape.state();
+        if let Some(pass) = &mut state.pass
+            && pass.graph_task == Some(autograd::graph_task())
+            && pass.outcome.is_ok()
+        {
+            let message = format!(
+                "called at {} on no tape, and reached by {pass_site}, which may not reach the other \
+                 end of the message; put its communicator on the tape by `Tape::on`",
+                site.at
+            );
+            pass.outcome = Err(Error::Argument { call: site.call, message });
+        }
+    });
 }
 
 /// The error for a call on a tape that is reached by a backward pass that is not the tape's.
