@@ -282,7 +282,7 @@ fn after_a_pass_that_failed_on_one_rank(context: &Context) -> Result<()> {
         if world.rank() == 0 {
             let _ = on_tape.send(&x, 1, 0)?;
         } else if world.rank() == 1 {
-            factor = factor * on_tape.recv(&x, 0, 0)?;
+            factor = &factor * on_tape.recv(&x, 0, 0)?;
         }
         let loss = factor.square().sum(Kind::Double);
         if fails && world.rank() == 0 {
