@@ -14,6 +14,7 @@
 mod calls;
 mod comparison;
 mod pass;
+mod passage;
 mod record;
 
 use std::ops::Deref;
@@ -25,7 +26,8 @@ use crate::base::error::{Error, Result};
 use crate::engine::communicator::Communicator;
 pub(crate) use calls::Traffic;
 use pass::{BackwardPass, loss_root};
-pub(crate) use record::{Pulled, Record, add_node, carries_gradient, outlived, tapes_used};
+pub(crate) use passage::outlived;
+pub(crate) use record::{Pulled, Record, add_node, carries_gradient, tapes_used};
 
 /// A communicator that records its operations. The backward pass carries out the adjoints of all of
 /// them, in reverse order, on every rank.

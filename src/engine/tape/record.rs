@@ -9,8 +9,9 @@ use parking_lot::{Mutex, MutexGuard};
 use tch::Tensor;
 
 use super::calls::{Calls, Entry, Traffic};
-use crate::autograd::{self, Backward, Metadata, Recording};
-use crate::base::error::{Error, Result};
+use super::passage::{PassState, Passage, note_message_on_no_tape};
+use crate::autograd::{self, Backward, Metadata};
+use crate::base::error::Result;
 use crate::base::site::Site;
 use crate::engine::agreement::{Proposal, refuse};
 use crate::engine::communicator::Communicator;
@@ -37,47 +38,15 @@ enum Owner {
 /// The tape that a call belongs to, and the tape's generation at the call.
 type Origin = (Weak<Record>, u64);
 
-/// A tape's backward pass that is being carried out.
-#[derive(Debug)]
-struct Running {
-    site: Site,
-    tape: Arc<Record>,
-}
-
-thread_local! {
-    /// The backward passes of tapes on this thread, each within the one before it.
-    static RUNNING: RefCell<Vec<Running>> = const { RefCell::new(Vec::new()) };
-}
-
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) first_token: Tensor,
     pub(super) last_token: Tensor,
     pub(super) calls: Calls,
     /// How often the tape has started anew.
-    generation: u64,
+    pub(super) generation: u64,
     /// The tape's backward pass, if one is running.
-    pass: Option<PassState>,
-}
-
-/// How far a tape's backward pass has come.
-#[derive(Debug)]
-struct PassState {
-    /// An error once the pass has skipped a call.
-    outcome: Result<()>,
-    /// libtorch's number for the pass, once it has begun.
-    graph_task: Option<i32>,
-}
-
-/// How a backward pass may go through a call on a tape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Admission {
-    /// As the tape's own pass, before which the ranks have compared the calls.
-    Own,
-    /// As another pass: one that is nested in the tape's, or any after the tape was dropped.
-    Nested,
-    /// Not at all: the pass skips the call.
-    LeftOut,
+    pub(super) pass: Option<PassState>,
 }
 
 impl State {
@@ -106,6 +75,12 @@ impl Record {
 
     fn of(token: Tensor, owner: Owner) -> Self {
         Self { state: Mutex::new(State::new(token)), owner, is_closed: AtomicBool::new(false) }
+    }
+
+    /// One of no tape and no pullback, for tests without MPI.
+    #[cfg(test)]
+    pub(super) fn without_mpi() -> Self {
+        Self::of(first_token(), Owner::Pullback((Weak::new(), 0)))
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -150,83 +125,6 @@ impl Record {
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         !self.is_closed.load(Ordering::Relaxed)
-    }
-
-    /// Runs a backward pass. Returns its outcome, and an error if calls were skipped in it.
-    pub(super) fn pass<T>(
-        self: &Arc<Self>,
-        site: Site,
-        run: impl FnOnce() -> T,
-    ) -> (T, Result<()>) {
-        // It may run within another pass of the tape.
-        let pass = PassState { outcome: Ok(()), graph_task: None };
-        let outer = self.state().pass.replace(pass);
-        RUNNING.with_borrow_mut(|running| running.push(Running { site, tape: Arc::clone(self) }));
-        let outcome = run();
-        RUNNING.with_borrow_mut(Vec::pop);
-        let own = std::mem::replace(&mut self.state().pass, outer);
-        (outcome, own.map_or(Ok(()), |pass| pass.outcome))
-    }
-
-    /// The root of a backward pass: a node over the last token that the pass goes through before all
-    /// calls of the tape. It notes which pass that is, as others may be nested in it.
-    pub(super) fn root(
-        self: &Arc<Self>,
-        call: &'static str,
-        last_token: &Tensor,
-    ) -> Result<Tensor> {
-        let root = autograd::alias(call, last_token)?;
-        let record = Arc::downgrade(self);
-        let _recording = Recording::on();
-        autograd::add_node(call, [last_token], [&root], &[], move |mut given| {
-            if let Some(record) = record.upgrade()
-                && let Some(pass) = &mut record.state().pass
-            {
-                pass.graph_task = Some(autograd::graph_task());
-            }
-            Ok(vec![given.cotangents.pop()])
-        })?;
-        Ok(root)
-    }
-
-    /// Whether a backward pass may go through a call of the tape's that was recorded in this
-    /// generation: a pass of the tape's may, and one nested in it, until the tape starts anew. The call
-    /// is left out of a pass that may not.
-    fn admit(&self, site: Site, generation: u64) -> Result<Admission> {
-        if !self.is_open() {
-            return Ok(Admission::Nested);
-        }
-        let (admission, is_outlived) = {
-            let state = self.state();
-            let admission = state.pass.as_ref().map(|pass| {
-                let is_own = pass.graph_task == Some(autograd::graph_task());
-                if is_own { Admission::Own } else { Admission::Nested }
-            });
-            (admission, state.generation != generation)
-        };
-        let error = match admission {
-            Some(admission) if !is_outlived => return Ok(admission),
-            _ if is_outlived => outlived(site),
-            _ => foreign_pass(site),
-        };
-        self.leave_out(error).map(|()| Admission::LeftOut)
-    }
-
-    /// Notes the error of a call that is skipped. In a pass of this tape, or else of another tape,
-    /// the error is returned after the pass, as other ranks rely on the calls that follow. In a
-    /// pass of torch's own it is returned at once.
-    fn leave_out(&self, error: Error) -> Result<()> {
-        let innermost =
-            RUNNING.with_borrow(|running| running.last().map(|pass| Arc::clone(&pass.tape)));
-        for tape in std::iter::once(self).chain(innermost.as_deref()) {
-            if let Some(pass) = &mut tape.state().pass {
-                if pass.outcome.is_ok() {
-                    pass.outcome = Err(error);
-                }
-                return Ok(());
-            }
-        }
-        Err(error)
     }
 
     /// How often the tape has started anew. Calls of an earlier generation are no longer on it.
@@ -342,16 +240,15 @@ where
     let count = inputs.len();
     autograd::add_node(site.call, before, after, saved, move |given| {
         let record = tape.0.upgrade();
-        let admission =
-            record.map_or(Ok(Admission::Nested), |record| record.admit(site, tape.1))?;
-        if admission == Admission::LeftOut {
+        let passage = record.map_or(Ok(Passage::Nested), |record| record.admit(site, tape.1))?;
+        if passage == Passage::LeftOut {
             return Ok((0..=count).map(|_| None).collect());
         }
         let Backward { mut cotangents, saved } = given;
         let token = cotangents.pop().unwrap_or_else(|| unreachable!("the token is an output"));
         // The calls of the pullback are ordered after the cotangent of the token.
         let own = Arc::new(Record::of_pullback(token, &tape));
-        let is_compared = is_compared && admission == Admission::Own;
+        let is_compared = is_compared && passage == Passage::Own;
         let comm = backward.recorded_on(Arc::clone(&own), is_compared);
         let gradients = pullback(&comm, Pulled { cotangents, saved });
         let token = own.last_token();
@@ -403,53 +300,3 @@ fn note_use(record: &Arc<Record>) {
 
 /// The token's scalar type: `Float`.
 const TOKEN: i32 = 6;
-
-/// The error for a call that was recorded before the tape's last backward pass and is used after
-/// it.
-pub(crate) fn outlived(site: Site) -> Error {
-    let message = format!(
-        "called at {}, before the tape's last backward pass, which the other ranks have gone \
-         through; keep the graph, or use its results before",
-        site.at
-    );
-    Error::Argument { call: site.call, message }
-}
-
-/// Makes the backward pass of a tape an error if it goes through a message that is on no tape: the pass
-/// may not reach the other end, and a gradient would lack its part.
-fn note_message_on_no_tape(site: Site) {
-    RUNNING.with_borrow(|running| {
-        let Some(Running { site: pass_site, tape }) = running.last() else { return };
-        let mut state = tape.state();
-        if let Some(pass) = &mut state.pass
-            && pass.graph_task == Some(autograd::graph_task())
-            && pass.outcome.is_ok()
-        {
-            let message = format!(
-                "called at {} on no tape, and reached by {pass_site}, which may not reach the other \
-                 end of the message; put its communicator on the tape by `Tape::on`",
-                site.at
-            );
-            pass.outcome = Err(Error::Argument { call: site.call, message });
-        }
-    });
-}
-
-/// The error for a call on a tape that is reached by a backward pass that is not the tape's.
-fn foreign_pass(site: Site) -> Error {
-    let pass = RUNNING.with_borrow(|running| {
-        running.last().map_or_else(
-            || "a backward pass that is not the tape's, as `Tensor::backward` makes it".to_owned(),
-            |pass| format!("{} of another tape", pass.site),
-        )
-    });
-    let message = format!(
-        "called at {} on a tape, and reached by {pass}; go back by `backward` or `grad` of the tape \
-         itself",
-        site.at
-    );
-    Error::Argument { call: site.call, message }
-}
-
-#[cfg(test)]
-mod tests;

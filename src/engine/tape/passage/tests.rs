@@ -1,10 +1,8 @@
 //! Tests, without MPI, of which backward passes may go through a tape's calls.
 
-use super::*;
+use parking_lot::Mutex;
 
-fn without_mpi() -> Record {
-    Record::of(first_token(), Owner::Pullback((Weak::new(), 0)))
-}
+use super::*;
 
 fn variable() -> Tensor {
     Tensor::from_slice(&[1.0]).set_requires_grad(true)
@@ -15,7 +13,7 @@ fn twice(tape: &Arc<Record>, x: &Tensor) -> Tensor {
     let y = x.detach() * 2.0;
     let (tape, generation, site) = (Arc::clone(tape), tape.generation(), Site::new("twice"));
     autograd::add_node("twice", [x], [&y], &[], move |given| {
-        let is_left_out = tape.admit(site, generation)? == Admission::LeftOut;
+        let is_left_out = tape.admit(site, generation)? == Passage::LeftOut;
         Ok(vec![(!is_left_out).then(|| &given.cotangents[0] * 2.0)])
     })
     .unwrap();
@@ -54,7 +52,7 @@ fn pass_of(tape: &Arc<Record>, y: &Tensor) -> (Result<()>, Result<()>) {
 /// threads.
 #[test]
 fn passes_within_the_tapes_own_are_its_own() {
-    let tape = Arc::new(without_mpi());
+    let tape = Arc::new(Record::without_mpi());
     for depth in [0, 1, 2, 100] {
         let x = variable();
         let y = nested(twice(&tape, &x), depth);
@@ -72,14 +70,14 @@ fn passes_within_the_tapes_own_are_its_own() {
 /// A pass of another tape, within a pass of the tape or not.
 #[test]
 fn passes_of_another_tape_leave_calls_out() {
-    let [tape, other] = [(); 2].map(|()| Arc::new(without_mpi()));
+    let [tape, other] = [(); 2].map(|()| Arc::new(Record::without_mpi()));
     let (x, z) = (variable(), variable());
     let y = twice(&tape, &x) + twice(&other, &z);
     let (outcome, left_out) = pass_of(&other, &y);
     outcome.unwrap();
     let error = left_out.unwrap_err().to_string();
     assert!(
-        error.contains("reached by Tape::backward at src/engine/tape/record/tests.rs:"),
+        error.contains("reached by Tape::backward at src/engine/tape/passage/tests.rs:"),
         "{error}"
     );
     assert!(!x.grad().defined());
@@ -98,7 +96,7 @@ fn passes_of_another_tape_leave_calls_out() {
 
 #[test]
 fn a_pass_within_a_pass_of_one_tape_leaves_it_as_it_was() {
-    let tape = Arc::new(without_mpi());
+    let tape = Arc::new(Record::without_mpi());
     let (x, z) = (variable(), variable());
     let inner = Mutex::new(twice(&tape, &x));
     let within = Arc::clone(&tape);

@@ -1,0 +1,171 @@
+//! [`Terms`]: the arguments of a call that the ranks must agree on.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::description::{Line, PAIRS};
+use super::saying::Subject;
+use crate::base::op::Op;
+use crate::base::rank::Rank;
+use crate::base::site::Site;
+
+/// The arguments of a call that all ranks must agree on, and the sizes that each rank tells the
+/// others.
+#[derive(Debug, Default)]
+pub(crate) struct Terms<'a> {
+    pub(crate) op: Option<Op>,
+    pub(crate) root: Option<Rank>,
+    /// The axes that the call names.
+    pub(crate) axes: [Option<i64>; 2],
+    /// Counts that every rank was given.
+    pub(crate) counts: [Option<&'a [i64]>; 2],
+    /// The shape, if it must agree, and the axis along which the extents may still differ.
+    pub(crate) shape: Option<(&'a [i64], Option<usize>)>,
+    /// This rank's row and column of a matrix of counts of which it does not know the rest.
+    pub(crate) pairs: Option<Pairs<'a>>,
+    /// Whether the ranks must agree on recording the call, whatever else is compared.
+    pub(crate) compares_recording: bool,
+    /// The sizes that this rank tells every other.
+    pub(crate) told: Option<Told<'a>>,
+    /// A number for each rank, which only that rank is told.
+    pub(crate) told_each: Option<&'a [i64]>,
+}
+
+/// This rank's row and column of the matrix of counts. The ranks agree if every rank is to receive
+/// from each other rank the count that the other is to send.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pairs<'a> {
+    /// The count that is sent to each rank, in order of the ranks.
+    pub(crate) send: &'a [i64],
+    /// The count that is received from each rank.
+    pub(crate) receive: &'a [i64],
+    /// Whether the elements are too many for an `int`, so that another MPI function is called.
+    pub(crate) wide: bool,
+}
+
+impl Pairs<'_> {
+    /// A number whose sum over all ranks, with wrapping, is zero if the ranks agree: the rank that
+    /// sends a count adds its hash, and the rank that receives it subtracts the hash.
+    pub(super) fn balance(&self, rank: Rank) -> u64 {
+        let hash = |from: Rank, to: Rank, count: i64| {
+            let mut hasher = DefaultHasher::new();
+            (from, to, count).hash(&mut hasher);
+            hasher.finish()
+        };
+        let counts = self.send.iter().zip(self.receive);
+        (0..).zip(counts).fold(0_u64, |sum, (other, (&sent, &received))| {
+            sum.wrapping_add(hash(rank, other, sent)).wrapping_sub(hash(other, rank, received))
+        })
+    }
+}
+
+/// The sizes that a rank tells the others: counts, and a shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told<'a> {
+    pub(crate) counts: [i64; 2],
+    pub(crate) shape: &'a [i64],
+}
+
+/// [`Terms`] without the sizes to exchange, owned, for a call that is under way.
+pub(super) struct OwnedTerms {
+    op: Option<Op>,
+    root: Option<Rank>,
+    axes: [Option<i64>; 2],
+    counts: [Option<Vec<i64>>; 2],
+    shape: Option<(Vec<i64>, Option<usize>)>,
+    pairs: Option<([Vec<i64>; 2], bool)>,
+}
+
+impl OwnedTerms {
+    pub(super) fn borrow(&self) -> Terms<'_> {
+        Terms {
+            op: self.op,
+            root: self.root,
+            axes: self.axes,
+            counts: self.counts.each_ref().map(Option::as_deref),
+            shape: self.shape.as_ref().map(|(shape, free)| (&shape[..], *free)),
+            pairs: self.pairs.as_ref().map(|([send, receive], wide)| Pairs {
+                send,
+                receive,
+                wide: *wide,
+            }),
+            compares_recording: false,
+            told: None,
+            told_each: None,
+        }
+    }
+}
+
+impl Hash for Terms<'_> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let Self { op, root, axes, counts, shape, pairs, .. } = self;
+        (op, root, axes, counts, pairs.map(|pairs| pairs.wide)).hash(hasher);
+        if let Some((shape, free)) = shape {
+            (free, shape.len()).hash(hasher);
+            for (i, extent) in shape.iter().enumerate().filter(|&(i, _)| *free != Some(i)) {
+                (i, extent).hash(hasher);
+            }
+        }
+    }
+}
+
+impl Terms<'_> {
+    /// The terms of one axis, counted from the start.
+    pub(crate) fn axis(axis: usize) -> [Option<i64>; 2] {
+        [i64::try_from(axis).ok(), None]
+    }
+
+    pub(super) fn to_owned(&self) -> OwnedTerms {
+        OwnedTerms {
+            op: self.op,
+            root: self.root,
+            axes: self.axes,
+            counts: self.counts.map(|counts| counts.map(<[i64]>::to_vec)),
+            shape: self.shape.map(|(shape, free)| (shape.to_vec(), free)),
+            pairs: self
+                .pairs
+                .map(|Pairs { send, receive, wide }| ([send.to_vec(), receive.to_vec()], wide)),
+        }
+    }
+
+    /// The terms by name, for the error.
+    pub(super) fn describe(&self, site: Site, subject: Subject) -> Vec<Line> {
+        let pass = if site.backward { "backward" } else { "forward" };
+        let mut lines = vec![("operation", site.call.to_owned()), ("pass", pass.to_owned())];
+        if let Some(op) = self.op {
+            lines.push(("op", format!("Op::{op:?}")));
+        }
+        if let Some((datatype, requires_grad)) = subject {
+            lines.push(("kind", format!("{:?}", datatype.kind)));
+            lines.push(("requires_grad", requires_grad.to_string()));
+        }
+        if let Some(root) = self.root {
+            lines.push(("root", root.to_string()));
+        }
+        let [first, second] = self.axes;
+        if let Some(axis) = first {
+            let second = second.map_or(String::new(), |axis| format!(" and {axis}"));
+            lines.push(("axis", format!("{axis}{second}")));
+        }
+        for (name, counts) in ["counts", "counts to scatter"].into_iter().zip(self.counts) {
+            if let Some(counts) = counts {
+                lines.push((name, format!("{counts:?}")));
+            }
+        }
+        if let Some(Pairs { send, receive, wide }) = self.pairs {
+            lines.extend(PAIRS.into_iter().zip([send, receive].map(|list| format!("{list:?}"))));
+            let known = if wide { "known, beyond an int" } else { "known" };
+            lines.push(("counts of every pair", known.to_owned()));
+        }
+        if let Some((shape, free)) = self.shape {
+            let extents: Vec<String> = shape
+                .iter()
+                .enumerate()
+                .map(
+                    |(i, extent)| if free == Some(i) { "_".to_owned() } else { extent.to_string() },
+                )
+                .collect();
+            lines.push(("shape", format!("[{}]", extents.join(", "))));
+        }
+        lines
+    }
+}
