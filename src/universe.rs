@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::ThreadId;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -224,6 +225,10 @@ impl Drop for Shared {
     }
 }
 
+/// The time that the launcher has to forward what this rank printed: MPICH's drops it when the job is
+/// aborted.
+const FORWARDING: Duration = Duration::from_millis(200);
+
 /// Rust's exit code of a program that panicked.
 const PANICKED: i32 = 101;
 
@@ -276,10 +281,12 @@ pub fn run<E: fmt::Display>(program: fn(&Universe) -> std::result::Result<(), E>
         },
         Ok(Err(error)) => {
             watch::say(&format!("{rank}: {error}\n"));
+            std::thread::sleep(FORWARDING);
             world.abort(1)
         }
         Err(_) => {
             watch::say(&format!("{rank} panicked\n"));
+            std::thread::sleep(FORWARDING);
             world.abort(PANICKED)
         }
     }

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     harness::run(
         start,
         harness::tests![
+            left_over_messages_are_not_inherited,
             splits_follow_colors_and_keys,
             splits_nest,
             a_bad_color_is_an_error_on_all_ranks,
@@ -423,4 +424,21 @@ fn dropped_on_another_thread(context: &Context) -> Result<()> {
         }
     }
     world.barrier()
+}
+
+/// Some MPIs give the number of a freed context to the next one that is made.
+fn left_over_messages_are_not_inherited(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (right, left) =
+        ((world.rank() + 1) % world.size(), (world.rank() + world.size() - 1) % world.size());
+    let number = |value: i64| Tensor::from_slice(&[value]);
+    for i in 0..10 {
+        let comm = world.duplicate()?;
+        let receive = comm.irecv(&number(0), left, 1)?;
+        let _ = comm.isend(&number(i), right, 1)?.wait()?;
+        // Never received.
+        drop(comm.isend(&number(-1), right, 1)?);
+        assert_eq!(receive.wait()?, number(i));
+    }
+    Ok(())
 }

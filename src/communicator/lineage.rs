@@ -28,6 +28,7 @@ use mpi_sys::MPI_Comm;
 use parking_lot::Mutex;
 
 use super::Handle;
+use crate::base::rank::index;
 use crate::environment::FreedAtEnd;
 use crate::environment::status::Status;
 
@@ -145,30 +146,53 @@ impl FreedAtEnd for Contexts {
     }
 }
 
-/// A line for a message that has arrived and was never received. In the backward pass it is a
-/// cotangent that is missing in a gradient.
+/// Receives the messages that have arrived and that nobody has received: some MPIs give the context's
+/// number to the next communicator that is made, and the messages with it. Returns a line for each; in
+/// the backward pass, such a message is a cotangent that is missing in a gradient.
 ///
 /// # Safety
 /// MPI can be called, and the context has not been freed.
-unsafe fn unreceived(context: MPI_Comm, pass: &str) -> Option<String> {
-    let (mut found, mut status, mut rank) = (0, Status::none(), 0);
-    // SAFETY: the context is a communicator; the others outlive the call.
-    let code = unsafe {
-        mpi_sys::MPI_Iprobe(
-            mpi_sys::MPI_ANY_SOURCE,
-            mpi_sys::MPI_ANY_TAG,
-            context,
-            &mut found,
-            &mut status,
-        )
-    };
-    if code != mpi_sys::MPI_SUCCESS || found == 0 {
-        return None;
-    }
-    // SAFETY: as above.
+unsafe fn unreceived(context: MPI_Comm, pass: &str) -> Vec<String> {
+    let (mut lines, mut rank) = (Vec::new(), 0);
+    // SAFETY: the context is a communicator; `rank` outlives the call.
     unsafe { mpi_sys::MPI_Comm_rank(context, &mut rank) };
-    let (source, tag) = (status.MPI_SOURCE, status.MPI_TAG);
-    Some(format!(
-        "rank {rank} has never received a message of the {pass} pass, of rank {source} with tag {tag}"
-    ))
+    loop {
+        let (mut found, mut message) = (0, mpi_sys::MPI_MESSAGE_NULL);
+        let mut status = Status::none();
+        // SAFETY: the context is a communicator; the others outlive the call.
+        let code = unsafe {
+            mpi_sys::MPI_Improbe(
+                mpi_sys::MPI_ANY_SOURCE,
+                mpi_sys::MPI_ANY_TAG,
+                context,
+                &mut found,
+                &mut message,
+                &mut status,
+            )
+        };
+        if code != mpi_sys::MPI_SUCCESS || found == 0 {
+            return lines;
+        }
+        let (source, tag) = (status.MPI_SOURCE, status.MPI_TAG);
+        let line = format!(
+            "rank {rank} has never received a message of the {pass} pass, of rank {source} with tag \
+             {tag}"
+        );
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+        let bytes = Status::of(&status).bytes;
+        let Ok(count) = i32::try_from(bytes) else { return lines };
+        let mut memory = vec![0_u8; index(count) + 1];
+        // SAFETY: `memory` has room for the message, which was looked at.
+        unsafe {
+            mpi_sys::MPI_Mrecv(
+                memory.as_mut_ptr().cast(),
+                count,
+                mpi_sys::MPI_BYTE,
+                &mut message,
+                mpi_sys::MPI_STATUS_IGNORE,
+            )
+        };
+    }
 }
