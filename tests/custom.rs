@@ -168,9 +168,13 @@ fn messages_of_a_pullback_may_be_started(context: &Context) -> Result<()> {
     testing::gradgradcheck(&tape, &x, shift)
 }
 
-/// A pullback starts calls of different sizes, and nobody waits for the error. Its own derivative would
-/// go back through them, beyond the smaller one's memory, if the tape were taken to have compared them.
-fn calls_of_pullbacks_that_differ(context: &Context) -> Result<()> {
+/// A pullback starts calls of different sizes on what `on` makes of its communicator, and nobody waits
+/// for the error. Its own derivative would go back through them, beyond the smaller one's memory, if the
+/// tape were taken to have compared them.
+fn calls_that_differ(
+    context: &Context,
+    on: fn(&Communicator) -> Result<Communicator>,
+) -> Result<()> {
     let world = &context.world;
     if world.size() == 1 {
         return Ok(());
@@ -179,9 +183,9 @@ fn calls_of_pullbacks_that_differ(context: &Context) -> Result<()> {
     let tape = comm.tape();
     let x = variable(&tape, &[1])?;
     let y = no_grad(|| &x * 2.0);
-    let y = tape.custom("twice", &[&x], &[&y], &[], |comm, _, cotangents| {
+    let y = tape.custom("twice", &[&x], &[&y], &[], move |comm, _, cotangents| {
         let count = if comm.rank() == 0 { 16 } else { 200_000 };
-        drop(comm.iall_reduce(&cotangents[0].repeat([count]), Op::Sum)?);
+        drop(on(comm)?.iall_reduce(&cotangents[0].repeat([count]), Op::Sum)?);
         Ok(vec![Some(&cotangents[0] * 2.0)])
     })?;
     let loss = y[0].square().sum(Kind::Double);
@@ -189,6 +193,16 @@ fn calls_of_pullbacks_that_differ(context: &Context) -> Result<()> {
     let error = tape.grad(&gradient.sum(Kind::Double), &[&x]).expect_err("the sizes differ");
     assert!(error.to_string().contains("the ranks disagree on a call"), "{error}");
     works(world)
+}
+
+fn calls_of_pullbacks_that_differ(context: &Context) -> Result<()> {
+    calls_that_differ(context, |comm| Ok(comm.clone()))
+}
+
+fn calls_of_communicators_that_pullbacks_make(context: &Context) -> Result<()> {
+    calls_that_differ(context, |comm| {
+        Ok(comm.split(Some(0), comm.rank())?.expect("each rank has a color"))
+    })
 }
 
 /// A pullback that adds a node in its turn, as of a solution: x / (2 p), by x / (2 p).
@@ -369,29 +383,6 @@ fn the_tape_frees_what_a_closure_holds(context: &Context) -> Result<()> {
     tape.backward(None)?;
     assert_eq!(testing::live_pullbacks(), before, "the tape has started anew");
     Ok(())
-}
-
-/// As of the communicator itself: nobody has compared them.
-fn calls_of_communicators_that_pullbacks_make(context: &Context) -> Result<()> {
-    let world = &context.world;
-    if world.size() == 1 {
-        return Ok(());
-    }
-    let comm = world.duplicate()?;
-    let tape = comm.tape();
-    let x = variable(&tape, &[1])?;
-    let y = no_grad(|| &x * 2.0);
-    let y = tape.custom("twice", &[&x], &[&y], &[], |comm, _, cotangents| {
-        let child = comm.split(Some(0), comm.rank())?.expect("each rank has a color");
-        let count = if comm.rank() == 0 { 16 } else { 200_000 };
-        drop(child.iall_reduce(&cotangents[0].repeat([count]), Op::Sum)?);
-        Ok(vec![Some(&cotangents[0] * 2.0)])
-    })?;
-    let loss = y[0].square().sum(Kind::Double);
-    let gradient = tape.grad_with(&loss, &[&x], CREATE_GRAPH)?.remove(0);
-    let error = tape.grad(&gradient.sum(Kind::Double), &[&x]).expect_err("the sizes differ");
-    assert!(error.to_string().contains("the ranks disagree on a call"), "{error}");
-    works(world)
 }
 
 fn results_can_be_changed_in_place(context: &Context) -> Result<()> {

@@ -1,11 +1,11 @@
 //! One tape for calls on several communicators: rows and columns of a grid, stages and replicas.
 
-use mpi4tch::{Communicator, Error, Op, PROC_NULL, Rank, Result, Tape, testing};
+use mpi4tch::{Communicator, Op, PROC_NULL, Rank, Result, Tape, testing};
 use tch::{Kind, Tensor};
 
 use crate::common::tensors::{variable, zeros};
 use crate::common::{Context, works};
-use crate::number;
+use crate::{number, same_everywhere, tape_error};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -260,21 +260,6 @@ fn waits_are_counted_by_communicator(context: &Context) -> Result<()> {
         let (b, a) = (b.wait()?, a.wait()?);
         Ok(a * b + y)
     })
-}
-
-fn tape_error(result: Result<()>) -> String {
-    match result {
-        Err(Error::Tape { differences }) => differences,
-        other => panic!("an error of the tape was expected: {other:?}"),
-    }
-}
-
-/// The text, which is the same on all ranks.
-fn same_everywhere(comm: &Communicator, text: &str) -> Result<()> {
-    let bytes = Tensor::from_slice(text.as_bytes());
-    let all = comm.all_gather(&bytes, 0)?;
-    assert_eq!(all, bytes.repeat([i64::from(comm.size())]), "{text}");
-    Ok(())
 }
 
 fn a_mismatch_on_one_row(context: &Context) -> Result<()> {

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use crate::common::Context;
 use crate::common::ring::neighbours;
 use crate::common::tensors::zeros;
-use crate::number;
+use crate::{number, same_everywhere, tape_error};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -22,22 +22,6 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         what_the_ranks_have_not_agreed_on,
         calls_that_are_on_different_tapes,
     ]
-}
-
-fn tape_error(result: Result<()>) -> String {
-    match result {
-        Err(Error::Tape { differences }) => differences,
-        other => panic!("an error of the tape was expected: {other:?}"),
-    }
-}
-
-/// All ranks have the same text.
-fn same_everywhere(comm: &Communicator, text: &str) -> Result<()> {
-    let bytes = Tensor::from_slice(text.as_bytes());
-    let first = comm.broadcast(&Tensor::from_slice(&[bytes.size()[0]]), 0)?;
-    assert_eq!(first, Tensor::from_slice(&[bytes.size()[0]]), "{text}");
-    assert_eq!(comm.broadcast(&bytes, 0)?, bytes, "{text}");
-    Ok(())
 }
 
 fn a_call_more_on_one_rank(context: &Context) -> Result<()> {

@@ -12,7 +12,7 @@ mod requests;
 use std::process::ExitCode;
 
 use common::start;
-use mpi4tch::Communicator;
+use mpi4tch::{Communicator, Error, Result};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
@@ -34,4 +34,20 @@ fn number(comm: &Communicator, first: f64) -> Tensor {
 /// The single element.
 fn value(x: &Tensor) -> f64 {
     f64::try_from(x.sum(Kind::Double)).expect("one element")
+}
+
+fn tape_error(result: Result<()>) -> String {
+    match result {
+        Err(Error::Tape { differences }) => differences,
+        other => panic!("an error of the tape was expected: {other:?}"),
+    }
+}
+
+/// All ranks have the same text.
+fn same_everywhere(comm: &Communicator, text: &str) -> Result<()> {
+    let bytes = Tensor::from_slice(text.as_bytes());
+    let first = comm.broadcast(&Tensor::from_slice(&[bytes.size()[0]]), 0)?;
+    assert_eq!(first, Tensor::from_slice(&[bytes.size()[0]]), "{text}");
+    assert_eq!(comm.broadcast(&bytes, 0)?, bytes, "{text}");
+    Ok(())
 }
