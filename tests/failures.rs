@@ -139,13 +139,13 @@ fn a_program_that_fails_on_one_rank() {
         ("run that fails", "mpi4tch: rank 1 of 3: recv: source 99 is out of range for 3 ranks"),
         ("run that panics", "mpi4tch: rank 1 of 3 panicked"),
     ];
-    for (program, text) in told {
+    job::for_each(told, |(program, text)| {
         let start = Instant::now();
         let outcome = job::run(program, 3, &[]);
         assert!(!outcome.status.success(), "{outcome:?}");
         assert!(outcome.printed.contains(text), "{outcome:?}");
         assert!(start.elapsed() < Duration::from_secs(40), "{outcome:?}");
-    }
+    });
 }
 
 /// A message that nobody receives may be a part that a gradient lacks.

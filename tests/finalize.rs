@@ -4,6 +4,7 @@
 mod job;
 
 use mpi4tch::{Communicator, Op, Request, Result};
+use parking_lot::Mutex;
 use tch::{Device, Kind, Tensor};
 
 fn ones(count: i64) -> Tensor {
@@ -108,13 +109,14 @@ fn check(
 
 #[test]
 fn requests_at_the_end() {
-    let mut failures = Vec::new();
-    for scenario in SCENARIOS {
+    let failures = Mutex::new(Vec::new());
+    job::for_each(SCENARIOS, |scenario| {
         for (fate, ranks, level) in
             [("alive", 2, "collective"), ("dropped", 3, "local"), ("forgotten", 2, "local")]
         {
-            failures.extend(check(scenario, fate, ranks, level).err());
+            failures.lock().extend(check(scenario, fate, ranks, level).err());
         }
-    }
+    });
+    let failures = failures.into_inner();
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }

@@ -5,6 +5,7 @@
 mod job;
 
 use mpi4tch::{Communicator, Op, Result};
+use parking_lot::Mutex;
 use tch::{Device, Kind, Tensor};
 
 /// A call on the world or on a duplicate of it.
@@ -41,8 +42,8 @@ fn rank() {
 
 #[test]
 fn each_wait_names_itself() {
-    let mut missing = Vec::new();
-    for (scenario, line, calls) in SCENARIOS {
+    let missing = Mutex::new(Vec::new());
+    job::for_each(SCENARIOS, |(scenario, line, calls)| {
         let variables = [("MPI4TCH_TIMEOUT", "1.5"), ("MPI4TCH_CHECK", "local")];
         let outcome = job::run(scenario, 2, &variables);
         assert!(!outcome.status.success(), "{scenario}: {outcome:?}");
@@ -51,9 +52,11 @@ fn each_wait_names_itself() {
             let place = format!(" s in {call} at tests/mismatch_waits.rs:{line}:");
             let mut lines = outcome.printed.lines();
             if !lines.any(|line| line.contains(&start) && line.contains(&place)) {
-                missing.push(format!("{scenario}: {start}_{place} is not in\n{}", outcome.printed));
+                let printed = &outcome.printed;
+                missing.lock().push(format!("{scenario}: {start}_{place} is not in\n{printed}"));
             }
         }
-    }
+    });
+    let missing = missing.into_inner();
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }

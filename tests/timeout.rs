@@ -88,33 +88,32 @@ fn rank() {
 
 #[test]
 fn a_rank_that_never_comes() {
-    for (ranks, seconds) in [(3, "1.5")] {
-        for (scenario, call, line, _) in SCENARIOS {
-            let outcome = job::run(scenario, ranks, &[("MPI4TCH_TIMEOUT", seconds)]);
-            let printed = &outcome.printed;
-            assert!(!outcome.status.success(), "{scenario}: {outcome:?}");
-            for rank in 0..ranks - 1 {
-                let start = format!("mpi4tch: rank {rank} of {ranks} has waited ");
-                let place = format!(" s in {call} at tests/timeout.rs:{line}:");
-                let found = printed.lines().any(|line| {
-                    let waited = line.find(&start).map(|at| &line[at + start.len()..]);
-                    waited.is_some_and(|rest| {
-                        let (time, rest) = rest.split_once(&place).unwrap_or(("", ""));
-                        let number = rest.split_once(", its call ").map(|(_, number)| number);
-                        time.parse().is_ok_and(|time: f64| (1.5..10.0).contains(&time))
-                            && number.is_some_and(|number| number.trim().parse::<u64>().is_ok())
-                    })
-                });
-                assert!(found, "{scenario}: {start}_{place}_ is not in\n{printed}");
-            }
-            assert!(!printed.contains(&format!("rank {} of {ranks} has", ranks - 1)), "{printed}");
-            let end = format!(
-                " ends the job: MPI4TCH_TIMEOUT is {seconds} s; ranks that have said nothing are \
-                 in no call"
-            );
-            assert!(printed.contains(&end), "{printed}");
+    let (ranks, seconds) = (3, "1.5");
+    job::for_each(SCENARIOS, |(scenario, call, line, _)| {
+        let outcome = job::run(scenario, ranks, &[("MPI4TCH_TIMEOUT", seconds)]);
+        let printed = &outcome.printed;
+        assert!(!outcome.status.success(), "{scenario}: {outcome:?}");
+        for rank in 0..ranks - 1 {
+            let start = format!("mpi4tch: rank {rank} of {ranks} has waited ");
+            let place = format!(" s in {call} at tests/timeout.rs:{line}:");
+            let found = printed.lines().any(|line| {
+                let waited = line.find(&start).map(|at| &line[at + start.len()..]);
+                waited.is_some_and(|rest| {
+                    let (time, rest) = rest.split_once(&place).unwrap_or(("", ""));
+                    let number = rest.split_once(", its call ").map(|(_, number)| number);
+                    time.parse().is_ok_and(|time: f64| (1.5..10.0).contains(&time))
+                        && number.is_some_and(|number| number.trim().parse::<u64>().is_ok())
+                })
+            });
+            assert!(found, "{scenario}: {start}_{place}_ is not in\n{printed}");
         }
-    }
+        assert!(!printed.contains(&format!("rank {} of {ranks} has", ranks - 1)), "{printed}");
+        let end = format!(
+            " ends the job: MPI4TCH_TIMEOUT is {seconds} s; ranks that have said nothing are \
+                 in no call"
+        );
+        assert!(printed.contains(&end), "{printed}");
+    });
 }
 
 /// Longer than the timeout, but not in a call.
@@ -165,14 +164,14 @@ fn malformed() {
 
 #[test]
 fn values_that_mean_nothing() {
-    for value in ["", "soon", "0", "-1", "inf", "NaN", "1e400", "5 s"] {
+    job::for_each(["", "soon", "0", "-1", "inf", "NaN", "1e400", "5 s"], |value| {
         let outcome = job::run(
             "malformed",
             2,
             &[("MPI4TCH_TEST_VALUE", value), ("MPI4TCH_TEST_EVERYWHERE", "1")],
         );
         assert!(outcome.status.success(), "{value:?}: {outcome:?}");
-    }
+    });
     let outcome = job::run("malformed", 3, &[("MPI4TCH_TEST_VALUE", "soon")]);
     assert!(outcome.status.success(), "{outcome:?}");
 }

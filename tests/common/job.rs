@@ -4,8 +4,9 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 /// The variable that says which scenario a rank is to carry out.
 const SCENARIO: &str = "MPI4TCH_TEST_SCENARIO";
@@ -13,8 +14,31 @@ const SCENARIO: &str = "MPI4TCH_TEST_SCENARIO";
 /// How long a job may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Jobs share the cores.
-static TURN: Mutex<()> = Mutex::new(());
+/// How many jobs run at a time. Most of them wait for a timeout.
+const JOBS: usize = 3;
+
+/// How many more jobs may start now. A job that ends notifies one that waits.
+static FREE: Mutex<usize> = Mutex::new(JOBS);
+static ENDED: Condvar = Condvar::new();
+
+/// One of the [`JOBS`].
+struct Place;
+
+impl Place {
+    fn wait_for_one() -> Self {
+        let mut free = FREE.lock();
+        ENDED.wait_while(&mut free, |free| *free == 0);
+        *free -= 1;
+        Self
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *FREE.lock() += 1;
+        ENDED.notify_one();
+    }
+}
 
 /// How a job ended.
 #[derive(Debug)]
@@ -31,7 +55,7 @@ pub fn is_rank_of(scenario: &str) -> bool {
 
 /// Runs the test `rank`, as the scenario of this name, on so many ranks and with these variables.
 pub fn run(scenario: &str, ranks: usize, variables: &[(&str, &str)]) -> Outcome {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _place = Place::wait_for_one();
     let mut command = harness::mpiexec(ranks);
     command
         .arg(std::env::current_exe().expect("this program has a path"))
@@ -63,4 +87,15 @@ pub fn run(scenario: &str, ranks: usize, variables: &[(&str, &str)]) -> Outcome 
     // MPICH's launcher may send all to stdout.
     let printed = [output.stderr, output.stdout].concat();
     Outcome { status: output.status, printed: String::from_utf8_lossy(&printed).into_owned() }
+}
+
+/// Checks each scenario on a thread of its own, so that as many jobs run as may.
+#[allow(dead_code)] // Not every test with jobs has several scenarios.
+pub fn for_each<T: Send>(scenarios: impl IntoIterator<Item = T>, check: impl Fn(T) + Sync) {
+    std::thread::scope(|scope| {
+        for scenario in scenarios {
+            let check = &check;
+            scope.spawn(move || check(scenario));
+        }
+    });
 }
