@@ -98,6 +98,26 @@ char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor 
 /* Removes a leaf's gradient and returns it; NULL if it has none. */
 mpi4tch_tensor mpi4tch_take_grad(const void *leaf);
 
+/* Makes this the gradient of a leaf; NULL removes it. The tensor is of the leaf's kind and shape. */
+void mpi4tch_set_grad(const void *leaf, const void *gradient);
+
+/* A boxed Rust closure for a leaf's hook. `call` returns an error text made by mpi4tch_text, or
+ * NULL. */
+typedef struct {
+  void *state;
+  char *(*call)(void *state);
+  void (*drop)(void *state);
+} mpi4tch_hook;
+
+/* Has the hook called whenever libtorch has added to the leaf's gradient; its error is that of the
+ * backward pass. A leaf has room for one hook: if there is another one, `occupied` is set, and
+ * nothing is done. The shim owns the hook from the call on, also if it fails. */
+char *mpi4tch_add_hook(const void *leaf, mpi4tch_hook hook, bool *occupied);
+bool mpi4tch_has_hook(const void *leaf);
+
+/* Removes the hook with this state from the leaf, if the leaf still has it. */
+void mpi4tch_remove_hook(const void *leaf, const void *state);
+
 /* The number of the backward pass that the calling thread is in (libtorch's graph task), or -1. */
 int32_t mpi4tch_graph_task(void);
 

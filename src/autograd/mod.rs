@@ -6,6 +6,7 @@
 //! It is an ordinary closure on tensors: what it does is itself recorded when the user asked for
 //! a graph of the derivative (`create_graph`), so every order of derivative follows.
 
+mod hook;
 mod node;
 mod recording;
 mod tensor;
@@ -17,6 +18,7 @@ use std::ptr;
 use tch::Tensor;
 
 use crate::base::error::{Error, Result};
+pub(crate) use hook::{LeafHook, has_hook, set_grad};
 pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks};
 pub(crate) use recording::{Recording, is_recording};
 pub(crate) use tensor::{Metadata, alias, empty, is_same, pin, take_grad, unpin, version};

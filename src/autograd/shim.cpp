@@ -19,9 +19,11 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/headeronly/version.h>
 
 namespace {
@@ -153,6 +155,33 @@ class Communication final : public torch::autograd::Node {
   std::vector<SavedVariable> saved_;
 };
 
+// Calls the Rust closure after libtorch has added to a leaf's gradient.
+class LeafHook final : public torch::autograd::PostAccumulateGradHook {
+ public:
+  explicit LeafHook(mpi4tch_hook rust) : rust_(rust) {}
+  LeafHook(const LeafHook &) = delete;
+  LeafHook &operator=(const LeafHook &) = delete;
+  ~LeafHook() override { rust_.drop(rust_.state); }
+
+  void operator()(const at::Tensor & /*leaf*/) override {
+    char *error = rust_.call(rust_.state);
+    if (error == nullptr) return;
+    const std::unique_ptr<char, decltype(&mpi4tch_free)> text(error, mpi4tch_free);
+    throw std::runtime_error(text.get());
+  }
+
+  const void *state() const { return rust_.state; }
+
+ private:
+  mpi4tch_hook rust_;
+};
+
+// The hook of a leaf, of this crate or another; NULL if it has none.
+torch::autograd::PostAccumulateGradHook *hook_of(const at::Tensor &leaf) {
+  const auto *meta = torch::autograd::impl::get_autograd_meta(leaf);
+  return meta == nullptr ? nullptr : meta->post_acc_grad_hooks_.get();
+}
+
 }  // namespace
 
 // Does not throw: all that only a defined, strided tensor has is read after the checks for these.
@@ -266,6 +295,27 @@ char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor 
 mpi4tch_tensor mpi4tch_take_grad(const void *pointer) {
   at::Tensor &gradient = tensor(pointer).mutable_grad();
   return give(std::move(gradient));
+}
+
+void mpi4tch_set_grad(const void *leaf, const void *gradient) {
+  tensor(leaf).mutable_grad() = gradient == nullptr ? at::Tensor() : tensor(gradient);
+}
+
+char *mpi4tch_add_hook(const void *leaf, mpi4tch_hook hook, bool *occupied) {
+  return guarded([&] {
+    auto owned = std::make_unique<LeafHook>(hook);
+    *occupied = hook_of(tensor(leaf)) != nullptr;
+    if (!*occupied) torch::autograd::impl::set_post_acc_grad_hooks(tensor(leaf), std::move(owned));
+  });
+}
+
+bool mpi4tch_has_hook(const void *leaf) { return hook_of(tensor(leaf)) != nullptr; }
+
+void mpi4tch_remove_hook(const void *leaf, const void *state) {
+  const auto *hook = dynamic_cast<const LeafHook *>(hook_of(tensor(leaf)));
+  if (hook != nullptr && hook->state() == state) {
+    torch::autograd::impl::set_post_acc_grad_hooks(tensor(leaf), nullptr);
+  }
 }
 
 int32_t mpi4tch_graph_task(void) { return torch::autograd::get_current_graph_task_id(); }

@@ -231,6 +231,24 @@ impl<'x> Plan<'x> {
         Ok((launch, Completion { written, finish: self.finish, datatype, given }))
     }
 
+    /// As [`into_launch`](Self::into_launch), but the call changes `x`, the tensor that was planned
+    /// for, which is contiguous. `data` is its first element.
+    pub(crate) fn into_launch_in_place(
+        self,
+        site: Site,
+        comm: &Handle,
+        x: &Tensor,
+        data: *mut c_void,
+    ) -> Result<(Launch, Completion)> {
+        assert_eq!(self.input.data(), data.cast_const(), "the tensor itself is sent");
+        let buffers = self.buffers(comm, mpi_sys::MPI_IN_PLACE.cast_const(), data);
+        let pinned = [Pinned::new(site.call, x)?, Pinned::new(site.call, x)?];
+        let datatype = self.input.datatype();
+        let launch = Launch { buffers, call: self.call, pinned };
+        let written = x.shallow_clone();
+        Ok((launch, Completion { written, finish: self.finish, datatype, given: None }))
+    }
+
     pub(crate) fn result_shape(&self) -> &[i64] {
         match &self.finish {
             Finish::Zeros(shape) => shape,

@@ -107,6 +107,15 @@ impl Communicator {
         Ok(sum.cast_signed())
     }
 
+    /// Whether the word, a hash, is equal on all ranks. Collective; all ranks are in the same call,
+    /// and make it in the same way.
+    pub(crate) fn is_equal_on_all(&self, site: Site, way: Way, word: u64) -> Result<bool> {
+        // Equal hashes cancel, and those of only some ranks do not, except by chance.
+        let weight = if self.rank() == 0 { 1 - i64::from(self.size()) } else { 1 };
+        let sum = self.sum_control(site, way, word.cast_signed().wrapping_mul(weight))?;
+        Ok(sum == 0)
+    }
+
     /// Gathers every rank's `bytes`, in order of the ranks. They may differ in length. Collective;
     /// all ranks are in the same call.
     pub(crate) fn exchange(&self, site: Site, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {

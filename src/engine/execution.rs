@@ -58,6 +58,19 @@ impl Started {
         Ok(Self { flight, completion })
     }
 
+    /// Starts the call, to change `x`, the tensor that was planned for, which is contiguous. `data`
+    /// points to its elements. The call is part of one that the ranks have agreed on.
+    pub(crate) fn in_place(
+        plan: Plan,
+        site: Site,
+        comm: &Communicator,
+        (x, data): (&Tensor, *mut c_void),
+    ) -> Result<Self> {
+        let (launch, completion) = plan.into_launch_in_place(site, comm.handle(), x, data)?;
+        let flight = Flight::start(site, comm, launch, Start::Now)?;
+        Ok(Self { flight, completion })
+    }
+
     /// The tensor that MPI writes.
     pub(crate) fn written(&self) -> &Tensor {
         self.completion.written()

@@ -5,7 +5,7 @@ pub(crate) mod agreement;
 pub(crate) mod communicator;
 mod control;
 pub(crate) mod dummies;
-mod execution;
+pub(crate) mod execution;
 pub(crate) mod flight;
 pub(crate) mod operator;
 pub(crate) mod reduction;

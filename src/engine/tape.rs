@@ -25,7 +25,8 @@ use tch::Tensor;
 use crate::base::error::{Error, Result};
 use crate::engine::communicator::Communicator;
 pub(crate) use calls::Traffic;
-use pass::{BackwardPass, loss_root};
+use pass::BackwardPass;
+pub(crate) use pass::loss_root;
 pub(crate) use passage::outlived;
 pub(crate) use record::{Pulled, Record, add_node, carries_gradient, tapes_used};
 
@@ -193,6 +194,17 @@ impl Tape {
     #[track_caller]
     pub fn backward<'a>(&self, loss: impl Into<Option<&'a Tensor>>) -> Result<()> {
         self.backward_with(loss, PassOptions::default())
+    }
+
+    /// [`backward`](Self::backward) under another name, from tensors and their cotangents, or from
+    /// the error for which this rank refuses the pass.
+    #[track_caller]
+    pub(crate) fn backward_from(
+        &self,
+        call: &'static str,
+        roots: Result<Vec<(Tensor, Tensor)>>,
+    ) -> Result<()> {
+        self.record.backward(BackwardPass::new(call, PassOptions::default()), roots)
     }
 
     /// [`backward`](Self::backward) with options.

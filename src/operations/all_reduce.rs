@@ -5,13 +5,16 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use super::nonlinear::{Extremum, Product};
+use crate::autograd::{InPlace, Recording};
 use crate::base::error::Result;
 use crate::base::op::Op;
 use crate::base::site::Site;
+use crate::base::way::Way;
 use crate::call::buffer::Input;
 use crate::call::{Call, Finish, Plan};
-use crate::engine::agreement::{Agreed, Terms};
+use crate::engine::agreement::{Agreed, Terms, Turn};
 use crate::engine::communicator::Communicator;
+use crate::engine::execution::{self, Started};
 use crate::engine::operator::{Blocking, Mode, Operator, apply_in_place, apply_nonlinear, replace};
 use crate::engine::reduction;
 use crate::engine::request::{Nonblocking, Request};
@@ -131,6 +134,31 @@ pub(super) fn all_reduce<M: Mode>(comm: &Communicator, x: &Tensor, op: Op) -> Re
         // The other ops are linear, or refuse a tensor that requires grad.
         _ => reduction::reduce::<M>(&operator, op, comm.size(), comm, x),
     }
+}
+
+/// Sums `x`, which is contiguous, over all ranks in place, without autograd. It is part of a call
+/// that the ranks have agreed on, whose turn is `turn`, and is made in the way of that call: if the
+/// ranks poll, the sum is only started.
+pub(crate) fn sum_in_place(
+    site: Site,
+    comm: &Communicator,
+    x: &Tensor,
+    turn: &Turn,
+) -> Result<Option<Started>> {
+    let _recording = Recording::off();
+    let target = InPlace::new(site.call, x)?;
+    let input = Input::new(site.call, x)?;
+    let plan = AllReduce::of(site.call, Op::Sum).plan(comm, input, &Agreed::default())?;
+    let mut x = x.shallow_clone();
+    let started = match turn.way() {
+        Way::Waits => {
+            execution::run_in_place(plan, site, comm, (&mut x, target.data()), turn)?;
+            None
+        }
+        Way::Polls => Some(Started::in_place(plan, site, comm, (&x, target.data()))?),
+    };
+    target.bump_version(&mut x)?;
+    Ok(started)
 }
 
 /// With `Sum` it is its own adjoint.

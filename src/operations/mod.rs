@@ -29,4 +29,5 @@ pub mod rsmpi;
 mod counts;
 mod nonlinear;
 
+pub(crate) use all_reduce::sum_in_place;
 pub use counts::Counts;

@@ -22,6 +22,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) shape: Option<(&'a [i64], Option<usize>)>,
     /// This rank's row and column of a matrix of counts of which it does not know the rest.
     pub(crate) pairs: Option<Pairs<'a>>,
+    /// The parameters of a model, in words.
+    pub(crate) parameters: Option<&'a str>,
     /// Whether the ranks must agree on recording the call, whatever else is compared.
     pub(crate) compares_recording: bool,
     /// The sizes that this rank tells every other.
@@ -88,6 +90,7 @@ impl OwnedTerms {
                 receive,
                 wide: *wide,
             }),
+            parameters: None,
             compares_recording: false,
             told: None,
             told_each: None,
@@ -97,8 +100,8 @@ impl OwnedTerms {
 
 impl Hash for Terms<'_> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Self { op, root, axes, counts, shape, pairs, .. } = self;
-        (op, root, axes, counts, pairs.map(|pairs| pairs.wide)).hash(hasher);
+        let Self { op, root, axes, counts, shape, pairs, parameters, .. } = self;
+        (op, root, axes, counts, pairs.map(|pairs| pairs.wide), parameters).hash(hasher);
         if let Some((shape, free)) = shape {
             (free, shape.len()).hash(hasher);
             for (i, extent) in shape.iter().enumerate().filter(|&(i, _)| *free != Some(i)) {
@@ -155,6 +158,9 @@ impl Terms<'_> {
             lines.extend(PAIRS.into_iter().zip([send, receive].map(|list| format!("{list:?}"))));
             let known = if wide { "known, beyond an int" } else { "known" };
             lines.push(("counts of every pair", known.to_owned()));
+        }
+        if let Some(parameters) = self.parameters {
+            lines.push(("parameters", parameters.to_owned()));
         }
         if let Some((shape, free)) = self.shape {
             let extents: Vec<String> = shape

@@ -182,7 +182,10 @@ fn malformed(pass: BackwardPass, error: &postcard::Error) -> Error {
 }
 
 /// The root of a pass that starts from a loss; none if this rank has no loss.
-pub(super) fn loss_root(call: &'static str, loss: Option<&Tensor>) -> Result<Roots> {
+pub(crate) fn loss_root(
+    call: &'static str,
+    loss: Option<&Tensor>,
+) -> Result<Vec<(Tensor, Tensor)>> {
     let refuse = |message: String| Err(Error::Argument { call, message });
     let Some(loss) = loss else { return Ok(Roots::new()) };
     if !loss.defined() {
