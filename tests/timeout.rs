@@ -6,7 +6,9 @@ mod job;
 
 use std::time::{Duration, Instant};
 
-use mpi4tch::{Communicator, Error, Op, Result, Universe, mpi_sys};
+use mpi4tch::{
+    Communicator, DataParallel, DataParallelOptions, Error, Op, Result, Universe, mpi_sys,
+};
 use tch::{Device, Kind, Tensor};
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -22,7 +24,7 @@ type Call = fn(&Communicator, comes: bool) -> Result<()>;
 type Scenario = (&'static str, &'static str, u32, Call);
 
 #[rustfmt::skip]
-const SCENARIOS: [Scenario; 15] = [
+const SCENARIOS: [Scenario; 16] = [
     ("all_reduce", "all_reduce", line!(), |c, comes| if comes { c.all_reduce(&x(), Op::Sum).map(drop) } else { Ok(()) }),
     ("barrier", "barrier", line!(), |c, comes| if comes { c.barrier() } else { Ok(()) }),
     ("recv", "recv", line!(), |c, comes| if comes { c.recv(&x(), c.size() - 1, 0).map(drop) } else { Ok(()) }),
@@ -47,6 +49,10 @@ const SCENARIOS: [Scenario; 15] = [
         let x = x().set_requires_grad(true);
         let loss = c.scan(&x, Op::Sum)?.sum(Kind::Double);
         if comes { Ok(loss.f_backward()?) } else { Ok(()) }
+    }),
+    ("train", "DataParallel::backward", line!() + 2, |c, comes| {
+        let model = DataParallel::with_options(c, &[x().set_requires_grad(true)], &[], DataParallelOptions::default())?;
+        if comes { model.backward(None) } else { Ok(()) }
     }),
     ("tape", "Tape::backward", line!(), |c, comes| if comes { c.tape().backward(None) } else { Ok(()) }),
 ];

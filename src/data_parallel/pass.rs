@@ -222,7 +222,7 @@ impl Sums {
         if self.outcome.is_ok() {
             set(count);
         }
-        let bits = comm.intersect_control(self.site, bits)?;
+        let bits = comm.intersect_control(self.site, self.turn.way(), bits)?;
         let is_set = move |i: usize| bits[i / 64] >> (i % 64) & 1 == 1;
         if is_set(count) {
             return Ok(is_set);

@@ -66,10 +66,16 @@ impl Communicator {
         Ok(all)
     }
 
-    /// The bits that are set on every rank. Collective; all ranks are in the same call.
-    pub(crate) fn intersect_control(&self, site: Site, bits: Vec<u64>) -> Result<Vec<u64>> {
+    /// The bits that are set on every rank. Collective; all ranks are in the same call, and make it
+    /// in the same way.
+    pub(crate) fn intersect_control(
+        &self,
+        site: Site,
+        way: Way,
+        bits: Vec<u64>,
+    ) -> Result<Vec<u64>> {
         let count = i32::try_from(bits.len()).map_err(|_| Error::Exchange { call: site.call })?;
-        self.on_control(site, Way::Polls, bits, |bits, made| {
+        self.on_control(site, way, bits, |bits, made| {
             mpi!(
                 made,
                 MPI_Allreduce

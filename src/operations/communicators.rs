@@ -4,6 +4,7 @@ use mpi_sys::MPI_Comm;
 
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
+use crate::base::way::Way;
 use crate::communicator::Handle;
 use crate::engine::agreement::{Terms, agree};
 use crate::engine::communicator::Communicator;
@@ -238,7 +239,7 @@ impl Communicator {
         let (_, turn) = self.note(agree(site, &self.plain(), None, terms, true, way))?;
         let mut dead = self.handle().dead();
         if !dead.is_empty() {
-            dead = self.intersect_control(site, dead)?;
+            dead = self.intersect_control(site, Way::Polls, dead)?;
         }
         let child = self.handle().make(site, &dead, function, create);
         if child.is_ok() {

@@ -3,6 +3,7 @@
 mod collectives;
 #[path = "../common/mod.rs"]
 mod common;
+mod data_parallel;
 mod in_place;
 mod profiling;
 mod started;
@@ -15,7 +16,7 @@ use profiling::{Call, calls, names};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
-    let tests = [collectives::tests(), in_place::tests(), started::tests()];
+    let tests = [collectives::tests(), data_parallel::tests(), in_place::tests(), started::tests()];
     harness::run(start, tests.into_iter().flatten().collect())
 }
 
