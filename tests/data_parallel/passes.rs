@@ -226,14 +226,17 @@ pub fn that_communicate_without_a_tape(context: &Context) -> Result<()> {
     for options in small_buckets() {
         let (w, _) = perceptron(world, Kind::Double)?;
         let model = trained(world, &w, options)?;
-        let rows = batch(world, 2, Kind::Double)?;
-        let x = world.all_reduce(&rows.linear(&w[0], Some(&w[1])), Op::Mean)?;
-        let y = if world.rank() == 0 { x.linear(&w[2], Some(&w[3])) * &w[4] } else { x * 1.0 };
-        model.backward(&y.square().sum(Kind::Double))?;
-        for w in &w {
-            let gradient = w.grad();
-            let all = world.all_gather(&gradient.unsqueeze(0), 0)?;
-            assert_eq!(all, all.slice(0, 0, 1, 1).expand_as(&all), "differs between ranks");
+        for _ in 0..3 {
+            let rows = batch(world, 2, Kind::Double)?;
+            let x = world.all_reduce(&rows.linear(&w[0], Some(&w[1])), Op::Mean)?;
+            let y = if world.rank() == 0 { x.linear(&w[2], Some(&w[3])) * &w[4] } else { x * 1.0 };
+            model.backward(&y.square().sum(Kind::Double))?;
+            for w in &w {
+                let gradient = w.grad();
+                let all = world.all_gather(&gradient.unsqueeze(0), 0)?;
+                assert_eq!(all, all.slice(0, 0, 1, 1).expand_as(&all), "differs between ranks");
+            }
+            w.iter().for_each(|w| w.shallow_clone().zero_grad());
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::common::Context;
 use crate::models::{
     assert_close, batch, gradients_on_one_rank, leaf_like, perceptron, small_buckets, trained,
+    with_optimizer,
 };
 
 /// Each rank uses some of the parameters, in an order of its own.
@@ -14,7 +15,7 @@ pub fn on_some_ranks(context: &Context) -> Result<()> {
     let world = &context.world;
     let uses = |rank: i32, i: usize| (i32::try_from(i).unwrap_or(0) + rank) % 3 != 0;
     for options in small_buckets() {
-        let (w, _) = perceptron(world, Kind::Double)?;
+        let (w, mut optimizer) = with_optimizer(&perceptron(world, Kind::Double)?.0);
         let loss = |w: &[Tensor], rank: i32| {
             let scale = f64::from(rank + 1);
             let mut used: Vec<&Tensor> =
@@ -29,10 +30,10 @@ pub fn on_some_ranks(context: &Context) -> Result<()> {
         let losses: Vec<Tensor> = (0..world.size()).map(|rank| loss(&copies, rank)).collect();
         Tensor::stack(&losses, 0).mean(Kind::Double).f_backward()?;
         let expected: Vec<Tensor> = copies.iter().map(Tensor::grad).collect();
-        for _ in 0..2 {
+        for _ in 0..3 {
             model.backward(&loss(&w, world.rank()))?;
             assert_close(&w, &expected, 1e-12);
-            w.iter().for_each(|w| w.shallow_clone().zero_grad());
+            optimizer.zero_grad();
         }
     }
     Ok(())
