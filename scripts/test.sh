@@ -13,16 +13,32 @@
 #     3     a third rank, which neither sends nor receives; no power of two
 #     4     MPI's algorithms take two rounds, and trees have a rank in between
 #
-# The first MPI runs on 1, 2 and 3, the others on 2 and 4 ranks.
+# The first MPI runs on 1, 2 and 3, the others on 2 and 4 ranks, without the examples of the
+# documentation and without the tests of `of_no_mpi`, which hardly depend on the MPI.
 set -euo pipefail
 
+is_short=true
 ranks=(1,2,3 2,4)
 if [[ ${1:-} == --all ]]; then
     shift
+    is_short=false
     ranks=(1,2,3,4,5,7 1,2,3,4,5,7)
     export MPI4TCH_TEST_LARGE=1 MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
 fi
 
+of_no_mpi=(harness layers readme setup)
+
+# Options of cargo that select the library's unit tests, and all test files but those of `of_no_mpi`.
+select_tests_of_mpi() {
+    local file name
+    selected=(--lib)
+    for file in tests/*.rs tests/*/main.rs mpi-sys/tests/*.rs; do
+        name=${file%/main.rs} name=${name##*/} name=${name%.rs}
+        [[ " ${of_no_mpi[*]} " == *" $name "* ]] || selected+=(--test "$name")
+    done
+}
+
+selected=()
 passed=0 failed=0
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
@@ -42,7 +58,7 @@ for mpi in "${mpis[@]}"; do
     cargo clean --quiet -p mpi -p mpi-sys
     status=0
     MPI4TCH_MPI=$mpi MPICC=$mpicc MPI4TCH_TEST_RANKS=$counts \
-        cargo test --workspace --features mpi4tch/rsmpi --no-fail-fast "$@" 2>&1 |
+        cargo test --workspace --features mpi4tch/rsmpi --no-fail-fast "${selected[@]}" "$@" 2>&1 |
         tee "$output" || status=$?
     read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
     # A run that does not compile, or ends without a result, counts as one failure.
@@ -50,6 +66,8 @@ for mpi in "${mpis[@]}"; do
     # So does it if no test was selected.
     [[ $p != 0 || $f != 0 ]] || f=1
     passed=$((passed + p)) failed=$((failed + f))
+    # A selection of the user's, or all, runs on each MPI.
+    ! $is_short || [[ $# != 0 ]] || select_tests_of_mpi
 done
 
 printf '\n%d passed, %d failed\n' "$passed" "$failed"
