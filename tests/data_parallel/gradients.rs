@@ -1,6 +1,6 @@
 //! Gradients are those of one rank on the whole batch, in every way to use them.
 
-use mpi4tch::{DataParallel, DataParallelOptions, Result, testing};
+use mpi4tch::{DataParallel, DataParallelOptions, Op, Result, testing};
 use tch::nn::{self, Module, ModuleT, OptimizerConfig};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -18,7 +18,7 @@ pub fn are_those_of_the_whole_batch(context: &Context) -> Result<()> {
             let rows = batch(world, 5, kind)?;
             let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
             model.backward(&losses(&w, &rows).mean(kind))?;
-            assert_close(&w, &expected, tolerance);
+            assert_close(world, &w, &expected, tolerance);
         }
     }
     Ok(())
@@ -69,7 +69,7 @@ pub fn of_a_convolutional_net_in_a_store(context: &Context) -> Result<()> {
     model.backward(&loss(&layers, &images))?;
     loss(&copy, &whole).f_backward()?;
     let expected: Vec<Tensor> = alone.trainable_variables().iter().map(Tensor::grad).collect();
-    assert_close(&store.trainable_variables(), &expected, 1e-5);
+    assert_close(world, &store.trainable_variables(), &expected, 1e-5);
     Ok(())
 }
 
@@ -89,7 +89,7 @@ pub fn of_shared_parameters(context: &Context) -> Result<()> {
         let rows = batch(world, 3, Kind::Double)?;
         let expected = gradients_on_one_rank(world, &w[..2], loss, &rows)?;
         model.backward(&loss(&w, &rows).mean(None))?;
-        assert_close(&w[..2], &expected, 1e-12);
+        assert_close(world, &w[..2], &expected, 1e-12);
     }
     Ok(())
 }
@@ -113,7 +113,7 @@ pub fn that_are_sparse(context: &Context) -> Result<()> {
         for _ in 0..2 {
             model.backward(&look(&table, &rows, true).mean(None))?;
             assert!(!table.grad().is_sparse());
-            assert_close(&[table.shallow_clone()], &[copy.grad()], 1e-12);
+            assert_close(world, &[table.shallow_clone()], &[copy.grad()], 1e-12);
             table.shallow_clone().zero_grad();
         }
     }
@@ -177,7 +177,7 @@ pub fn zeroed_in_each_way(context: &Context) -> Result<()> {
                 let _ = w[1 - step % 2].grad().zero_();
             }
             model.backward(&losses(&w, &rows).mean(None))?;
-            assert_close(&w, &expected, 1e-4);
+            assert_close(world, &w, &expected, 1e-4);
         }
     }
     Ok(())
@@ -220,8 +220,8 @@ pub fn of_two_models_on_one_communicator(context: &Context) -> Result<()> {
     let [of_a, of_b] = [losses(&a, &x).mean(None), losses(&b, &y).mean(None)];
     second.backward(&of_b)?;
     first.backward(&of_a)?;
-    assert_close(&a, &expected[0], 1e-12);
-    assert_close(&b, &expected[1], 1e-12);
+    assert_close(world, &a, &expected[0], 1e-12);
+    assert_close(world, &b, &expected[1], 1e-12);
     Ok(())
 }
 
@@ -232,10 +232,16 @@ pub fn in_many_steps(context: &Context) -> Result<()> {
     let model = trained(world, &w, DataParallelOptions::default())?;
     let rows = batch(world, 3, Kind::Double)?;
     let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
-    for _ in 0..20 {
+    let mut another_call = None;
+    for step in 0..20 {
+        if step == 10 {
+            // From here on the sums are started.
+            another_call = Some(world.all_reduce(&w[0], Op::Sum)?);
+        }
         w.iter().for_each(|w| w.shallow_clone().zero_grad());
         model.backward(&losses(&w, &rows).mean(None))?;
-        assert_close(&w, &expected, 1e-12);
+        assert_close(world, &w, &expected, 1e-12);
     }
+    drop(another_call);
     Ok(())
 }

@@ -18,7 +18,7 @@ pub fn half_and_bfloat16(context: &Context) -> Result<()> {
             let rows = batch(world, 4, kind)?;
             let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
             model.backward(&losses(&w, &rows).mean(None))?;
-            assert_close(&w, &expected, tolerance);
+            assert_close(world, &w, &expected, tolerance);
         }
     }
     Ok(())
@@ -35,7 +35,7 @@ pub fn reduced_in_another_kind(context: &Context) -> Result<()> {
                 let rows = batch(world, 4, Kind::Float)?;
                 let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
                 model.backward(&losses(&w, &rows).mean(None))?;
-                assert_close(&w, &expected, tolerance);
+                assert_close(world, &w, &expected, tolerance);
                 let rounded = w[0].grad().to_kind(kind).to_kind(Kind::Float);
                 assert_eq!(w[0].grad(), rounded, "it was reduced in {kind:?}");
                 w.iter().for_each(|w| w.shallow_clone().zero_grad());
@@ -68,7 +68,7 @@ pub fn of_mixed_and_complex_parameters(context: &Context) -> Result<()> {
             let rows = batch(world, 3, Kind::Double)?;
             let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
             model.backward(&losses(&w, &rows).mean(None))?;
-            assert_close(&w, &expected, 1e-5);
+            assert_close(world, &w, &expected, 1e-5);
         }
     }
     Ok(())
@@ -100,7 +100,7 @@ pub fn that_change(context: &Context) -> Result<()> {
         }
         let y = layer.forward(&rows).square().sum_dim_intlist(1, false, None);
         model.backward(&y.mean(None))?;
-        assert_close(&w, &expected, tolerance);
+        assert_close(world, &w, &expected, tolerance);
     }
     Ok(())
 }

@@ -71,9 +71,15 @@ pub fn leaf_like(x: &Tensor) -> Tensor {
     x.detach().copy().set_requires_grad(x.requires_grad())
 }
 
-/// The gradients, undefined ones too, agree up to `tolerance`, relative to their size.
+/// The gradients, undefined ones too, agree up to `tolerance`, relative to their size, and are equal
+/// bit for bit on all ranks of `comm`.
 #[track_caller]
-pub fn assert_close(parameters: &[Tensor], expected: &[Tensor], tolerance: f64) {
+pub fn assert_close(
+    comm: &Communicator,
+    parameters: &[Tensor],
+    expected: &[Tensor],
+    tolerance: f64,
+) {
     assert_eq!(parameters.len(), expected.len());
     for (i, (parameter, expected)) in parameters.iter().zip(expected).enumerate() {
         let gradient = parameter.grad();
@@ -81,6 +87,9 @@ pub fn assert_close(parameters: &[Tensor], expected: &[Tensor], tolerance: f64) 
         if !expected.defined() {
             continue;
         }
+        let bytes = gradient.flatten(0, -1).contiguous().view_dtype(Kind::Uint8).unsqueeze(0);
+        let all = comm.all_gather(&bytes, 0).expect("all ranks have the gradient");
+        assert_eq!(all, all.slice(0, 0, 1, 1).expand_as(&all), "gradient {i} differs by rank");
         assert_eq!((gradient.kind(), gradient.size()), (parameter.kind(), expected.size()));
         let [gradient, expected] = [&gradient, expected].map(|g| g.to_dense(None, false));
         let [wide, wanted] = [&gradient, &expected]

@@ -30,7 +30,7 @@ pub fn several_into_one_step(context: &Context) -> Result<()> {
                 model.backward(&loss)?
             }
             if pass % 2 == 1 {
-                assert_close(&w, expected.as_deref().unwrap_or_default(), 1e-12);
+                assert_close(world, &w, expected.as_deref().unwrap_or_default(), 1e-12);
             }
         }
     }
@@ -53,9 +53,9 @@ pub fn without_a_batch(context: &Context) -> Result<()> {
             .iter()
             .map(|copy| world.all_reduce(&copy.grad(), Op::Mean))
             .collect::<Result<_>>()?;
-        assert_close(&w, &expected, 1e-12);
+        assert_close(world, &w, &expected, 1e-12);
         model.backward(None)?;
-        assert_close(&w, &expected, 1e-12);
+        assert_close(world, &w, &expected, 1e-12);
     }
     Ok(())
 }
@@ -71,7 +71,7 @@ pub fn weighted(context: &Context) -> Result<()> {
         let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
         let loss = (count != 0).then(|| losses(&w, &rows).mean(None));
         model.backward_weighted(loss.as_ref(), f64::from(i32::try_from(count).unwrap_or(0)))?;
-        assert_close(&w, &expected, 1e-12);
+        assert_close(world, &w, &expected, 1e-12);
     }
     Ok(())
 }
@@ -93,7 +93,7 @@ pub fn that_are_not_its_own(context: &Context) -> Result<()> {
     w.iter().for_each(|w| w.shallow_clone().zero_grad());
     let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
     model.backward(&losses(&w, &rows).mean(None))?;
-    assert_close(&w, &expected, 1e-12);
+    assert_close(world, &w, &expected, 1e-12);
     works(world)
 }
 
@@ -134,7 +134,7 @@ pub fn nested_in_its_own(context: &Context) -> Result<()> {
             let y = checkpointed(world, &y, &w[0], f)?;
             let loss = (y * &w[1]).square().sum_dim_intlist(1, false, None).mean(None);
             model.backward(&loss)?;
-            assert_close(&w, &expected, 1e-12);
+            assert_close(world, &w, &expected, 1e-12);
             w.iter().for_each(|w| w.shallow_clone().zero_grad());
         }
     }
@@ -198,7 +198,7 @@ pub fn that_fail_on_one_rank(context: &Context) -> Result<()> {
         w.iter().for_each(|w| w.shallow_clone().zero_grad());
         let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
         model.backward(&losses(&w, &rows).mean(None))?;
-        assert_close(&w, &expected, 1e-12);
+        assert_close(world, &w, &expected, 1e-12);
     }
     works(world)
 }

@@ -174,7 +174,7 @@ pub fn losses(context: &Context) -> Result<()> {
     let rows = batch(world, 2, Kind::Double)?;
     let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
     model.backward(&losses(&w, &rows).mean(None))?;
-    assert_close(&w, &expected, 1e-12);
+    assert_close(world, &w, &expected, 1e-12);
     Ok(())
 }
 
@@ -202,7 +202,7 @@ pub fn weights(context: &Context) -> Result<()> {
     }
     assert!(!w[0].grad().defined());
     model.backward_weighted(&w[0], f64::MAX / 1e3)?;
-    assert_close(&w, &[Tensor::from_slice(&[1.0])], 1e-12);
+    assert_close(world, &w, &[Tensor::from_slice(&[1.0])], 1e-12);
     works(world)
 }
 
@@ -221,7 +221,7 @@ pub fn frozen_on_one_rank(context: &Context) -> Result<()> {
         let _ = w[1].set_requires_grad(true);
     }
     model.backward(&loss())?;
-    assert_close(&w, &[leaf(&[2.0]).detach(), leaf(&[1.0]).detach()], 1e-12);
+    assert_close(world, &w, &[leaf(&[2.0]).detach(), leaf(&[1.0]).detach()], 1e-12);
     works(world)
 }
 
@@ -244,7 +244,7 @@ pub fn other_calls(context: &Context) -> Result<()> {
                  DataParallel::backward_weighted on rank";
     assert!(text.starts_with(start), "{text}");
     model.backward(&loss)?;
-    assert_close(&w, &[Tensor::from_slice(&[1.0])], 1e-12);
+    assert_close(world, &w, &[Tensor::from_slice(&[1.0])], 1e-12);
     works(world)
 }
 
@@ -268,6 +268,6 @@ pub fn within_its_own_pass(context: &Context) -> Result<()> {
         Ok(vec![Some(cotangents[0].shallow_clone())])
     })?;
     model.backward(&y[0].sum(Kind::Double))?;
-    assert_close(&w, &[Tensor::from_slice(&[1.0])], 1e-12);
+    assert_close(world, &w, &[Tensor::from_slice(&[1.0])], 1e-12);
     works(world)
 }

@@ -1,6 +1,6 @@
 //! Parameters that take no part: on some ranks, on all, for a while.
 
-use mpi4tch::{DataParallel, Result};
+use mpi4tch::{DataParallel, Op, Result};
 use tch::nn::{self, Module};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -30,11 +30,17 @@ pub fn on_some_ranks(context: &Context) -> Result<()> {
         let losses: Vec<Tensor> = (0..world.size()).map(|rank| loss(&copies, rank)).collect();
         Tensor::stack(&losses, 0).mean(Kind::Double).f_backward()?;
         let expected: Vec<Tensor> = copies.iter().map(Tensor::grad).collect();
-        for _ in 0..3 {
+        let mut another_call = None;
+        for step in 0..5 {
+            if step == 2 {
+                // From here on the sums are started.
+                another_call = Some(world.all_reduce(&w[0], Op::Sum)?);
+            }
             model.backward(&loss(&w, world.rank()))?;
-            assert_close(&w, &expected, 1e-12);
+            assert_close(world, &w, &expected, 1e-12);
             optimizer.zero_grad();
         }
+        drop(another_call);
     }
     Ok(())
 }
@@ -46,13 +52,13 @@ pub fn on_all_ranks(context: &Context) -> Result<()> {
         let (w, _) = perceptron(world, Kind::Double)?;
         let model = trained(world, &w, options)?;
         model.backward(&w[1].square().sum(Kind::Double))?;
-        assert_close(&w[1..2], &[w[1].detach() * 2.0], 1e-12);
+        assert_close(world, &w[1..2], &[w[1].detach() * 2.0], 1e-12);
         for i in [0, 2, 3, 4] {
             assert!(!w[i].grad().defined());
         }
         model.backward(&w[3].square().sum(Kind::Double))?;
         // What was there before stays.
-        assert_close(&w[1..2], &[w[1].detach() * 2.0], 1e-12);
+        assert_close(world, &w[1..2], &[w[1].detach() * 2.0], 1e-12);
         assert!(!w[0].grad().defined() && w[3].grad().defined());
     }
     Ok(())
@@ -80,30 +86,33 @@ pub fn frozen_and_thawed(context: &Context) -> Result<()> {
                 expected[i] = before[i].shallow_clone();
             }
             model.backward(&losses(&w, &rows).mean(None))?;
-            assert_close(&w, &expected, 1e-12);
+            assert_close(world, &w, &expected, 1e-12);
         }
     }
     Ok(())
 }
 
-/// `VarStore::load` between two steps.
+/// `VarStore::load` between two steps, which changes the kinds to those in the file.
 pub fn loaded(context: &Context) -> Result<()> {
     let world = &context.world;
     let mut store = nn::VarStore::new(Device::Cpu);
     let layer = nn::linear(store.root(), 3, 2, Default::default());
     let model = DataParallel::new(world, &store)?;
     let file = std::env::temp_dir().join(format!("mpi4tch-{}.safetensors", std::process::id()));
+    store.double();
     store.save(&file).expect("it is saved");
+    store.float();
     let losses = |w: &[Tensor], x: &Tensor| {
         x.linear(&w[1], Some(&w[0])).square().sum_dim_intlist(1, false, None)
     };
-    for _ in 0..2 {
-        let rows = batch(world, 3, Kind::Float)?;
+    for kind in [Kind::Float, Kind::Double] {
+        let rows = batch(world, 3, kind)?;
         let w = store.trainable_variables();
+        assert_eq!(w[0].kind(), kind);
         let expected = gradients_on_one_rank(world, &w, losses, &rows)?;
         model
             .backward(&layer.forward(&rows).square().sum_dim_intlist(1, false, None).mean(None))?;
-        assert_close(&w, &expected, 1e-5);
+        assert_close(world, &w, &expected, 1e-5);
         for w in &w {
             w.shallow_clone().zero_grad();
             let _ = no_grad(|| w.shallow_clone().fill_(7.0));
