@@ -328,9 +328,8 @@ impl DataParallel {
             // On a tape, the ranks that are not in this communicator wait for the pass.
             Err(error) => run(Err(error)),
             Ok((roots, turn, share)) => {
-                let begun = self.state.lock().begin_sums(site, turn, share);
-                let scaled = begun.and_then(|()| scaled(roots, share));
-                let outcome = run(scaled);
+                self.state.lock().begin_sums(site, turn, share);
+                let outcome = run(scaled(roots, share));
                 self.state.lock().end_sums(outcome)
             }
         })

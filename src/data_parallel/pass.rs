@@ -33,7 +33,7 @@ pub(super) struct State {
 enum Pass {
     /// The gradients are only added up on this rank.
     Accumulates,
-    Sums(Sums),
+    Sums(Box<Sums>),
 }
 
 /// The sums of a backward pass over the ranks.
@@ -97,15 +97,8 @@ impl State {
 
     /// Begins a pass that the ranks have agreed on, in which each rank's gradients have the weight
     /// `weight`.
-    pub(super) fn begin_sums(&mut self, site: Site, turn: Arc<Turn>, weight: f64) -> Result<()> {
-        let parameters = self.model.parameters.iter().zip(&self.buckets.of_parameter);
-        for (Variable { tensor, .. }, _) in parameters.filter(|(_, bucket)| bucket.is_some()) {
-            let mut gradient = tensor.f_grad()?;
-            if gradient.defined() && weight != 1.0 {
-                let _ = gradient.f_mul_scalar_(weight)?;
-            }
-        }
-        self.pass = Some(Pass::Sums(Sums {
+    pub(super) fn begin_sums(&mut self, site: Site, turn: Arc<Turn>, weight: f64) {
+        let mut sums = Sums {
             site,
             turn,
             may_nest: autograd::live_pullbacks() != 0,
@@ -114,7 +107,20 @@ impl State {
             begun: Vec::with_capacity(self.buckets.list.len()),
             under_way: VecDeque::new(),
             outcome: Ok(()),
-        }));
+        };
+        sums.fail(self.weigh(weight));
+        self.pass = Some(Pass::Sums(Box::new(sums)));
+    }
+
+    /// Multiplies the gradients that are there by the weight, with which the new ones will come.
+    fn weigh(&self, weight: f64) -> Result<()> {
+        let parameters = self.model.parameters.iter().zip(&self.buckets.of_parameter);
+        for (Variable { tensor, .. }, _) in parameters.filter(|(_, bucket)| bucket.is_some()) {
+            let mut gradient = tensor.f_grad()?;
+            if gradient.defined() && weight != 1.0 {
+                let _ = gradient.f_mul_scalar_(weight)?;
+            }
+        }
         Ok(())
     }
 
