@@ -263,6 +263,10 @@ char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor 
   });
 }
 
+char *mpi4tch_retain_grad(const void *pointer) {
+  return guarded([&] { tensor(pointer).retain_grad(); });
+}
+
 mpi4tch_tensor mpi4tch_take_grad(const void *pointer) {
   at::Tensor &gradient = tensor(pointer).mutable_grad();
   return give(std::move(gradient));

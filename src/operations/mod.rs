@@ -28,5 +28,6 @@ pub mod rsmpi;
 
 mod counts;
 mod nonlinear;
+pub(crate) mod replication;
 
 pub use counts::Counts;

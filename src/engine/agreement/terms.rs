@@ -22,6 +22,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) shape: Option<(&'a [i64], Option<usize>)>,
     /// This rank's row and column of a matrix of counts of which it does not know the rest.
     pub(crate) pairs: Option<Pairs<'a>>,
+    /// A hash of the tensor's elements, if these must be equal.
+    pub(crate) values: Option<u64>,
     /// Whether the ranks must agree on recording the call, whatever else is compared.
     pub(crate) compares_recording: bool,
     /// The sizes that this rank tells every other.
@@ -73,6 +75,7 @@ pub(super) struct OwnedTerms {
     counts: [Option<Vec<i64>>; 2],
     shape: Option<(Vec<i64>, Option<usize>)>,
     pairs: Option<([Vec<i64>; 2], bool)>,
+    values: Option<u64>,
 }
 
 impl OwnedTerms {
@@ -88,6 +91,7 @@ impl OwnedTerms {
                 receive,
                 wide: *wide,
             }),
+            values: self.values,
             compares_recording: false,
             told: None,
             told_each: None,
@@ -97,8 +101,8 @@ impl OwnedTerms {
 
 impl Hash for Terms<'_> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Self { op, root, axes, counts, shape, pairs, .. } = self;
-        (op, root, axes, counts, pairs.map(|pairs| pairs.wide)).hash(hasher);
+        let Self { op, root, axes, counts, shape, pairs, values, .. } = self;
+        (op, root, axes, counts, pairs.map(|pairs| pairs.wide), values).hash(hasher);
         if let Some((shape, free)) = shape {
             (free, shape.len()).hash(hasher);
             for (i, extent) in shape.iter().enumerate().filter(|&(i, _)| *free != Some(i)) {
@@ -124,6 +128,7 @@ impl Terms<'_> {
             pairs: self
                 .pairs
                 .map(|Pairs { send, receive, wide }| ([send.to_vec(), receive.to_vec()], wide)),
+            values: self.values,
         }
     }
 
@@ -165,6 +170,9 @@ impl Terms<'_> {
                 )
                 .collect();
             lines.push(("shape", format!("[{}]", extents.join(", "))));
+        }
+        if let Some(hash) = self.values {
+            lines.push(("values", format!("hash {hash:016x}")));
         }
         lines
     }
