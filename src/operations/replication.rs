@@ -201,7 +201,8 @@ impl Operator for Shard {
         let rank = index(comm.rank());
         let start = counts[..rank].iter().sum();
         let recording = Recording::off();
-        let mut block = input.view().tensor().f_narrow(self.axis, start, counts[rank])?;
+        let mut block = itself(self.name(), comm, &input)?;
+        block = block.f_narrow(self.axis, start, counts[rank])?;
         if !comm.is_forward() {
             // A gradient must not keep the whole cotangent in memory.
             let shape = block.size();
@@ -294,16 +295,18 @@ impl Operator for OnRoot {
     }
 }
 
-/// The input as a result. If it has a history, or the result is to have one, that is an alias.
-/// Otherwise it is the input itself: libtorch may take the memory of a gradient that nobody else
-/// refers to, and it does not see that an alias shares it.
+/// The input as a result, with its memory. A result that is to be recorded is an alias, which has a
+/// history of its own.
 fn itself(call: &'static str, comm: &Communicator, input: &Input) -> Result<Tensor> {
     let x = input.view().tensor();
-    if x.requires_grad() || comm.records(input.view()) {
-        autograd::alias(call, x)
-    } else {
-        Ok(x.shallow_clone())
-    }
+    if comm.records(input.view()) { autograd::alias(call, x) } else { without_history(x) }
+}
+
+/// The tensor if it has no history, and a detached one otherwise. As the gradient of a leaf it must
+/// be the tensor itself: libtorch takes the memory of a gradient that nobody else refers to, and it
+/// does not see that a detached one shares it.
+fn without_history(x: &Tensor) -> Result<Tensor> {
+    if x.requires_grad() { Ok(x.f_detach()?) } else { Ok(x.shallow_clone()) }
 }
 
 /// Checks a tensor that the program says is the same on all ranks. Under
