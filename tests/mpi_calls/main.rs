@@ -5,6 +5,7 @@ mod collectives;
 mod common;
 mod in_place;
 mod profiling;
+mod replicated;
 mod started;
 
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ use profiling::{Call, calls, names};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
-    let tests = [collectives::tests(), in_place::tests(), started::tests()];
+    let tests = [collectives::tests(), in_place::tests(), replicated::tests(), started::tests()];
     harness::run(start, tests.into_iter().flatten().collect())
 }
 

@@ -123,7 +123,7 @@ fn serial(weights: &Tensor, data: &[Tensor], root: Rank) -> Tensor {
     let whole = Tensor::cat(&blocks, 0);
     let came = data[index(root)].cos();
     let squares = owns.iter().map(|own| (own.square() + &came).sum(Kind::Double));
-    mix(&whole, &came).sum(Kind::Double) + squares.sum::<Tensor>() / f64::from(data.len() as i32)
+    mix(&whole, &came).sum(Kind::Double) + squares.sum::<Tensor>() / size as f64
 }
 
 /// The loss, the gradients by the weights and by this rank's data, and the derivatives of their
