@@ -234,8 +234,9 @@ impl Replicated {
     }
 
     /// The gradient of the one variable, the same on all ranks: of a leaf, and of the result of
-    /// [`broadcast`](Self::broadcast), for which it is retained. It is undefined before a backward
-    /// pass, and for other tensors, as libtorch does not keep their gradients.
+    /// [`broadcast`](Self::broadcast), for which it is retained, without a graph of its own. It is
+    /// undefined before a backward pass, and for other tensors, as libtorch does not keep their
+    /// gradients.
     ///
     /// # Examples
     /// See [`Replicated`].

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::common::tensors::{values, variable, zeros};
 use crate::common::{Context, works};
-use crate::leaf;
+use crate::{gradients, leaf};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -18,6 +18,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         gradients_share_no_memory,
         requests,
         the_graph_is_freed,
+        a_retained_gradient_holds_no_graph,
     ]
 }
 
@@ -175,6 +176,27 @@ fn the_graph_is_freed(context: &Context) -> Result<()> {
     loss.backward()?;
     assert!(testing::live_pullbacks() > before);
     drop((own, came, loss));
+    assert_eq!(testing::live_pullbacks(), before);
+    Ok(())
+}
+
+/// A gradient that is retained has no graph of its own: it would hold what holds the tensor.
+fn a_retained_gradient_holds_no_graph(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let before = testing::live_pullbacks();
+    let tape = world.tape();
+    for (comm, tape) in [(world, None), (&*tape, Some(&tape))] {
+        let x = leaf(&Tensor::from_slice(&[2.0]));
+        let w = Replicated::broadcast(comm, &x, 0)?;
+        let fourth = w.map(|w| w.pow_tensor_scalar(3))?.vary()? * w.vary()?;
+        let loss = Replicated::mean(comm, &fourth.sum(Kind::Double))?;
+        let one = loss.tensor().ones_like();
+        let gradient = gradients(tape, (loss.tensor(), &one), &[&x], true)?.remove(0);
+        assert_eq!(values(&w.grad()), [32.0]);
+        assert!(!w.grad().requires_grad());
+        assert_eq!(values(&gradient), [if world.rank() == 0 { 32.0 } else { 0.0 }]);
+    }
+    drop(tape);
     assert_eq!(testing::live_pullbacks(), before);
     Ok(())
 }
