@@ -95,6 +95,10 @@ char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangen
 char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
                             size_t output_count, bool retain_graph, bool create_graph);
 
+/* Makes backward passes add to the `grad` of a tensor that is no leaf, as torch's retain_grad does,
+ * but without the gradient's own graph, which may hold the tensor. */
+char *mpi4tch_retain_grad(const void *tensor);
+
 /* Removes a leaf's gradient and returns it; NULL if it has none. */
 mpi4tch_tensor mpi4tch_take_grad(const void *leaf);
 

@@ -194,6 +194,7 @@ mod engine;
 mod environment;
 pub mod guide;
 mod operations;
+mod replicated;
 pub mod testing;
 mod universe;
 
@@ -216,6 +217,7 @@ pub use environment::status::{PROC_NULL, Source, Status, TagMatch};
 pub use operations::Counts;
 #[cfg(feature = "rsmpi")]
 pub use operations::rsmpi;
+pub use replicated::{Replicated, ReplicatedRequest};
 pub use universe::{Universe, initialize, initialize_with, run};
 
 /// The README's code, compiled and run with the documentation's.

@@ -4,8 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom up. The files that stand in no folder are above all.
-const LAYERS: [&str; 7] =
-    ["base", "autograd", "environment", "communicator", "call", "engine", "operations"];
+const LAYERS: [&str; 8] = [
+    "base",
+    "autograd",
+    "environment",
+    "communicator",
+    "call",
+    "engine",
+    "operations",
+    "replicated",
+];
 
 /// How high a folder stands.
 fn height(layer: &str) -> Option<usize> {

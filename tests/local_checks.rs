@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use common::tensors::zeros;
 use common::{Context, start_with_local_checks, without_lines, works};
-use mpi4tch::{Communicator, Error, Op, Result, testing};
+use mpi4tch::{Communicator, Error, Op, Replicated, Request, Result, testing};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
@@ -22,6 +22,9 @@ fn main() -> ExitCode {
             requires_grad_may_differ_where_nobody_goes_back,
             requires_grad_must_agree_where_it_decides_what_is_called,
             requires_grad_must_agree_where_a_node_is_the_users_own,
+            promises_are_kept_by_the_program,
+            replicated_tensors_that_differ,
+            replicated_tensors_that_differ_on_a_tape,
         ],
     )
 }
@@ -199,4 +202,91 @@ fn requires_grad_must_agree_where_a_node_is_the_users_own(context: &Context) -> 
     let error = node.expect_err("only rank 0 records it").to_string();
     assert!(error.contains("requires_grad: true on rank 0; false on rank"), "{error}");
     works(world)
+}
+
+/// What is said to be the same is not compared, and no rank waits for another.
+fn promises_are_kept_by_the_program(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let rank = i64::from(world.rank());
+    if rank == 0 {
+        let error = Replicated::assume(world, &Tensor::new()).expect_err("undefined").to_string();
+        let text = "the tensor is undefined, like a gradient that was never computed";
+        assert_eq!(error, format!("Replicated::assume: {text}"));
+    }
+    let own = Replicated::assume(world, &zeros(&[rank]))?;
+    let own = own.map(|x| x + 1.0)?;
+    let both = Replicated::combine(&[&own, &own], |parts| parts[0] + parts[1])?;
+    assert_eq!(both.tensor().size(), [rank]);
+    if rank == 0 {
+        let tapes = [world.tape(), world.tape()];
+        let [here, there] = tapes.each_ref().map(|tape| Replicated::assume(tape, &zeros(&[1])));
+        let parts = [&here?, &there?];
+        let error = Replicated::combine(&parts, |parts| parts[0].shallow_clone());
+        let text = "Replicated::combine: the parts are on different tapes";
+        assert_eq!(error.expect_err(text).to_string(), text);
+    }
+    works(world)
+}
+
+/// A variable of another size on rank 0, which it says is the same on all ranks.
+fn of_different_sizes(comm: &Communicator) -> Result<(Tensor, Replicated)> {
+    let count = if comm.rank() == 0 { 16 } else { 200_000 };
+    let x = zeros(&[count, 2]).set_requires_grad(true);
+    let replicated = Replicated::assume(comm, &x)?;
+    Ok((x, replicated))
+}
+
+type Maps = fn(&Replicated) -> Result<Tensor>;
+
+const MAPS: [Maps; 4] = [
+    Replicated::vary,
+    |x| x.shard(0),
+    |x| x.ivary().and_then(Request::wait),
+    |x| x.ishard(0).and_then(Request::wait),
+];
+
+/// The adjoints, which communicate, are an error on all ranks.
+fn replicated_tensors_that_differ(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    for maps in MAPS {
+        let (x, replicated) = of_different_sizes(world)?;
+        let loss = maps(&replicated)?.sum(Kind::Double);
+        let loss = Replicated::sum(world, &loss)?;
+        let error = loss.backward().expect_err("the sizes differ").to_string();
+        assert!(error.contains("the ranks disagree on a call:"), "{error}");
+        assert!(
+            error.contains("\n  shape: [16, 2] on rank 0; [200000, 2] on rank")
+                || error.contains("\n  counts: "),
+            "{error}"
+        );
+        assert!(!x.grad().defined());
+        works(world)?;
+    }
+    Ok(())
+}
+
+/// There the adjoint of what was started needs no agreement, so the tape compares what the ranks
+/// recorded: otherwise the adjoint would write beyond the memory of rank 0.
+fn replicated_tensors_that_differ_on_a_tape(context: &Context) -> Result<()> {
+    let world = &context.world;
+    if world.size() == 1 {
+        return Ok(());
+    }
+    for maps in MAPS {
+        let tape = world.tape();
+        let (x, replicated) = of_different_sizes(&tape)?;
+        let loss = maps(&replicated)?.sum(Kind::Double);
+        let loss = Replicated::sum(&tape, &loss)?;
+        let error = loss.backward().expect_err("the sizes differ");
+        assert!(matches!(error, Error::Tape { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("\n  call 1 of all ranks: Replicated::"), "{text}");
+        assert!(text.contains(", which the ranks have not agreed on"), "{text}");
+        assert!(!x.grad().defined());
+        works(world)?;
+    }
+    Ok(())
 }

@@ -21,7 +21,9 @@ use crate::base::error::{Error, Result};
 pub(crate) use hook::{LeafHook, has_hook, set_grad};
 pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks};
 pub(crate) use recording::{Recording, is_recording};
-pub(crate) use tensor::{Metadata, alias, empty, is_same, pin, take_grad, unpin, version};
+pub(crate) use tensor::{
+    Metadata, alias, empty, is_same, pin, retain_grad, take_grad, unpin, version,
+};
 
 /// The bindings of `wrapper.h`.
 #[allow(

@@ -292,6 +292,22 @@ char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor 
   });
 }
 
+char *mpi4tch_retain_grad(const void *pointer) {
+  return guarded([&] {
+    const at::Tensor &t = tensor(pointer);
+    const c10::weak_intrusive_ptr<c10::TensorImpl> weak(t.getIntrusivePtr());
+    t.register_hook([weak](const at::Tensor &cotangent) {
+      const auto strong = weak.lock();
+      if (!strong || !cotangent.defined()) return;
+      const at::NoGradGuard guard;
+      const bool dense = cotangent.layout() == at::kStrided;
+      const at::Tensor own = dense ? cotangent.detach() : cotangent.detach().to_dense();
+      at::Tensor &gradient = at::Tensor(strong).mutable_grad();
+      gradient = gradient.defined() ? gradient.add(own) : own.clone(at::MemoryFormat::Contiguous);
+    });
+  });
+}
+
 mpi4tch_tensor mpi4tch_take_grad(const void *pointer) {
   at::Tensor &gradient = tensor(pointer).mutable_grad();
   return give(std::move(gradient));

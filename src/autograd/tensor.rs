@@ -138,6 +138,13 @@ pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
     unsafe { shim::mpi4tch_is_same(a.as_ptr().cast(), b.as_ptr().cast()) }
 }
 
+/// Makes backward passes add to the `grad` of a tensor that requires grad and is no leaf. What is
+/// added has no graph.
+pub(crate) fn retain_grad(call: &'static str, tensor: &Tensor) -> Result<()> {
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call.
+    check(call, unsafe { shim::mpi4tch_retain_grad(tensor.as_ptr().cast()) })
+}
+
 /// Removes a leaf's gradient, and returns it.
 pub(crate) fn take_grad(leaf: &Tensor) -> Option<Tensor> {
     // SAFETY: `leaf` is a valid at::Tensor that outlives the call.

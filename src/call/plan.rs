@@ -35,6 +35,8 @@ pub(crate) struct Plan<'x> {
 /// An MPI function and its arguments besides the buffers.
 #[derive(Debug)]
 pub(crate) enum Call {
+    /// No MPI function.
+    Nothing,
     /// `MPI_Allreduce`.
     AllReduce { op: MPI_Op },
     /// `MPI_Scan`.
@@ -81,6 +83,8 @@ pub(crate) enum Finish {
     Zeros(Vec<i64>),
     /// The message that was received is checked, and its envelope resolved.
     Receive { envelope: Envelope, recorded: bool },
+    /// The result is known without a call.
+    Given(Tensor),
 }
 
 impl Finish {
@@ -122,6 +126,7 @@ impl Finish {
                 message::check_received(site, &envelope, recorded, &written, datatype, made)?;
                 Ok(written)
             }
+            Self::Given(result) => Ok(result),
         }
     }
 }
@@ -193,6 +198,12 @@ pub(crate) fn set_largest_count(count: c_int) {
 }
 
 impl<'x> Plan<'x> {
+    /// Of a map that makes no MPI call, with its result.
+    pub(crate) fn without_call(input: Input<'x>, result: Tensor, context: MPI_Comm) -> Self {
+        let shape = result.size().into();
+        Self { input, shape, call: Call::Nothing, context, finish: Finish::Given(result) }
+    }
+
     /// Carries the call out in the way of `made`, and waits for its end. `handed_over` is called
     /// once the call has been made or started, before a started one is waited for.
     #[inline]
@@ -203,6 +214,9 @@ impl<'x> Plan<'x> {
         made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<Tensor> {
+        if let Finish::Given(result) = self.finish {
+            return Ok(result);
+        }
         let output = self.output(site, comm)?;
         let buffers = self.buffers(comm, self.input.data(), output.data());
         // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
@@ -258,7 +272,9 @@ impl<'x> Plan<'x> {
 
     /// The output. On the root of a broadcast it holds the input already.
     fn output(&self, site: Site, comm: &Handle) -> Result<Output> {
-        let output = Output::new(site.call, &self.shape, self.input.datatype())?;
+        let is_written = !matches!(self.call, Call::Nothing);
+        let shape = if is_written { &self.shape[..] } else { &[0][..] };
+        let output = Output::new(site.call, shape, self.input.datatype())?;
         if matches!(self.call, Call::Broadcast { root } if root == comm.rank()) {
             // MPI_Bcast has one buffer, which it sends from on the root and writes on the others.
             output.copy_from(&self.input)?;

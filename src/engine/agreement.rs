@@ -102,7 +102,7 @@ pub(crate) fn agree(
         return Ok((exchange(site, comm, turn, &terms?)?, Arc::clone(turn)));
     }
     if comm.check_level() == Check::None && !exchanges {
-        return terms.map(|_| (Agreed::default(), Arc::new(Turn::free())));
+        return terms.map(|_| (Agreed::default(), Arc::new(Turn::free(0))));
     }
     let terms = in_step(site, comm, terms);
     let says = Says { site, comm, subject: recorded(comm, subject, &terms), terms: &terms };
@@ -131,6 +131,12 @@ pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error, exchanges: b
         Err(error) => error,
         Ok(_) => unreachable!("terms that are an error are never agreed on"),
     }
+}
+
+/// The fingerprint of a call that the ranks do not agree on, for their comparison by a tape.
+pub(crate) fn fingerprint(site: Site, comm: &Communicator, subject: Subject, terms: Terms) -> u64 {
+    let terms = Ok(terms);
+    Says { site, comm, subject: recorded(comm, subject, &terms), terms: &terms }.fingerprint()
 }
 
 /// The terms, or an error if this rank is out of step with the others.

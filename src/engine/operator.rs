@@ -17,11 +17,14 @@ use tch::Tensor;
 
 use crate::autograd::{self, Metadata};
 use crate::base::error::Result;
+use crate::base::rank::{Rank, index};
 use crate::base::site::Site;
 use crate::base::way::Way;
 use crate::call::Plan;
 use crate::call::buffer::Input;
-use crate::engine::agreement::{Admission, Agreed, Proposal, Terms, Turn, agree, refuse};
+use crate::engine::agreement::{
+    Admission, Agreed, Proposal, Terms, Turn, agree, fingerprint, refuse,
+};
 use crate::engine::communicator::Communicator;
 use crate::engine::execution;
 use crate::engine::flight::Start;
@@ -52,6 +55,18 @@ pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
     /// Which ranks take part in the call.
     fn traffic(&self) -> Traffic {
         Traffic::Collective
+    }
+
+    /// Whether it makes an MPI call. A map that makes none is not agreed on, though its adjoint may
+    /// communicate. Its plan is [`Plan::without_call`].
+    fn communicates(&self) -> bool {
+        true
+    }
+
+    /// The rank whose tensor decides for all ranks whether the call is recorded; `None` if each
+    /// rank's own decides. That rank tells the others by the first count of [`Terms::told`].
+    fn recorded_by(&self) -> Option<Rank> {
+        None
     }
 
     /// Lays out buffers, counts and datatypes.
@@ -289,14 +304,18 @@ impl<'x> Ready<'x> {
         way: Way,
     ) -> Result<Self> {
         let (input, agreed, turn) = negotiate(operator, site, comm, x, way)?;
-        let records = comm.records(input.view());
+        let records = match operator.recorded_by() {
+            None => comm.records(input.view()),
+            Some(rank) => agreed.counts(0)[index(rank)] != 0,
+        };
         let plan = operator.plan(comm, input, &agreed)?;
         Ok(Self { plan, agreed, records, turn })
     }
 
     /// As [`new`](Self::new), for a call that is only started. The plan is made before the ranks
     /// have agreed, and they agree while the call waits in its queue. A call that exchanges sizes,
-    /// is part of one that was agreed on, or is not collective, is prepared as by `new`.
+    /// is part of one that was agreed on, is not collective, or makes no MPI call, is prepared as by
+    /// `new`.
     pub(crate) fn to_start(
         operator: &dyn Operator,
         site: Site,
@@ -304,7 +323,10 @@ impl<'x> Ready<'x> {
         x: &'x Tensor,
     ) -> Result<(Self, Start)> {
         let is_granted = matches!(comm.admission(), Some(Admission::Granted(_)));
-        if is_granted || operator.exchanges_sizes() || !operator.traffic().is_collective() {
+        let agrees_later = operator.communicates()
+            && operator.traffic().is_collective()
+            && !operator.exchanges_sizes();
+        if is_granted || !agrees_later {
             let mut ready = Self::new(operator, site, comm, x, Way::Polls)?;
             let start = ready.turn.take().map_or(Start::Now, Start::InTurn);
             return Ok((ready, start));
@@ -344,7 +366,8 @@ pub(crate) fn agree_on_parts(
     Ok((agreed, turn.map_or_else(|| comm.clone(), granted)))
 }
 
-/// Checks the call on this rank, and agrees on it with the others if it is collective.
+/// Checks the call on this rank, and agrees on it with the others if it is collective and makes an
+/// MPI call.
 #[inline]
 fn negotiate<'x>(
     operator: &dyn Operator,
@@ -359,6 +382,14 @@ fn negotiate<'x>(
         operator.terms(comm, &input)?;
         return Ok((input, Agreed::default(), None));
     }
+    if !operator.communicates() {
+        let input = Input::new(call, x)?;
+        let terms = operator.terms(comm, &input)?;
+        // A tape compares the call in place of an agreement, as the adjoint may communicate.
+        let subject = Some((input.datatype(), comm.records(input.view())));
+        let seal = if comm.is_on_tape() { fingerprint(site, comm, subject, terms) } else { 0 };
+        return Ok((input, Agreed::default(), Some(Arc::new(Turn::free(seal)))));
+    }
     operator.prepare(site, comm)?;
     let exchanges = operator.exchanges_sizes();
     // A rank that refuses its arguments tells the ranks that would otherwise wait for it.
@@ -366,7 +397,8 @@ fn negotiate<'x>(
         Ok(input) => input,
         Err(error) => return Err(refuse(site, comm, error, exchanges)),
     };
-    let subject = Some((input.datatype(), comm.records(input.view())));
+    let records = operator.recorded_by().is_none() && comm.records(input.view());
+    let subject = Some((input.datatype(), records));
     let (agreed, turn) = agree(site, comm, subject, operator.terms(comm, &input), exchanges, way)?;
     Ok((input, agreed, Some(turn)))
 }

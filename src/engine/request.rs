@@ -90,13 +90,13 @@ pub struct Request {
 
 type LocalWork = Box<dyn FnOnce(Vec<Tensor>) -> Result<Tensor> + Send>;
 
-/// The outcome of [`Request::test`].
+/// The outcome of [`Request::test`], or of that of another request `R` for a result `Y`.
 #[derive(Debug)]
-pub enum Test {
+pub enum Test<Y = Tensor, R = Request> {
     /// The operation has ended; this is its result.
-    Done(Tensor),
+    Done(Y),
     /// The operation is still under way; this is the request.
-    Pending(Request),
+    Pending(R),
 }
 
 /// One MPI call under way.

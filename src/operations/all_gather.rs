@@ -47,7 +47,7 @@ impl Communicator {
     #[doc(alias = "MPI_Allgatherv")]
     #[track_caller]
     pub fn all_gather(&self, x: &Tensor, axis: i64) -> Result<Tensor> {
-        apply::<Blocking>(&AllGather { axis, counts: Counts::EXTENT }, self, x)
+        apply::<Blocking>(&AllGather::new(axis, Counts::EXTENT), self, x)
     }
 
     /// Starts an [`all_gather`](Self::all_gather).
@@ -75,7 +75,7 @@ impl Communicator {
     #[doc(alias = "MPI_Iallgatherv")]
     #[track_caller]
     pub fn iall_gather(&self, x: &Tensor, axis: i64) -> Result<Request> {
-        apply::<Nonblocking>(&AllGather { axis, counts: Counts::EXTENT }, self, x)
+        apply::<Nonblocking>(&AllGather::new(axis, Counts::EXTENT), self, x)
     }
 
     /// [`all_gather`](Self::all_gather) where every rank knows all extents along `axis`.
@@ -102,7 +102,7 @@ impl Communicator {
     #[doc(alias = "MPI_Allgatherv")]
     #[track_caller]
     pub fn all_gather_with_counts(&self, x: &Tensor, axis: i64, counts: &[i64]) -> Result<Tensor> {
-        apply::<Blocking>(&AllGather { axis, counts: counts.into() }, self, x)
+        apply::<Blocking>(&AllGather::new(axis, counts.into()), self, x)
     }
 
     /// Starts an [`all_gather_with_counts`](Self::all_gather_with_counts).
@@ -134,7 +134,7 @@ impl Communicator {
         axis: i64,
         counts: &[i64],
     ) -> Result<Request> {
-        apply::<Nonblocking>(&AllGather { axis, counts: counts.into() }, self, x)
+        apply::<Nonblocking>(&AllGather::new(axis, counts.into()), self, x)
     }
 }
 
@@ -143,11 +143,23 @@ impl Communicator {
 pub(super) struct AllGather {
     pub(super) axis: i64,
     pub(super) counts: Counts,
+    call: &'static str,
+}
+
+impl AllGather {
+    pub(super) fn new(axis: i64, counts: Counts) -> Self {
+        Self { axis, counts, call: "all_gather" }
+    }
+
+    /// For another call, whose name it has in errors.
+    pub(super) fn of(call: &'static str, axis: i64, counts: Counts) -> Self {
+        Self { axis, counts, call }
+    }
 }
 
 impl Operator for AllGather {
     fn name(&self) -> &'static str {
-        "all_gather"
+        self.call
     }
 
     fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {

@@ -174,7 +174,7 @@ impl AllReduce {
     }
 
     /// As part of another call, whose name it has in errors.
-    pub(super) fn of(call: &'static str, op: Op) -> Self {
+    pub(super) const fn of(call: &'static str, op: Op) -> Self {
         Self { op, call }
     }
 }

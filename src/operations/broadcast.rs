@@ -41,7 +41,7 @@ impl Communicator {
     #[doc(alias = "MPI_Bcast")]
     #[track_caller]
     pub fn broadcast(&self, x: &Tensor, root: Rank) -> Result<Tensor> {
-        apply::<Blocking>(&Broadcast { root }, self, x)
+        apply::<Blocking>(&Broadcast::new(root), self, x)
     }
 
     /// Starts a [`broadcast`](Self::broadcast).
@@ -66,7 +66,7 @@ impl Communicator {
     #[doc(alias = "MPI_Ibcast")]
     #[track_caller]
     pub fn ibroadcast(&self, x: &Tensor, root: Rank) -> Result<Request> {
-        apply::<Nonblocking>(&Broadcast { root }, self, x)
+        apply::<Nonblocking>(&Broadcast::new(root), self, x)
     }
 
     /// [`broadcast`](Self::broadcast) in place: every rank's `x` becomes `root`'s.
@@ -106,7 +106,7 @@ impl Communicator {
     #[doc(alias = "MPI_Bcast")]
     #[track_caller]
     pub fn broadcast_(&self, x: &mut Tensor, root: Rank) -> Result<()> {
-        apply_in_place(&Broadcast { root }, self, x)
+        apply_in_place(&Broadcast::new(root), self, x)
     }
 }
 
@@ -114,11 +114,23 @@ impl Communicator {
 #[derive(Debug)]
 pub(super) struct Broadcast {
     pub(super) root: Rank,
+    call: &'static str,
+}
+
+impl Broadcast {
+    pub(super) fn new(root: Rank) -> Self {
+        Self { root, call: "broadcast" }
+    }
+
+    /// For another call, whose name it has in errors.
+    pub(super) fn of(call: &'static str, root: Rank) -> Self {
+        Self { root, call }
+    }
 }
 
 impl Operator for Broadcast {
     fn name(&self) -> &'static str {
-        "broadcast"
+        self.call
     }
 
     fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {

@@ -28,6 +28,7 @@ pub mod rsmpi;
 
 mod counts;
 mod nonlinear;
+pub(crate) mod replication;
 
 pub(crate) use all_reduce::sum_in_place;
 pub use counts::Counts;

@@ -176,6 +176,6 @@ impl Operator for Reduce {
     }
 
     fn adjoint(&self, _shape: &[i64], _agreed: &Agreed) -> Arc<dyn Operator> {
-        Arc::new(Broadcast { root: self.root })
+        Arc::new(Broadcast::new(self.root))
     }
 }

@@ -188,6 +188,6 @@ impl Operator for ReduceScatter {
 
     fn adjoint(&self, _shape: &[i64], agreed: &Agreed) -> Arc<dyn Operator> {
         let counts = self.counts.resolve(agreed, 0);
-        Arc::new(AllGather { axis: self.axis, counts: counts.into() })
+        Arc::new(AllGather::new(self.axis, counts.into()))
     }
 }

@@ -147,7 +147,7 @@ fn scan<M: Mode>(comm: &Communicator, x: &Tensor, op: Op, inclusive: bool) -> Re
         // The op is compared here, as a gather has none.
         let (_, comm) = M::agree(&operator, comm, x)?;
         let counts = vec![1; index(comm.size())];
-        let gather = AllGather { axis: 0, counts: (&counts).into() };
+        let gather = AllGather::new(0, (&counts).into());
         let all = apply::<M>(&gather, &comm, &x.f_unsqueeze(0)?)?;
         return M::then([all], move |[all]| nonlinear::reduce_first(&all, op, ranks.into()));
     }

@@ -1,7 +1,7 @@
 //! The collectives as a table: how each is called, on what, and what libtorch alone makes of all
 //! ranks' tensors.
 
-use mpi4tch::{Communicator, Op, Rank, Result};
+use mpi4tch::{Communicator, Op, Rank, Replicated, Result};
 use tch::Tensor;
 
 use crate::common::serial;
@@ -76,7 +76,7 @@ const fn combines(
 /// Every collective on a tensor, one line each. What ends in `_with_counts` is given the counts of all
 /// ranks.
 #[rustfmt::skip]
-pub const OPERATIONS: [Operation; 22] = [
+pub const OPERATIONS: [Operation; 26] = [
     combines("all_reduce", Takes::Same, every, false, |c, x, a| c.all_reduce(x, a.op), all_reduce),
     combines("reduce", Takes::Same, every, true, |c, x, a| c.reduce(x, a.op, a.root), reduce),
     combines("scan", Takes::Same, every, false, |c, x, a| c.scan(x, a.op), scan),
@@ -98,13 +98,18 @@ pub const OPERATIONS: [Operation; 22] = [
     moves("all_to_all_with_counts", Takes::BlockOfWhole, false, |c, x, a| c.all_to_all_with_counts(x, a.axis, &a.counts, a.scatter_axis, &a.scatter_counts), all_to_all),
     moves("all_to_all_v", Takes::Row, false, |c, x, a| c.all_to_all_v(x, a.axis, &a.row(rank(c))), all_to_all_v),
     moves("all_to_all_v_with_counts", Takes::Row, false, |c, x, a| c.all_to_all_v_with_counts(x, a.axis, &a.row(rank(c)), &a.column(rank(c))), all_to_all_v),
+    // By tensors that are one variable on all ranks, of which each rank takes the whole.
+    combines("sum, varied", Takes::Same, |op| op == Op::Sum, false, |c, x, _| Replicated::sum(c, x)?.vary(), all_reduce),
+    combines("mean, varied", Takes::Same, |op| op == Op::Mean, false, |c, x, _| Replicated::mean(c, x)?.vary(), all_reduce),
+    moves("broadcast, varied", Takes::Same, true, |c, x, a| Replicated::broadcast(c, x, a.root)?.vary(), broadcast),
+    moves("concat, varied", Takes::Block, false, |c, x, a| Replicated::concat(c, x, a.axis)?.vary(), all_gather),
     // A result that is used again, so that cotangents are summed before they travel.
     moves("broadcast of gather", Takes::Block, true, |c, x, a| { let y = c.all_gather(x, a.axis)?; Ok(c.broadcast(&y, a.root)? + y) }, twice_all_gather),
 ];
 
 /// Those that can be started, waited for at once.
 #[rustfmt::skip]
-pub const STARTED: [Operation; 18] = [
+pub const STARTED: [Operation; 22] = [
     combines("iall_reduce", Takes::Same, every, false, |c, x, a| c.iall_reduce(x, a.op)?.wait(), all_reduce),
     combines("ireduce", Takes::Same, every, true, |c, x, a| c.ireduce(x, a.op, a.root)?.wait(), reduce),
     combines("iscan", Takes::Same, every, false, |c, x, a| c.iscan(x, a.op)?.wait(), scan),
@@ -122,6 +127,10 @@ pub const STARTED: [Operation; 18] = [
     moves("iall_to_all to counts", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all(x, a.axis, a.scatter_axis, &a.scatter_counts)?.wait(), all_to_all),
     moves("iall_to_all_with_counts", Takes::BlockOfWhole, false, |c, x, a| c.iall_to_all_with_counts(x, a.axis, &a.counts, a.scatter_axis, &a.scatter_counts)?.wait(), all_to_all),
     moves("iall_to_all_v", Takes::Row, false, |c, x, a| c.iall_to_all_v(x, a.axis, &a.row(rank(c)))?.wait(), all_to_all_v),
+    combines("isum, varied", Takes::Same, |op| op == Op::Sum, false, |c, x, _| Replicated::isum(c, x)?.wait()?.ivary()?.wait(), all_reduce),
+    combines("imean, varied", Takes::Same, |op| op == Op::Mean, false, |c, x, _| Replicated::imean(c, x)?.wait()?.ivary()?.wait(), all_reduce),
+    moves("ibroadcast, varied", Takes::Same, true, |c, x, a| Replicated::ibroadcast(c, x, a.root)?.wait()?.ivary()?.wait(), broadcast),
+    moves("iconcat, varied", Takes::Block, false, |c, x, a| Replicated::iconcat(c, x, a.axis)?.wait()?.ivary()?.wait(), all_gather),
     moves("iall_to_all_v_with_counts", Takes::Row, false, |c, x, a| c.iall_to_all_v_with_counts(x, a.axis, &a.row(rank(c)), &a.column(rank(c)))?.wait(), all_to_all_v),
 ];
 

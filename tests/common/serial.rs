@@ -90,6 +90,14 @@ pub fn reduce_scatter(xs: &[Tensor], axis: i64, counts: &[i64], op: Op) -> Vec<T
     combined(xs, op, &xs[0]).split_with_sizes(counts, axis)
 }
 
+/// Counts by which an extent is cut as equally as possible.
+pub fn balanced(x: &Tensor, axis: i64, ranks: usize) -> Vec<i64> {
+    let dim = i64::try_from(x.dim()).expect("few axes");
+    let axis = usize::try_from(axis.rem_euclid(dim)).expect("not negative");
+    let (extent, ranks) = (x.size()[axis], i64::try_from(ranks).expect("few ranks"));
+    (0..ranks).map(|rank| extent / ranks + i64::from(rank < extent % ranks)).collect()
+}
+
 pub fn broadcast(xs: &[Tensor], root: Rank) -> Vec<Tensor> {
     on_every_rank(&xs[index(root)], xs.len())
 }

@@ -1,6 +1,6 @@
 //! Calls as one rank makes them, and what may differ between the ranks' calls.
 
-use mpi4tch::{Communicator, Error, Op, Result};
+use mpi4tch::{Communicator, Error, Op, Replicated, Result};
 use tch::{Device, Kind, Tensor};
 
 use crate::table::{Arguments, OPERATIONS, Operation, STARTED, Takes};
@@ -74,13 +74,16 @@ const fn other(
 
 /// Calls of all ranks that the table lacks: with other results than a tensor, or without any.
 #[rustfmt::skip]
-pub static OTHERS: [Operation; 6] = [
+pub static OTHERS: [Operation; 9] = [
     other("max_loc", |c, x, _| c.max_loc(x).map(|(values, _)| values)),
     other("min_loc", |c, x, _| c.min_loc(x).map(|(values, _)| values)),
     other("barrier", |c, x, _| c.barrier().map(|()| x.shallow_clone())),
     other("ibarrier", |c, _, _| c.ibarrier()?.wait()),
     other("duplicate", |c, x, _| c.duplicate().map(|_| x.shallow_clone())),
     other("split", |c, x, _| c.split(Some(0), 0).map(|_| x.shallow_clone())),
+    other("sum", |c, x, _| Replicated::sum(c, x)?.vary()),
+    other("concat", |c, x, _| Replicated::concat(c, x, 0)?.vary()),
+    other("broadcast from the root", |c, x, _| Replicated::broadcast(c, x, 0)?.vary()),
 ];
 
 /// What all ranks but one call, and what that one calls, each with each other: one in so many of the

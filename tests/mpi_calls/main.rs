@@ -6,6 +6,7 @@ mod common;
 mod data_parallel;
 mod in_place;
 mod profiling;
+mod replicated;
 mod started;
 
 use std::process::ExitCode;
@@ -16,7 +17,13 @@ use profiling::{Call, calls, names};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
-    let tests = [collectives::tests(), data_parallel::tests(), in_place::tests(), started::tests()];
+    let tests = [
+        collectives::tests(),
+        data_parallel::tests(),
+        in_place::tests(),
+        replicated::tests(),
+        started::tests(),
+    ];
     harness::run(start, tests.into_iter().flatten().collect())
 }
 

@@ -180,6 +180,10 @@ mod functions {
             send: In, receive: Out, count: c_int, datatype: MPI_Datatype, op: MPI_Op, root: c_int,
             comm: MPI_Comm, request: *mut MPI_Request,
         ), comm, datatype, [count.into()];
+        MPI_Iallgather = PMPI_Iallgather(
+            send: In, sent: c_int, datatype: MPI_Datatype, receive: Out, received: c_int,
+            receive_type: MPI_Datatype, comm: MPI_Comm, request: *mut MPI_Request,
+        ), comm, datatype, [sent.into(), each(received, comm, None)];
         MPI_Send = PMPI_Send(
             send: In, count: c_int, datatype: MPI_Datatype, dest: c_int, tag: c_int, comm: MPI_Comm,
         ), comm, datatype, [count.into()];

@@ -1,6 +1,6 @@
 //! The collectives: how each is called, and what libtorch alone makes of all ranks' tensors.
 
-use mpi4tch::{Communicator, Op, Rank, Request, Result};
+use mpi4tch::{Communicator, Op, Rank, Replicated, ReplicatedRequest, Request, Result};
 use tch::{Tensor, no_grad};
 
 use crate::common::serial;
@@ -26,6 +26,12 @@ pub enum Call {
     AllToAll(i64, Counts, i64, Counts),
     /// What each rank sends to each, and whether they know what they receive.
     AllToAllV(i64, Vec<Vec<i64>>, bool),
+    /// By a replicated tensor, of which every rank takes the whole, or its block along an axis: a sum
+    /// or mean, a broadcast, or all blocks joined.
+    ReplicatedSum(Op),
+    ReplicatedBlock(Op, i64),
+    ReplicatedBroadcast(Rank),
+    ReplicatedConcat(i64),
 }
 
 /// Each rank's extent.
@@ -53,7 +59,9 @@ impl Call {
             | Self::Reduce(op, _)
             | Self::Scan(op)
             | Self::Exscan(op)
-            | Self::ReduceScatter(_, _, op) => Some(*op),
+            | Self::ReduceScatter(_, _, op)
+            | Self::ReplicatedSum(op)
+            | Self::ReplicatedBlock(op, _) => Some(*op),
             Self::CustomSum => Some(Op::Sum),
             Self::MaxLoc => Some(Op::Max),
             Self::MinLoc => Some(Op::Min),
@@ -122,6 +130,10 @@ impl Call {
             Self::AllToAllV(axis, matrix, true) => {
                 comm.all_to_all_v_with_counts(x, *axis, &matrix[rank], &column(matrix, rank))
             }
+            Self::ReplicatedSum(op) => replicated(comm, x, *op)?.vary(),
+            Self::ReplicatedBlock(op, axis) => replicated(comm, x, *op)?.shard(*axis),
+            Self::ReplicatedBroadcast(root) => Replicated::broadcast(comm, x, *root)?.vary(),
+            Self::ReplicatedConcat(axis) => Replicated::concat(comm, x, *axis)?.vary(),
         }
     }
 
@@ -164,6 +176,16 @@ impl Call {
             Self::AllToAllV(axis, matrix, true) => {
                 comm.iall_to_all_v_with_counts(x, *axis, &matrix[rank], &column(matrix, rank))
             }
+            Self::ReplicatedSum(op) => waited(started(comm, x, *op)).and_then(|y| y.ivary()),
+            Self::ReplicatedBlock(op, axis) => {
+                waited(started(comm, x, *op)).and_then(|y| y.ishard(*axis))
+            }
+            Self::ReplicatedBroadcast(root) => {
+                waited(Replicated::ibroadcast(comm, x, *root)).and_then(|y| y.ivary())
+            }
+            Self::ReplicatedConcat(axis) => {
+                waited(Replicated::iconcat(comm, x, *axis)).and_then(|y| y.ivary())
+            }
         })
     }
 
@@ -202,8 +224,27 @@ impl Call {
                 serial::all_to_all(xs, *axis, *cut, counts.all())
             }
             Self::AllToAllV(axis, matrix, _) => serial::all_to_all_v(xs, *axis, matrix),
+            Self::ReplicatedSum(op) => serial::all_reduce(xs, *op),
+            Self::ReplicatedBlock(op, axis) => {
+                let counts = serial::balanced(&xs[0], *axis, xs.len());
+                serial::reduce_scatter(xs, *axis, &counts, *op)
+            }
+            Self::ReplicatedBroadcast(root) => serial::broadcast(xs, *root),
+            Self::ReplicatedConcat(axis) => serial::all_gather(xs, *axis),
         }
     }
+}
+
+fn replicated(comm: &Communicator, x: &Tensor, op: Op) -> Result<Replicated> {
+    if op == Op::Mean { Replicated::mean(comm, x) } else { Replicated::sum(comm, x) }
+}
+
+fn started(comm: &Communicator, x: &Tensor, op: Op) -> Result<ReplicatedRequest> {
+    if op == Op::Mean { Replicated::imean(comm, x) } else { Replicated::isum(comm, x) }
+}
+
+fn waited(request: Result<ReplicatedRequest>) -> Result<Replicated> {
+    request.and_then(ReplicatedRequest::wait)
 }
 
 fn custom_sum(comm: &Communicator, x: &Tensor) -> Result<Tensor> {

@@ -24,6 +24,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) pairs: Option<Pairs<'a>>,
     /// The parameters of a model, in words.
     pub(crate) parameters: Option<&'a str>,
+    /// A hash of the tensor's elements, if these must be equal.
+    pub(crate) values: Option<u64>,
     /// Whether the ranks must agree on recording the call, whatever else is compared.
     pub(crate) compares_recording: bool,
     /// The sizes that this rank tells every other.
@@ -75,6 +77,7 @@ pub(super) struct OwnedTerms {
     counts: [Option<Vec<i64>>; 2],
     shape: Option<(Vec<i64>, Option<usize>)>,
     pairs: Option<([Vec<i64>; 2], bool)>,
+    values: Option<u64>,
 }
 
 impl OwnedTerms {
@@ -91,6 +94,7 @@ impl OwnedTerms {
                 wide: *wide,
             }),
             parameters: None,
+            values: self.values,
             compares_recording: false,
             told: None,
             told_each: None,
@@ -100,8 +104,11 @@ impl OwnedTerms {
 
 impl Hash for Terms<'_> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Self { op, root, axes, counts, shape, pairs, parameters, .. } = self;
-        (op, root, axes, counts, pairs.map(|pairs| pairs.wide), parameters).hash(hasher);
+        let Self { op, root, axes, counts, shape, pairs, parameters, values, .. } = self;
+        (op, root, axes, counts, pairs.map(|pairs| pairs.wide)).hash(hasher);
+        if parameters.is_some() || values.is_some() {
+            (parameters, values).hash(hasher);
+        }
         if let Some((shape, free)) = shape {
             (free, shape.len()).hash(hasher);
             for (i, extent) in shape.iter().enumerate().filter(|&(i, _)| *free != Some(i)) {
@@ -127,6 +134,7 @@ impl Terms<'_> {
             pairs: self
                 .pairs
                 .map(|Pairs { send, receive, wide }| ([send.to_vec(), receive.to_vec()], wide)),
+            values: self.values,
         }
     }
 
@@ -171,6 +179,9 @@ impl Terms<'_> {
                 )
                 .collect();
             lines.push(("shape", format!("[{}]", extents.join(", "))));
+        }
+        if let Some(hash) = self.values {
+            lines.push(("values", format!("hash {hash:016x}")));
         }
         lines
     }

@@ -267,7 +267,7 @@ fn hash(value: &impl Hash) -> u64 {
 /// The turn of a call that the ranks have agreed on. Dropping it begins the next call's turn.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    /// None where calls are not compared.
+    /// None if the ranks do not agree on the call.
     turns: Option<Arc<Turns>>,
     place: u64,
     seal: u64,
@@ -276,13 +276,14 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// For a call that is not compared.
-    pub(super) fn free() -> Self {
-        Self { turns: None, place: 0, seal: 0, way: Way::Waits, made: AtomicBool::new(true) }
+    /// For a call that the ranks do not agree on.
+    pub(crate) fn free(seal: u64) -> Self {
+        Self { turns: None, place: 0, seal, way: Way::Waits, made: AtomicBool::new(true) }
     }
 
     /// A number that the call has on all ranks that agreed on it, and that no other call of the
-    /// communicator has; 0 where calls are not compared.
+    /// communicator has; 0 where calls are not compared. Of a call that makes no MPI call it is the
+    /// fingerprint.
     pub(crate) fn seal(&self) -> u64 {
         self.seal
     }

@@ -48,6 +48,31 @@ impl BackwardPass {
     }
 }
 
+impl Communicator {
+    /// Goes back from a loss of which this communicator's ranks have one in common, and adds to the
+    /// gradients of the leaves: by a pass of the tape, if the communicator is on one.
+    #[track_caller]
+    pub(crate) fn backward_from(&self, call: &'static str, loss: &Tensor) -> Result<()> {
+        let pass = BackwardPass::new(call, PassOptions::default());
+        let roots = loss_root(call, Some(loss)).and_then(|roots| match roots.first() {
+            Some(_) => Ok(roots),
+            None => {
+                let message = "the loss does not require grad".to_owned();
+                Err(Error::Argument { call, message })
+            }
+        });
+        // A pass within a pullback is a part of the pass that the pullback belongs to.
+        if let Some(record) = self.record().filter(|record| record.comm().is_some()) {
+            return record.backward(pass, roots);
+        }
+        let outcome = roots.and_then(|roots| {
+            let (outputs, cotangents): (Vec<_>, Vec<_>) = roots.iter().map(|(y, c)| (y, c)).unzip();
+            autograd::backward(call, &outputs, &cotangents, false, false)
+        });
+        self.note(outcome)
+    }
+}
+
 impl Record {
     /// Goes back from the roots to the leaves, and adds to their gradients.
     pub(super) fn backward(

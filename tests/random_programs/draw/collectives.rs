@@ -70,7 +70,7 @@ impl Draft {
         let dim = shapes.iter().map(Vec::len).min().unwrap_or(1);
         let same = is_same(shapes);
         if same && !self.random.one_in(3) {
-            return match self.random.below(13) {
+            return match self.random.below(16) {
                 0..3 => Call::AllReduce(op),
                 3 | 4 => Call::Reduce(op, root),
                 5 | 6 => Call::Broadcast(root),
@@ -78,6 +78,13 @@ impl Draft {
                 8 => Call::Exscan(if op == Op::Mean { Op::Sum } else { op }),
                 9 => self.random.among(&[Call::MaxLoc, Call::MinLoc]),
                 10 => Call::CustomSum,
+                11 => Call::ReplicatedSum(self.random.among(&[Op::Sum, Op::Mean])),
+                12 => {
+                    let axis = self.random.below(dim);
+                    let op = self.random.among(&[Op::Sum, Op::Mean]);
+                    Call::ReplicatedBlock(op, self.signed(axis, dim))
+                }
+                13 => Call::ReplicatedBroadcast(root),
                 _ => {
                     let axis = self.random.below(dim);
                     let counts = self.partition(shapes[0][axis], ranks);
@@ -100,9 +107,10 @@ impl Draft {
         let counts =
             if known { Counts::Known(extents.clone()) } else { Counts::Own(extents.clone()) };
         let at = self.signed(axis, dim);
-        match self.random.below(6) {
+        match self.random.below(7) {
             0 => Call::Gather(at, counts, root),
             1 => Call::AllGather(at, counts),
+            6 => Call::ReplicatedConcat(at),
             2 => {
                 let cuts = self.partition(extents[root.unsigned_abs() as usize], ranks);
                 Call::Scatter(at, cuts, root)
