@@ -30,6 +30,8 @@ use data::{Standardized, Table};
 
 #[path = "linear_regression/closed_form.rs"]
 mod closed_form;
+#[path = "common/command_line.rs"]
+mod command_line;
 #[path = "linear_regression/data.rs"]
 mod data;
 
@@ -56,24 +58,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    mpi4tch::run(program)
+    mpi4tch::run(|universe| command_line::parse_and_run(universe, run))
 }
 
-fn program(universe: &Universe) -> Result<(), Box<dyn Error>> {
-    let world = universe.world();
-    match Arguments::try_parse() {
-        Ok(arguments) => run(&world, &arguments),
-        Err(usage) => {
-            // All ranks have the same arguments, so one of them prints the message.
-            if world.rank() == 0 {
-                usage.print()?;
-            }
-            if usage.use_stderr() { Err("the arguments are wrong".into()) } else { Ok(()) }
-        }
-    }
-}
-
-fn run(world: &Communicator, arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+fn run(universe: &Universe, arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let world = &universe.world();
     let table = match arguments.synthetic {
         true => Table::synthetic(world),
         false => Table::read(world, &arguments.data)?,

@@ -22,15 +22,22 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mpi4tch::tch::nn::{self, Module, OptimizerConfig};
-use mpi4tch::tch::{self, Device, Kind, Reduction, Tensor};
+use mpi4tch::tch::{self, Device, Kind, Tensor};
 use mpi4tch::{Communicator, Rank, Tape, Universe};
+
+use data::Digits;
+
+#[path = "common/command_line.rs"]
+mod command_line;
+#[path = "common/data.rs"]
+mod data;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const LAYERS: Rank = 4;
 
-/// The widths before and after each layer: from 64 pixels to 10 digits.
-const WIDTHS: [i64; LAYERS as usize + 1] = [64, 48, 32, 24, 10];
+/// The widths before and after each layer.
+const WIDTHS: [i64; LAYERS as usize + 1] = [Digits::PIXELS, 48, 32, 24, Digits::CLASSES];
 
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
@@ -56,20 +63,7 @@ pub(crate) struct Arguments {
 }
 
 fn main() -> ExitCode {
-    mpi4tch::run(program)
-}
-
-fn program(universe: &Universe) -> Outcome<()> {
-    match Arguments::try_parse() {
-        Ok(arguments) => run(universe, &arguments),
-        Err(usage) => {
-            // All ranks have the same arguments, so one of them prints the message.
-            if universe.world().rank() == 0 {
-                usage.print()?;
-            }
-            if usage.use_stderr() { Err("the arguments are wrong".into()) } else { Ok(()) }
-        }
-    }
+    mpi4tch::run(|universe| command_line::parse_and_run(universe, run))
 }
 
 /// Trains on all ranks together, then on each rank alone, and compares.
@@ -167,46 +161,7 @@ impl Stage {
         };
         match self.next {
             Some(rank) => tape.send(&output, rank, 0).map(|_| None),
-            None => Ok(Some(part.loss(&output)?)),
+            None => Ok(Some(part.loss(&output))),
         }
-    }
-}
-
-/// Images of digits, one per row.
-struct Digits {
-    /// The pixels, 64 per image, from 0 to 1.
-    images: Tensor,
-    /// The digit of each image.
-    labels: Tensor,
-}
-
-impl Digits {
-    fn read() -> Outcome<Self> {
-        let mut values = Vec::new();
-        for record in csv::Reader::from_reader(include_str!("data/digits.csv").as_bytes()).records()
-        {
-            for field in &record? {
-                values.push(field.parse::<f64>()?);
-            }
-        }
-        let table = Tensor::from_slice(&values).view([-1, WIDTHS[0] + 1]);
-        let images = table.slice(1, 0, WIDTHS[0], 1) / 16.0;
-        Ok(Self { images, labels: table.select(1, WIDTHS[0]).to_kind(Kind::Int64) })
-    }
-
-    fn rows(&self) -> i64 {
-        self.images.size()[0]
-    }
-
-    /// Batches of `rows` each; the last one may be smaller.
-    fn split(&self, rows: i64) -> impl Iterator<Item = Self> {
-        let parts = self.images.split(rows, 0).into_iter().zip(self.labels.split(rows, 0));
-        parts.map(|(images, labels)| Self { images, labels })
-    }
-
-    /// The sum of the losses of all rows.
-    fn loss(&self, output: &Tensor) -> mpi4tch::Result<Tensor> {
-        let weight = None::<Tensor>;
-        Ok(output.f_cross_entropy_loss(&self.labels, weight, Reduction::Sum, -100, 0.0)?)
     }
 }
