@@ -15,6 +15,11 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMPI_MCA_rmaps_base_oversubscribe=1                   # Open MPI 4
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe  # Open MPI 5
 export OMPI_MCA_mpi_yield_when_idle=1
+# The ranks write into the launcher's pipes, also where these lead to a terminal: the examples
+# show how far they are, if this is set.
+if [[ -t 2 ]]; then
+    export MPI4TCH_TERMINAL_WIDTH=${COLUMNS:-$(tput cols 2>/dev/null || echo 80)}
+fi
 if [[ $EUID == 0 ]]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
