@@ -1,13 +1,21 @@
 //! The examples that assert their own results, on every number of ranks.
 
+#![allow(clippy::duplicate_mod, reason = "each example has its own copy of what they share")]
+
 mod common;
 
 use std::error::Error;
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use common::{Context, start};
 
+#[path = "../examples/digits.rs"]
+#[expect(dead_code, reason = "its main is another program's")]
+mod digits;
 #[path = "../examples/implicit_solve.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod implicit_solve;
@@ -26,6 +34,9 @@ fn main() -> ExitCode {
             the_ring_gives_every_rank_the_gradient_2,
             the_pipeline_has_the_losses_of_one_rank,
             the_pipeline_refuses_what_it_cannot_do,
+            the_digits_are_learnt,
+            the_digits_refuse_what_they_cannot_do,
+            a_folder_that_cannot_be_written_is_an_error,
         ],
     )
 }
@@ -48,14 +59,97 @@ fn the_pipeline_has_the_losses_of_one_rank(_: &Context) -> Result<(), Box<dyn Er
 }
 
 fn the_pipeline_refuses_what_it_cannot_do(_: &Context) {
-    let cases = [
+    assert_refused::<pipeline::Arguments>(&[
         (["--epochs", "0"], "invalid value '0' for '--epochs <N>': 0 is not in 1.."),
         (["--micro-batches", "257"], "257 is not in 1..=256"),
         (["--micro-batches", "many"], "invalid digit found in string"),
+    ]);
+}
+
+fn the_digits_are_learnt(context: &Context) -> Result<(), Box<dyn Error>> {
+    let universe = mpi4tch::initialize()?;
+    // With a picture, and a last batch of two images, so that some ranks have none.
+    let out = missing_folder(context, "digits")?;
+    let arguments = digits::Arguments { epochs: 2, batch: 205, out: Some(out.clone()) };
+    digits::run(&universe, &arguments)?;
+    if context.world.rank() == 0 {
+        assert_picture(&out.join("digits.png"), 2)?;
+    }
+    // The full training, whose accuracy the example checks.
+    if context.world.size() <= 2 {
+        digits::run(&universe, &digits::Arguments::parse_from(["digits"]))?;
+    }
+    Ok(())
+}
+
+fn the_digits_refuse_what_they_cannot_do(_: &Context) {
+    assert_refused::<digits::Arguments>(&[
+        (["--epochs", "0"], "invalid value '0' for '--epochs <N>': 0 is not in 1.."),
+        (["--batch", "0"], "invalid value '0' for '--batch <N>': 0 is not in 1..=256"),
+        (["--batch", "257"], "257 is not in 1..=256"),
+    ]);
+}
+
+fn a_folder_that_cannot_be_written_is_an_error(context: &Context) -> Result<(), Box<dyn Error>> {
+    // The other ranks would wait: in a program, an error on rank 0 ends the job.
+    if context.world.size() > 1 {
+        return Ok(());
+    }
+    let folder = missing_folder(context, "unwritable")?;
+    fs::create_dir_all(folder.join("digits.png"))?;
+    let file = folder.join("file");
+    File::create(&file)?;
+    let cases = [
+        (file.clone(), format!("cannot create the folder {}: File exists", file.display())),
+        (folder.clone(), format!("cannot write {}/digits.png: Is a directory", folder.display())),
     ];
+    for (out, text) in cases {
+        let arguments = digits::Arguments { epochs: 1, batch: 256, out: Some(out) };
+        let error = digits::run(&mpi4tch::initialize()?, &arguments);
+        let error = error.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.starts_with(&text), "{error}");
+    }
+    Ok(())
+}
+
+/// These arguments are refused with these texts.
+fn assert_refused<A: Parser>(cases: &[([&str; 2], &str)]) {
     for (arguments, text) in cases {
-        let usage = pipeline::Arguments::try_parse_from(["pipeline"].iter().chain(&arguments));
+        let usage = A::try_parse_from(["example"].iter().chain(arguments));
         let usage = usage.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(usage.contains(text), "{usage}");
     }
+}
+
+/// The path of a folder that is not there, the same on all ranks.
+fn missing_folder(context: &Context, name: &str) -> std::io::Result<PathBuf> {
+    let ranks = context.world.size().to_string();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("examples").join(ranks).join(name);
+    if context.world.rank() == 0 && folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    Ok(folder)
+}
+
+/// The file is a PNG of so many diagrams side by side, each with text and a curve or bars.
+fn assert_picture(path: &Path, diagrams: u32) -> Result<(), Box<dyn Error>> {
+    /// The height of the names of the series, which are above the curves.
+    const NAMES: usize = 44;
+    let mut reader = png::Decoder::new(BufReader::new(File::open(path)?)).read_info()?;
+    let mut pixels = vec![0; reader.output_buffer_size().ok_or("it is too large")?];
+    let info = reader.next_frame(&mut pixels)?;
+    assert_eq!((info.width, info.height), (640 * diagrams, 480));
+    for diagram in 0..usize::try_from(diagrams)? {
+        let count = |color: [u8; 3]| {
+            let lines = pixels.chunks_exact(info.line_size).skip(NAMES);
+            let part = lines.flat_map(|line| line.chunks_exact(3).skip(640 * diagram).take(640));
+            part.filter(|pixel| *pixel == color).count()
+        };
+        let [white, black, blue, orange] =
+            [[255; 3], [0; 3], [0, 114, 178], [213, 94, 0]].map(count);
+        assert!(white > 640 * 480 / 2, "{white} pixels are white");
+        assert!(black > 500, "{black} pixels are black");
+        assert!(blue + orange > 100, "{blue} pixels are blue, {orange} are orange");
+    }
+    Ok(())
 }
