@@ -22,6 +22,9 @@ mod implicit_solve;
 #[path = "../examples/isend_recv_wait.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod isend_recv_wait;
+#[path = "../examples/mixture_of_experts.rs"]
+#[expect(dead_code, reason = "its main is another program's")]
+mod mixture_of_experts;
 #[path = "../examples/pipeline.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod pipeline;
@@ -36,6 +39,8 @@ fn main() -> ExitCode {
             the_pipeline_refuses_what_it_cannot_do,
             the_digits_are_learnt,
             the_digits_refuse_what_they_cannot_do,
+            the_mixture_of_experts_has_the_gradients_of_one_rank,
+            the_mixture_of_experts_refuses_what_it_cannot_do,
             a_folder_that_cannot_be_written_is_an_error,
         ],
     )
@@ -88,6 +93,44 @@ fn the_digits_refuse_what_they_cannot_do(_: &Context) {
         (["--batch", "0"], "invalid value '0' for '--batch <N>': 0 is not in 1..=256"),
         (["--batch", "257"], "257 is not in 1..=256"),
     ]);
+}
+
+fn the_mixture_of_experts_has_the_gradients_of_one_rank(
+    context: &Context,
+) -> Result<(), Box<dyn Error>> {
+    let universe = mpi4tch::initialize()?;
+    let out = missing_folder(context, "mixture_of_experts")?;
+    let run = |experts, choices, idle, batch, out: Option<&Path>| {
+        let (epochs, out) = (2, out.map(Path::to_owned));
+        let arguments =
+            mixture_of_experts::Arguments { epochs, batch, experts, choices, idle, out };
+        mixture_of_experts::run(&universe, &arguments)
+    };
+    // Several experts per rank; some are idle.
+    run(16, 1, 3, 256, Some(&out))?;
+    if context.world.rank() == 0 {
+        assert_picture(&out.join("mixture_of_experts.png"), 2)?;
+    }
+    // Fewer experts than ranks. The last batch, where the gradients are compared, has one image: most
+    // ranks have none.
+    run(3, 2, 1, 898, None)?;
+    run(1, 1, 0, 898, None)
+}
+
+fn the_mixture_of_experts_refuses_what_it_cannot_do(_: &Context) -> Result<(), Box<dyn Error>> {
+    assert_refused::<mixture_of_experts::Arguments>(&[
+        (["--epochs", "0"], "invalid value '0' for '--epochs <N>': 0 is not in 1.."),
+        (["--batch", "1798"], "1798 is not in 1..=1797"),
+        (["--experts", "0"], "invalid value '0' for '--experts <N>': 0 is not in 1..=64"),
+        (["--choices", "9"], "9 is not in 1..=8"),
+        (["--idle", "some"], "invalid digit found in string"),
+    ]);
+    let arguments = ["example", "--experts", "4", "--choices", "2", "--idle", "3"];
+    let arguments = mixture_of_experts::Arguments::parse_from(arguments);
+    let error = mixture_of_experts::run(&mpi4tch::initialize()?, &arguments);
+    let error = error.err().map(|error| error.to_string()).unwrap_or_default();
+    assert_eq!(error, "3 of 4 experts are idle: too few are left for 2 choices");
+    Ok(())
 }
 
 fn a_folder_that_cannot_be_written_is_an_error(context: &Context) -> Result<(), Box<dyn Error>> {
