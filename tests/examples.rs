@@ -28,6 +28,9 @@ mod mixture_of_experts;
 #[path = "../examples/pipeline.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod pipeline;
+#[path = "../examples/tensor_parallel.rs"]
+#[expect(dead_code, reason = "its main is another program's")]
+mod tensor_parallel;
 
 fn main() -> ExitCode {
     harness::run(
@@ -41,6 +44,8 @@ fn main() -> ExitCode {
             the_digits_refuse_what_they_cannot_do,
             the_mixture_of_experts_has_the_gradients_of_one_rank,
             the_mixture_of_experts_refuses_what_it_cannot_do,
+            the_tensor_parallel_perceptron_has_the_losses_of_one_rank,
+            the_tensor_parallel_perceptron_refuses_what_it_cannot_do,
             a_folder_that_cannot_be_written_is_an_error,
         ],
     )
@@ -130,6 +135,40 @@ fn the_mixture_of_experts_refuses_what_it_cannot_do(_: &Context) -> Result<(), B
     let error = mixture_of_experts::run(&mpi4tch::initialize()?, &arguments);
     let error = error.err().map(|error| error.to_string()).unwrap_or_default();
     assert_eq!(error, "3 of 4 experts are idle: too few are left for 2 choices");
+    Ok(())
+}
+
+fn the_tensor_parallel_perceptron_has_the_losses_of_one_rank(
+    context: &Context,
+) -> Result<(), Box<dyn Error>> {
+    let (universe, ranks) = (mpi4tch::initialize()?, context.world.size());
+    let out = missing_folder(context, "tensor_parallel")?;
+    // Every grid. On 7 × 1 ranks, some have no image of the last batch.
+    for cuts in (1..=ranks).filter(|cuts| ranks % cuts == 0) {
+        let arguments =
+            tensor_parallel::Arguments { epochs: 2, cuts: Some(cuts), out: Some(out.clone()) };
+        tensor_parallel::run(&universe, &arguments)?;
+    }
+    if context.world.rank() == 0 {
+        assert_picture(&out.join("tensor_parallel.png"), 2)?;
+    }
+    Ok(())
+}
+
+fn the_tensor_parallel_perceptron_refuses_what_it_cannot_do(
+    context: &Context,
+) -> Result<(), Box<dyn Error>> {
+    assert_refused::<tensor_parallel::Arguments>(&[
+        (["--epochs", "0"], "invalid value '0' for '--epochs <N>': 0 is not in 1.."),
+        (["--cuts", "0"], "invalid value '0' for '--cuts <N>': 0 is not in 1.."),
+        (["--cuts", "2.0"], "invalid digit found in string"),
+    ]);
+    let ranks = context.world.size();
+    let cuts = (ranks + 1).to_string();
+    let arguments = tensor_parallel::Arguments::parse_from(["example", "--cuts", &cuts]);
+    let error = tensor_parallel::run(&mpi4tch::initialize()?, &arguments);
+    let error = error.err().map(|error| error.to_string()).unwrap_or_default();
+    assert_eq!(error, format!("the layers cannot be cut over {cuts} of {ranks} ranks"));
     Ok(())
 }
 

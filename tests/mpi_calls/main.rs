@@ -8,6 +8,7 @@ mod in_place;
 mod profiling;
 mod replicated;
 mod started;
+mod tensor_parallel;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         in_place::tests(),
         replicated::tests(),
         started::tests(),
+        tensor_parallel::tests(),
     ];
     harness::run(start, tests.into_iter().flatten().collect())
 }
