@@ -183,8 +183,8 @@
 //! runs it on: for tensors in host memory, the thread that called `backward`.
 
 // The folders are layers, from the lowest: base, autograd, environment, communicator, call, engine,
-// operations. A file uses its own folder and those below it. The files next to this one are above
-// all.
+// operations, replicated, data_parallel. A file uses its own folder and those below it. The files
+// next to this one are above all.
 mod autograd;
 mod base;
 mod call;

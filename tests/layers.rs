@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom up. The files that stand in no folder are above all.
-const LAYERS: [&str; 8] = [
+const LAYERS: [&str; 9] = [
     "base",
     "autograd",
     "environment",
@@ -13,6 +13,7 @@ const LAYERS: [&str; 8] = [
     "engine",
     "operations",
     "replicated",
+    "data_parallel",
 ];
 
 /// How high a folder stands.
