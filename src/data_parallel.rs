@@ -355,7 +355,7 @@ impl DataParallel {
         };
         let (roots, description): (Roots, String) = prepared;
         let terms = match error {
-            None => Ok(Terms { parameters: Some(&description), ..Terms::default() }),
+            None => Ok(Terms { further: Some(("parameters", &description)), ..Terms::default() }),
             Some(error) => Err(error),
         };
         let (_, turn) = agree(site, comm, None, terms, true, self.way())?;

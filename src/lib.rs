@@ -66,7 +66,9 @@
 //!
 //! [`Universe::world`] and [`Universe::self_comm`] are communicators, and
 //! [`duplicate`](Communicator::duplicate), [`split`](Communicator::split) and
-//! [`split_shared`](Communicator::split_shared) make further ones. A communicator that is made from
+//! [`split_shared`](Communicator::split_shared) make further ones, [`create`](Communicator::create)
+//! makes one of a [`Group`], and [`cartesian`](Communicator::cartesian) puts the ranks in a grid, a
+//! [`Cartesian`]. A communicator that is made from
 //! one on a [`Tape`] is on the tape too; [`Tape::on`] puts one on it that existed before.
 //! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), and, with
 //! the feature `rsmpi`, conversions from the crate `mpi` duplicate communicators of other
@@ -214,9 +216,9 @@ pub use engine::tape::{PassOptions, Tape};
 pub use environment::datatype;
 pub use environment::library::Library;
 pub use environment::status::{PROC_NULL, Source, Status, TagMatch};
-pub use operations::Counts;
 #[cfg(feature = "rsmpi")]
 pub use operations::rsmpi;
+pub use operations::{Cartesian, Counts, Group};
 pub use replicated::{Replicated, ReplicatedRequest};
 pub use universe::{Universe, initialize, initialize_with, run};
 

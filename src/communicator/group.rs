@@ -1,5 +1,7 @@
 //! Translates the ranks of one communicator to those of another.
 
+use mpi_sys::MPI_Comm;
+
 use super::Handle;
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
@@ -11,11 +13,21 @@ impl Handle {
     ///
     /// Wraps `MPI_Group_translate_ranks`.
     pub(crate) fn ranks_in(&self, call: &'static str, other: &Self) -> Result<Vec<Option<Rank>>> {
+        self.translate(call, other.forward())
+    }
+
+    /// For each rank of this communicator the rank that the same process has in `MPI_COMM_WORLD`;
+    /// `None` if it is not there, as a process that was started later. Local.
+    pub(crate) fn ranks_in_world(&self, call: &'static str) -> Result<Vec<Option<Rank>>> {
+        self.translate(call, mpi_sys::MPI_COMM_WORLD)
+    }
+
+    fn translate(&self, call: &'static str, other: MPI_Comm) -> Result<Vec<Option<Rank>>> {
         let _permission = self.environment().enter(call)?;
         let (mut own, mut others) = (mpi_sys::MPI_GROUP_NULL, mpi_sys::MPI_GROUP_NULL);
-        for (comm, group) in [(self, &mut own), (other, &mut others)] {
+        for (comm, group) in [(self.forward(), &mut own), (other, &mut others)] {
             // SAFETY: `enter` gave permission to call MPI; `group` outlives the call.
-            check("MPI_Comm_group", unsafe { mpi_sys::MPI_Comm_group(comm.forward(), group) })?;
+            check("MPI_Comm_group", unsafe { mpi_sys::MPI_Comm_group(comm, group) })?;
         }
         let ranks: Vec<Rank> = (0..self.size()).collect();
         let mut translated = vec![mpi_sys::MPI_UNDEFINED; index(self.size())];
@@ -37,4 +49,32 @@ impl Handle {
         let is_there = |rank: Rank| (rank != mpi_sys::MPI_UNDEFINED).then_some(rank);
         Ok(translated.into_iter().map(is_there).collect())
     }
+}
+
+/// Makes a communicator of some of the ranks of `parent`, in this order; returns MPI's error code.
+///
+/// Wraps `MPI_Comm_create`. Collective over `parent`.
+///
+/// # Safety
+/// MPI can be called; `parent` is a communicator that has these ranks, and `made` is valid.
+pub(crate) unsafe fn create(parent: MPI_Comm, ranks: &[Rank], made: *mut MPI_Comm) -> i32 {
+    let count = i32::try_from(ranks.len()).unwrap_or(i32::MAX);
+    let (mut all, mut some) = (mpi_sys::MPI_GROUP_NULL, mpi_sys::MPI_GROUP_NULL);
+    // SAFETY: passed on to the caller; the groups outlive the calls.
+    let mut code = unsafe { mpi_sys::MPI_Comm_group(parent, &mut all) };
+    if code == mpi_sys::MPI_SUCCESS {
+        // SAFETY: as above; the list has `count` ranks of the group.
+        code = unsafe { mpi_sys::MPI_Group_incl(all, count, ranks.as_ptr(), &mut some) };
+    }
+    if code == mpi_sys::MPI_SUCCESS {
+        // SAFETY: as above.
+        code = unsafe { mpi_sys::MPI_Comm_create(parent, some, made) };
+    }
+    for mut group in [all, some] {
+        if group != mpi_sys::MPI_GROUP_NULL && group != mpi_sys::MPI_GROUP_EMPTY {
+            // SAFETY: a group that was made above, and that nobody else has.
+            unsafe { mpi_sys::MPI_Group_free(&mut group) };
+        }
+    }
+    code
 }

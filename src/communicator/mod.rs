@@ -6,6 +6,8 @@ mod group;
 mod handle;
 mod identity;
 mod lineage;
+pub(crate) mod topology;
 
+pub(crate) use group::create;
 pub(crate) use handle::{Further, Handle};
 pub(crate) use identity::Identity;

@@ -32,10 +32,15 @@ impl Communicator {
     #[doc(alias = "MPI_Comm_dup")]
     #[track_caller]
     pub fn duplicate(&self) -> Result<Self> {
-        let made = self.make(self.site("duplicate"), Ok(()), "MPI_Comm_dup", |parent, made| {
-            // SAFETY: `make` gives a live communicator, and room for the new one.
-            unsafe { mpi_sys::MPI_Comm_dup(parent, made) }
-        });
+        let made = self.make(
+            self.site("duplicate"),
+            Ok(Terms::default()),
+            "MPI_Comm_dup",
+            |parent, made| {
+                // SAFETY: `make` gives a live communicator, and room for the new one.
+                unsafe { mpi_sys::MPI_Comm_dup(parent, made) }
+            },
+        );
         made?.ok_or_else(|| null("duplicate"))
     }
 
@@ -63,15 +68,15 @@ impl Communicator {
     #[doc(alias = "MPI_UNDEFINED")]
     #[track_caller]
     pub fn split(&self, color: Option<i32>, key: i32) -> Result<Option<Self>> {
-        let checked = match color {
+        let terms = match color {
             Some(color) if color < 0 => Err(Error::Argument {
                 call: "split",
                 message: format!("color {color} is negative; None is the color of no communicator"),
             }),
-            _ => Ok(()),
+            _ => Ok(Terms::default()),
         };
         let color = color.unwrap_or(mpi_sys::MPI_UNDEFINED);
-        self.make(self.site("split"), checked, "MPI_Comm_split", |parent, made| {
+        self.make(self.site("split"), terms, "MPI_Comm_split", |parent, made| {
             // SAFETY: `make` gives a live communicator, and room for the new one; it gets here with
             // a valid color only.
             unsafe { mpi_sys::MPI_Comm_split(parent, color, key, made) }
@@ -99,8 +104,11 @@ impl Communicator {
     #[doc(alias = "MPI_COMM_TYPE_SHARED")]
     #[track_caller]
     pub fn split_shared(&self) -> Result<Self> {
-        let made =
-            self.make(self.site("split_shared"), Ok(()), "MPI_Comm_split_type", |parent, made| {
+        let made = self.make(
+            self.site("split_shared"),
+            Ok(Terms::default()),
+            "MPI_Comm_split_type",
+            |parent, made| {
                 // SAFETY: `make` gives a live communicator, and room for the new one; the info may
                 // be null.
                 unsafe {
@@ -112,7 +120,8 @@ impl Communicator {
                         made,
                     )
                 }
-            });
+            },
+        );
         made?.ok_or_else(|| null("split_shared"))
     }
 
@@ -225,16 +234,15 @@ impl Communicator {
     /// made from it before and that no rank holds any more.
     ///
     /// `create` gets a live communicator, and room for the new one.
-    fn make(
+    pub(super) fn make(
         &self,
         site: Site,
-        checked: Result<()>,
+        terms: Result<Terms>,
         function: &'static str,
         create: impl FnOnce(MPI_Comm, *mut MPI_Comm) -> i32,
     ) -> Result<Option<Self>> {
         // The ranks must be in the same call: they intersect, entry by entry, which children are
         // dead.
-        let terms = checked.map(|()| Terms::default());
         let way = self.environment().way();
         let (_, turn) = self.note(agree(site, &self.plain(), None, terms, true, way))?;
         let mut dead = self.handle().dead();
@@ -257,6 +265,6 @@ impl Communicator {
     }
 }
 
-fn null(call: &'static str) -> Error {
+pub(super) fn null(call: &'static str) -> Error {
     Error::Argument { call, message: "MPI made no communicator".to_owned() }
 }

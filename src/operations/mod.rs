@@ -21,7 +21,9 @@ mod reduce_scatter;
 mod scan;
 mod scatter;
 
+mod cartesian;
 mod communicators;
+mod group;
 mod point_to_point;
 #[cfg(feature = "rsmpi")]
 pub mod rsmpi;
@@ -31,4 +33,6 @@ mod nonlinear;
 pub(crate) mod replication;
 
 pub(crate) use all_reduce::sum_in_place;
+pub use cartesian::Cartesian;
 pub use counts::Counts;
+pub use group::Group;

@@ -47,9 +47,10 @@ pub fn communicators(world: &Communicator) -> Vec<(&'static str, Communicator)> 
     let universe = mpi4tch::initialize().expect("MPI is there");
     // Odd and even ranks, from the last to the first.
     let split = world.split(Some(world.rank() % 2), -world.rank()).expect("split works");
+    let grid = world.cartesian(&[0, 0], &[true, false], true).expect("cartesian works");
     vec![
         ("world", world.clone()),
-        ("duplicate", world.duplicate().expect("duplicate works")),
+        ("grid", (*grid.expect("all ranks are in it")).clone()),
         ("split", split.expect("each rank has a color")),
         ("self", universe.self_comm().expect("self is there")),
     ]

@@ -22,8 +22,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) shape: Option<(&'a [i64], Option<usize>)>,
     /// This rank's row and column of a matrix of counts of which it does not know the rest.
     pub(crate) pairs: Option<Pairs<'a>>,
-    /// The parameters of a model, in words.
-    pub(crate) parameters: Option<&'a str>,
+    /// A further argument, its name and its value in words.
+    pub(crate) further: Option<(&'static str, &'a str)>,
     /// A hash of the tensor's elements, if these must be equal.
     pub(crate) values: Option<u64>,
     /// Whether the ranks must agree on recording the call, whatever else is compared.
@@ -93,7 +93,7 @@ impl OwnedTerms {
                 receive,
                 wide: *wide,
             }),
-            parameters: None,
+            further: None,
             values: self.values,
             compares_recording: false,
             told: None,
@@ -104,10 +104,10 @@ impl OwnedTerms {
 
 impl Hash for Terms<'_> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Self { op, root, axes, counts, shape, pairs, parameters, values, .. } = self;
+        let Self { op, root, axes, counts, shape, pairs, further, values, .. } = self;
         (op, root, axes, counts, pairs.map(|pairs| pairs.wide)).hash(hasher);
-        if parameters.is_some() || values.is_some() {
-            (parameters, values).hash(hasher);
+        if further.is_some() || values.is_some() {
+            (further, values).hash(hasher);
         }
         if let Some((shape, free)) = shape {
             (free, shape.len()).hash(hasher);
@@ -167,8 +167,8 @@ impl Terms<'_> {
             let known = if wide { "known, beyond an int" } else { "known" };
             lines.push(("counts of every pair", known.to_owned()));
         }
-        if let Some(parameters) = self.parameters {
-            lines.push(("parameters", parameters.to_owned()));
+        if let Some((name, value)) = self.further {
+            lines.push((name, value.to_owned()));
         }
         if let Some((shape, free)) = self.shape {
             let extents: Vec<String> = shape
