@@ -88,6 +88,47 @@
 //! of these. With `let w = world.broadcast(&w, 0)?` before the parameter is used, there is only one
 //! variable, that of rank 0, which receives the sum.
 //!
+//! All of this must be remembered at each loss and each parameter. A
+//! [`Replicated`](crate::Replicated) tensor has it in its type: it is *one* variable on all ranks,
+//! and so is its cotangent. One map leads from it to ordinary tensors, which vary from rank to rank,
+//! and another leads back:
+//!
+//! ```text
+//!                     forward                    backward
+//!                     rank 0  rank 1  rank 2     rank 0  rank 1  rank 2
+//! w                       one variable           v̄₀ + v̄₁ + v̄₂ on all ranks
+//! w.vary()            v₀      v₁      v₂         v̄₀      v̄₁      v̄₂
+//! local losses        ℓ₀      ℓ₁      ℓ₂         1       1       1
+//! Replicated::sum     one loss: ℓ₀ + ℓ₁ + ℓ₂     1, counted once
+//! ```
+//!
+//! Each map is the adjoint of the other: going back through the sum makes no call, as every rank has
+//! the cotangent of the one loss, and going back through `vary` is the sum of all ranks'
+//! contributions. So there is one call forward and one backward, and the gradient is right on all
+//! ranks, whatever their number:
+//!
+//! ```
+//! use mpi4tch::Replicated;
+//! use tch::{Kind, Tensor};
+//!
+//! let universe = mpi4tch::initialize()?;
+//! let world = universe.world();
+//! let w = Tensor::from_slice(&[3.0]).set_requires_grad(true);
+//! let w = Replicated::assume(&world, &w)?;
+//! let share = w.vary()?.square().sum(Kind::Double) / f64::from(world.size());
+//! let total = Replicated::sum(&world, &share)?;
+//! let penalty = w.map(|w| w.square().sum(Kind::Double))?; // the same work on all ranks
+//! let loss = Replicated::combine(&[&total, &penalty], |parts| parts[0] + parts[1])?;
+//! loss.backward()?;
+//! assert!(w.grad().allclose(&Tensor::from_slice(&[6.0 + 6.0]), 1e-12, 0.0, false));
+//! # Ok::<(), mpi4tch::Error>(())
+//! ```
+//!
+//! [`tensor`](crate::Replicated::tensor) returns an ordinary tensor without a map, for looking at
+//! it. A loss that is computed from that alone lacks the other ranks' contributions. `assume`, `map`
+//! and `combine` are promises that the program keeps on all ranks; `MPI4TCH_CHECK=collective`, the
+//! default in debug builds, checks them.
+//!
 //! ## The program hangs, or the gradient lacks a part: a dead branch
 //!
 //! libtorch visits only the nodes that the loss depends on. In one process, skipping a result that

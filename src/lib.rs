@@ -20,6 +20,41 @@
 //! If derivatives across ranks are new to you, start with the [guide]. A [`Tape`] ensures that all
 //! ranks go back through the same communication, on one communicator or on several.
 //!
+//! # One model on all ranks
+//!
+//! A parameter that all ranks share is one variable, and has one gradient; a loss that all ranks
+//! share counts once. [`Replicated`] says so in the type of the tensor. Here each rank has a share
+//! of the data:
+//!
+//! ```
+//! use mpi4tch::Replicated;
+//! use tch::{Kind, Tensor};
+//!
+//! let universe = mpi4tch::initialize()?;
+//! let world = universe.world();
+//! let data = Tensor::from_slice(&[1.0 + f64::from(world.rank())]);
+//!
+//! let w = Tensor::from_slice(&[3.0]).set_requires_grad(true);
+//! let w = Replicated::assume(&world, &w)?; // the same on all ranks
+//! let local_loss = (w.vary()? * &data).square().sum(Kind::Double);
+//! let loss = Replicated::sum(&world, &local_loss)?; // one MPI_Allreduce
+//! loss.backward()?; // one MPI_Allreduce
+//! # let squares = Replicated::sum(&world, &data.square())?;
+//! assert_eq!(w.grad(), 6.0 * squares.tensor()); // on all ranks
+//! # Ok::<(), mpi4tch::Error>(())
+//! ```
+//!
+//! What to take when:
+//!
+//! | the program | take | the objective |
+//! | --- | --- | --- |
+//! | has some tensors that all ranks share, such as parameters and losses, and others of which each rank has its own | [`Replicated`] | the one loss that all ranks share |
+//! | trains a model, all of whose parameters all ranks share, on batches of each rank's own | [`DataParallel`] | the mean of all ranks' losses; gradients are averaged in few large calls, beside the backward pass |
+//! | distributes its tensors over the ranks: domains, pipelines, solvers, messages | the [operations](#operations) of [`Communicator`], on a [`Tape`] | the sum of all ranks' losses; every rank's copy of a tensor is a variable of its own |
+//!
+//! They can be used together: a replicated tensor [varies](Replicated::vary) to an ordinary one of
+//! each rank, and the [sum](Replicated::sum) of ordinary ones is replicated.
+//!
 //! # Operations
 //!
 //! All are methods of [`Communicator`]. These are collective over its ranks: every rank must call
@@ -50,6 +85,17 @@
 //! | [`sendrecv`](Communicator::sendrecv) | `MPI_Sendrecv` | `sendrecv` in the other direction | [all](datatype) |
 //! | [`probe`](Communicator::probe) | `MPI_Probe` | – | – |
 //!
+//! These lead from and to [`Replicated`] tensors, and are methods of that type:
+//!
+//! | method | MPI | adjoint | kinds |
+//! | --- | --- | --- | --- |
+//! | [`vary`](Replicated::vary), [`ivary`](Replicated::ivary) | none | `MPI_Allreduce` | [all](datatype) |
+//! | [`shard`](Replicated::shard), [`ishard`](Replicated::ishard) | none | `MPI_Allgather(v)` | [all](datatype) |
+//! | [`sum`](Replicated::sum), [`mean`](Replicated::mean), [`isum`](Replicated::isum), [`imean`](Replicated::imean) | `MPI_Allreduce` | no call | [by op](Op#kinds) |
+//! | [`concat`](Replicated::concat), [`iconcat`](Replicated::iconcat) | `MPI_Allgather(v)` | no call | [all](datatype) |
+//! | [`broadcast`](Replicated::broadcast), [`ibroadcast`](Replicated::ibroadcast) | `MPI_Bcast` | no call | [all](datatype) |
+//! | [`assume`](Replicated::assume), [`map`](Replicated::map), [`combine`](Replicated::combine) | none | no call | [all](datatype) |
+//!
 //! These carry out a backward pass. All are collective over the communicator that the tape was made
 //! from:
 //!
@@ -58,6 +104,7 @@
 //! | [`Tape::backward`], [`Tape::backward_with`] | adds to the gradients of the leaves |
 //! | [`Tape::grad`], [`Tape::grad_with`] | returns the gradients of given inputs |
 //! | [`Tape::vjp`] | returns the gradients of given inputs, from given cotangents of outputs |
+//! | [`Replicated::backward`] | adds to the gradients of the leaves; without a tape too |
 //!
 //! A method whose name begins with an `i` only starts the operation. It returns a [`Request`], to
 //! be waited for alone, or with others by [`wait_all`], [`wait_any`] and [`wait_some`]. In the
@@ -76,7 +123,7 @@
 //!
 //! The adjoint of each linear operation is one MPI call of the same volume. Tensors may have any
 //! layout. Results are contiguous and share no storage with the arguments; only the result of a
-//! send is the tensor that was sent. A method whose name ends with an underscore changes its
+//! send is the tensor that was sent, and `vary` and `shard` of a replicated tensor share its memory. A method whose name ends with an underscore changes its
 //! argument in place, by torch's rules. If blocks may differ from rank to rank, their sizes travel
 //! first, in one small message (two for `all_to_all_v`). They do not if the call is given the sizes
 //! of all ranks: by a slice in place of an `i64`, see [`Counts`], or by the variants
@@ -112,7 +159,19 @@
 //! | scan, exscan with `Max`, `Min`, `Prod` | as for reductions over the ranks that are combined, by an all_gather |
 //!
 //! A scalar that is all-reduced and then used as the loss on every rank counts once per rank: its
-//! gradient is [`size`](Communicator::size) times too large. Divide it, as above.
+//! gradient is [`size`](Communicator::size) times too large. Divide it, as above, or use
+//! [`Replicated::sum`].
+//!
+//! A [`Replicated`] tensor is one variable on all ranks. Its cotangent is one too, the same on all
+//! ranks, and their product counts once:
+//!
+//! | map | adjoint |
+//! | --- | --- |
+//! | vary: replicated to varying | x̄ = Σ ȳ_r |
+//! | sum: varying to replicated | x̄_r = ȳ; for mean, ȳ / p |
+//! | shard: replicated to blocks | x̄ = the blocks of ȳ joined |
+//! | concat: blocks to replicated | x̄_r = the rank's own block of ȳ |
+//! | broadcast: varying to replicated | x̄ = ȳ on root, zeros off root |
 //!
 //! # Communication in the backward pass
 //!
@@ -161,7 +220,7 @@
 //!
 //! | `MPI4TCH_CHECK` | |
 //! | --- | --- |
-//! | `collective` | As `local`, and whether calls are recorded. Messages between two ranks carry their kind, which the receiver checks. The default in debug builds. |
+//! | `collective` | As `local`, and whether calls are recorded. Messages between two ranks carry their kind, which the receiver checks. Tensors that the program says are the same on all ranks, by [`Replicated::assume`], `map` or `combine`, are compared. The default in debug builds. |
 //! | `local` | The arguments above. For `Max`, `Min` and `Prod` also whether the call is recorded, as they make other MPI calls if it is. Of messages, only the length is checked. The default in release builds. |
 //! | `none` | Nothing, except in calls that exchange sizes or make communicators. **Memory safety across ranks is then up to the program**: with some MPIs, a call whose sizes differ between ranks writes beyond its buffers. |
 //!

@@ -18,8 +18,8 @@ pub use started::ReplicatedRequest;
 ///
 /// Of an ordinary tensor, every rank's copy is a variable of its own, so a loss that all ranks have
 /// counts [`size`](Communicator::size) times. A replicated loss counts once, and the gradient of a
-/// replicated tensor is the derivative by the one variable, the same on all ranks. Who computes a
-/// loss from replicated tensors cannot get a gradient that is too large.
+/// replicated tensor is the derivative by the one variable, the same on all ranks: it is right on
+/// any number of ranks.
 ///
 /// | map | result | calls forward | calls in the backward pass |
 /// | --- | --- | --- | --- |
@@ -30,14 +30,14 @@ pub use started::ReplicatedRequest;
 /// | [`broadcast`](Self::broadcast) of one rank's tensor | replicated | one broadcast | none |
 /// | [`assume`](Self::assume), [`map`](Self::map), [`combine`](Self::combine) | replicated | none | none |
 ///
-/// The first five are collective, and calls on a [`Tape`](crate::Tape) if the communicator is on
-/// one, also where they make no MPI call: their adjoints, or the adjoints of these, make one. A
-/// method whose name begins with an `i` only starts its call.
+/// The maps of the first five rows are collective: every rank must make them, and its backward pass
+/// must reach them. They are calls on a [`Tape`](crate::Tape) if the communicator is on one, also
+/// where they make no MPI call. A method whose name begins with an `i` only starts its call.
 ///
 /// - Recording: a replicated tensor requires grad on all ranks or on none.
 /// - Promises: `assume`, `map` and `combine` rely on the program for tensors that are the same on
 ///   all ranks. With `MPI4TCH_CHECK=collective`, the default in debug builds, the ranks compare
-///   them, by a hash in one small message, and all get the same error if they differ.
+///   a hash of them when they agree on the call, and all get the same error if it differs.
 /// - Second derivatives need the same calls on all ranks, as for all operations: see
 ///   [there](crate#communication-in-the-backward-pass).
 ///

@@ -32,7 +32,8 @@ impl Communicator {
     ///   is exact where factors are zero. See the crate's [adjoint table](crate#adjoints).
     ///
     /// The objective is the sum of all ranks' losses. If every rank uses the result as its loss, it
-    /// counts once per rank, and the gradient is [`size`](Communicator::size) times too large.
+    /// counts once per rank, and the gradient is [`size`](Communicator::size) times too large. The
+    /// result of [`Replicated::sum`](crate::Replicated::sum) counts once.
     ///
     /// # Errors
     /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has

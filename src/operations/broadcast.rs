@@ -25,6 +25,9 @@ impl Communicator {
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
     /// - Adjoint: `x̄ = reduce(ȳ, Sum, root)`: the sum on `root`, zeros elsewhere.
     ///
+    /// Every rank's result is a variable of its own. That of
+    /// [`Replicated::broadcast`](crate::Replicated::broadcast) is one on all ranks.
+    ///
     /// # Errors
     /// `Error::Rank` if there is no rank `root`; and the errors [common to all](crate#errors).
     ///

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::common::tensors::{values, variable, zeros};
 use crate::common::{Context, works};
-use crate::{gradients, leaf};
+use crate::{assert_close, gradients, leaf};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -30,12 +30,13 @@ fn a_leaf_stays_the_leaf(context: &Context) -> Result<()> {
     // An optimizer changes it in place, and the next pass sees that.
     for step in 1..4 {
         Replicated::mean(world, &(w.vary()? * f64::from(step)).sum(Kind::Double))?.backward()?;
-        assert_eq!(values(&x.grad()), [f64::from(step); 2]);
+        let expected = Tensor::from_slice(&[f64::from(step); 2]);
+        assert_close(&x.grad(), &expected, "gradient");
         let gradient = x.grad();
         let _ = no_grad(|| x.f_sub_(&gradient))?;
         x.zero_grad();
     }
-    assert_eq!(values(w.tensor()), [-6.0; 2]);
+    assert_close(w.tensor(), &Tensor::from_slice(&[-6.0; 2]), "after the steps");
     Ok(())
 }
 
@@ -148,7 +149,7 @@ fn requests(context: &Context) -> Result<()> {
             Test::Pending(again) => request = again,
         }
     };
-    assert!(sum.tensor().detach().equal(&world.all_reduce(&x.detach(), Op::Sum)?));
+    assert_close(sum.tensor(), &world.all_reduce(&x.detach(), Op::Sum)?, "sum");
     // One that is dropped is undone on all ranks.
     let tape = world.tape();
     let w = Replicated::assume(&tape, &leaf(&Tensor::from_slice(&[1.0])))?;
@@ -157,7 +158,7 @@ fn requests(context: &Context) -> Result<()> {
     drop(Replicated::ibroadcast(&tape, &x, 0)?);
     let loss = Replicated::mean(&tape, &w.vary()?.sum(Kind::Double))?;
     loss.backward()?;
-    assert_eq!(values(&w.grad()), [1.0]);
+    assert_close(&w.grad(), &Tensor::from_slice(&[1.0]), "what was dropped adds nothing");
     // Several at a time, waited for in the same order.
     let requests = [Replicated::isum(world, &x)?, Replicated::imean(world, &x)?];
     let [sum, mean] = requests.map(|request| request.wait());
@@ -192,9 +193,10 @@ fn a_retained_gradient_holds_no_graph(context: &Context) -> Result<()> {
         let loss = Replicated::mean(comm, &fourth.sum(Kind::Double))?;
         let one = loss.tensor().ones_like();
         let gradient = gradients(tape, (loss.tensor(), &one), &[&x], true)?.remove(0);
-        assert_eq!(values(&w.grad()), [32.0]);
+        assert_close(&w.grad(), &Tensor::from_slice(&[32.0]), "retained");
         assert!(!w.grad().requires_grad());
-        assert_eq!(values(&gradient), [if world.rank() == 0 { 32.0 } else { 0.0 }]);
+        let expected = Tensor::from_slice(&[if world.rank() == 0 { 32.0 } else { 0.0 }]);
+        assert_close(&gradient, &expected, "on the root");
     }
     drop(tape);
     assert_eq!(testing::live_pullbacks(), before);
