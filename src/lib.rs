@@ -57,8 +57,8 @@
 //!
 //! # Operations
 //!
-//! All are methods of [`Communicator`]. These are collective over its ranks: every rank must call
-//! them, in the same order.
+//! All are methods of [`Communicator`]; `distribute` and `collect` are those of a grid of ranks, a
+//! [`Cartesian`]. These are collective over the ranks: every rank must call them, in the same order.
 //!
 //! | method | MPI | adjoint | kinds |
 //! | --- | --- | --- | --- |
@@ -73,6 +73,8 @@
 //! | [`all_to_all_v`](Communicator::all_to_all_v), [`iall_to_all_v`](Communicator::iall_to_all_v) | `MPI_Alltoallv` | `all_to_all_v` | [all](datatype) |
 //! | [`scan`](Communicator::scan), [`exscan`](Communicator::exscan), [`iscan`](Communicator::iscan), [`iexscan`](Communicator::iexscan) | `MPI_Scan`, `MPI_Exscan` | the same with reversed ranks | [by op](Op#kinds) |
 //! | [`max_loc`](Communicator::max_loc), [`min_loc`](Communicator::min_loc) | `MPI_Allreduce` | the owning rank gets the sum | [of `Max`](Op#kinds) |
+//! | [`distribute`](Cartesian::distribute) | `MPI_Scatterv` | `collect` | [all](datatype) |
+//! | [`collect`](Cartesian::collect) | `MPI_Gatherv` | `distribute` | [all](datatype) |
 //! | [`barrier`](Communicator::barrier), [`ibarrier`](Communicator::ibarrier) | `MPI_Barrier` | a barrier, on a [`Tape`] | – |
 //! | [`custom`](Communicator::custom) | none | a pullback of your own, which may communicate | all that carry gradients |
 //!
@@ -114,9 +116,9 @@
 //! [`Universe::world`] and [`Universe::self_comm`] are communicators, and
 //! [`duplicate`](Communicator::duplicate), [`split`](Communicator::split) and
 //! [`split_shared`](Communicator::split_shared) make further ones, [`create`](Communicator::create)
-//! makes one of a [`Group`], and [`cartesian`](Communicator::cartesian) puts the ranks in a grid, a
-//! [`Cartesian`]. A communicator that is made from
-//! one on a [`Tape`] is on the tape too; [`Tape::on`] puts one on it that existed before.
+//! makes one of a [`Group`], and [`cartesian`](Communicator::cartesian) puts the ranks in a grid. A
+//! communicator that is made from one on a [`Tape`] is on the tape too; [`Tape::on`] puts one on it
+//! that existed before.
 //! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), and, with
 //! the feature `rsmpi`, conversions from the crate `mpi` duplicate communicators of other
 //! libraries.

@@ -23,6 +23,7 @@ mod scatter;
 
 mod cartesian;
 mod communicators;
+mod distribution;
 mod group;
 mod point_to_point;
 #[cfg(feature = "rsmpi")]
