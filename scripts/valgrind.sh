@@ -11,7 +11,7 @@ if [[ ${1:-} == -n ]]; then
 fi
 
 tests=(agreement all_reduce collectives communicators in_place local_checks messages_unchecked
-    point_to_point requests tape)
+    point_to_point replicated requests tape)
 [[ $# != 0 ]] || set -- "${tests[@]/#/--test=}"
 
 export MPI4TCH_MPI=${MPI4TCH_TEST_MPIS##*:} MPI4TCH_MPIEXEC=scripts/valgrind.sh

@@ -1,6 +1,7 @@
 //! [`Replicated`]: tensors that are one variable on all ranks.
 
 mod communication;
+mod promises;
 mod started;
 
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use tch::Tensor;
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::engine::communicator::Communicator;
-use crate::operations::replication::{check_same, refuse_same};
+use promises::{check_same, refuse_same};
 pub use started::ReplicatedRequest;
 
 /// A tensor that is the same on all ranks of a communicator, and *one* variable on all of them: a

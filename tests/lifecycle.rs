@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use mpi4tch::mpi_sys::{self, Vendor};
-use mpi4tch::{Communicator, Error, Op};
+use mpi4tch::{Communicator, Error, Op, Replicated};
 use tch::{Kind, Tensor};
 
 /// All in one test: MPI starts and ends once in a process, and on one thread.
@@ -35,6 +35,7 @@ fn from_start_to_end() {
     let duplicate = world.duplicate().unwrap();
     let part = duplicate.split(Some(0), 0).unwrap().unwrap();
     let theirs = taken_in().unwrap();
+    let replicated = Replicated::assume(&world, &x).unwrap();
     let late = second.world().all_reduce(&x, Op::Max).unwrap();
     let numbers = [&world, &duplicate, &theirs].map(Communicator::to_fortran);
     assert_eq!(Communicator::from_fortran(numbers[1]).unwrap().size(), 1);
@@ -44,6 +45,12 @@ fn from_start_to_end() {
     let error = world.all_reduce(&x, Op::Sum).unwrap_err();
     assert!(matches!(error, Error::Finalized { .. }));
     assert_eq!(error.to_string(), "all_reduce: MPI has been finalized");
+    let error = Replicated::sum(&world, &x).unwrap_err().to_string();
+    assert_eq!(error, "Replicated::sum: MPI has been finalized");
+    // What makes no MPI call is still possible; its adjoint is not.
+    let varying = replicated.vary().unwrap();
+    let error = varying.sum(Kind::Double).f_backward().unwrap_err().to_string();
+    assert!(error.contains("Replicated::sum: MPI has been finalized"), "{error}");
     assert!(matches!(world.duplicate(), Err(Error::Finalized { .. })));
     assert!(matches!(world.barrier(), Err(Error::Finalized { .. })));
     assert!(matches!(part.split(None, 0), Err(Error::Finalized { .. })));

@@ -10,7 +10,8 @@ use common::ring::neighbours;
 use common::tensors::zeros;
 use common::{Context, start, works};
 use mpi4tch::{
-    Communicator, Error, Op, Request, Result, Tape, Test, testing, wait_all, wait_any, wait_some,
+    Communicator, Error, Op, Replicated, Request, Result, Tape, Test, testing, wait_all, wait_any,
+    wait_some,
 };
 use tch::{Kind, Tensor};
 
@@ -69,7 +70,7 @@ const COMBINING: [(&str, Call); 15] = [
 ];
 
 /// Those that do not.
-const OTHERS: [(&str, Call); 28] = [
+const OTHERS: [(&str, Call); 39] = [
     ("broadcast", |c, x, _| c.broadcast(x, 0)),
     ("broadcast_", |c, x, _| in_place(x, |x| c.broadcast_(x, 0))),
     ("broadcast_ of a view", |c, x, _| in_place(x, |x| c.broadcast_(&mut x.select(1, 0), 0))),
@@ -102,6 +103,17 @@ const OTHERS: [(&str, Call); 28] = [
     }),
     ("max_loc", |c, x, _| c.max_loc(x).map(|(values, _)| values)),
     ("min_loc", |c, x, _| c.min_loc(x).map(|(values, _)| values)),
+    ("assume and vary", |c, x, _| Replicated::assume(c, x)?.vary()),
+    ("assume and shard", |c, x, _| Replicated::assume(c, x)?.shard(0)),
+    ("isum and ivary", |c, x, _| Replicated::isum(c, x)?.wait()?.ivary()?.wait()),
+    ("sum and shard", |c, x, _| Replicated::sum(c, x)?.shard(0)),
+    ("isum and ishard", |c, x, _| Replicated::isum(c, x)?.wait()?.ishard(0)?.wait()),
+    ("mean and vary", |c, x, _| Replicated::mean(c, x)?.vary()),
+    ("imean and ivary", |c, x, _| Replicated::imean(c, x)?.wait()?.ivary()?.wait()),
+    ("concat and vary", |c, x, _| Replicated::concat(c, x, 0)?.vary()),
+    ("iconcat and ivary", |c, x, _| Replicated::iconcat(c, x, 0)?.wait()?.ivary()?.wait()),
+    ("broadcast and vary", |c, x, _| Replicated::broadcast(c, x, 0)?.vary()),
+    ("ibroadcast and ivary", |c, x, _| Replicated::ibroadcast(c, x, 0)?.wait()?.ivary()?.wait()),
 ];
 
 /// Every call with every op that it has.
@@ -315,15 +327,18 @@ fn waits(context: &Context) -> Result<()> {
 
 fn backward_passes(context: &Context) -> Result<()> {
     let world = &context.world;
-    let calls: [fn(&Tape) -> Result<()>; 4] = [
-        |tape| tape.backward(None),
-        |tape| tape.backward_with(None, KEEP_GRAPH),
-        |tape| tape.grad(None, &[]).map(drop),
-        |tape| tape.grad_with(None, &[], CREATE_GRAPH).map(drop),
+    let calls: [fn(&Tape, &Replicated) -> Result<()>; 5] = [
+        |tape, _| tape.backward(None),
+        |tape, _| tape.backward_with(None, KEEP_GRAPH),
+        |tape, _| tape.grad(None, &[]).map(drop),
+        |tape, _| tape.grad_with(None, &[], CREATE_GRAPH).map(drop),
+        |_, loss| loss.backward(),
     ];
     for i in 0..if world.size() > 1 { calls.len() } else { 0 } {
         let own = if world.rank() == 0 { i } else { (i + 1) % calls.len() };
-        names_this_file(&calls[own](&world.tape()).unwrap_err(), "a backward pass");
+        let tape = world.tape();
+        let loss = Replicated::assume(&tape, &zeros(&[]).set_requires_grad(true))?;
+        names_this_file(&calls[own](&tape, &loss).unwrap_err(), "a backward pass");
     }
     works(world)
 }

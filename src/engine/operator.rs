@@ -31,7 +31,8 @@ use crate::engine::flight::Start;
 use crate::engine::request::settle_messages;
 use crate::engine::tape::{self, Traffic};
 
-/// A map on the tuple of all ranks' tensors, carried out by one MPI call.
+/// A map on the tuple of all ranks' tensors, carried out by one MPI call or, if it does not
+/// [communicate](Self::communicates), by none.
 pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
     /// The name of the method of [`Communicator`], such as `all_reduce`: for errors and graph
     /// nodes.

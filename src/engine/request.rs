@@ -90,7 +90,8 @@ pub struct Request {
 
 type LocalWork = Box<dyn FnOnce(Vec<Tensor>) -> Result<Tensor> + Send>;
 
-/// The outcome of [`Request::test`], or of that of another request `R` for a result `Y`.
+/// The outcome of [`Request::test`]. `Y` is the type of the result and `R` that of the request: those
+/// of [`ReplicatedRequest::test`](crate::ReplicatedRequest::test) are others.
 #[derive(Debug)]
 pub enum Test<Y = Tensor, R = Request> {
     /// The operation has ended; this is its result.

@@ -13,7 +13,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         bits_are_compared,
         every_element_is_compared,
         values_that_differ,
-        arguments_that_differ,
+        tensors_that_differ,
         results_that_differ,
         tensors_that_are_refused,
         parts_that_are_refused,
@@ -36,6 +36,15 @@ fn is_last(comm: &Communicator) -> bool {
     comm.rank() == comm.size() - 1
 }
 
+/// The error of ranks that disagree, which names lines of this file.
+fn text_of(error: &Error) -> String {
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    let text = error.to_string();
+    let lines = text.split("\n  at: ").nth(1).expect("it names the ranks' lines");
+    assert!(lines.starts_with(concat!(file!(), ":")), "{text}");
+    without_lines(error)
+}
+
 /// All ranks get an error of what the last has and what the others have.
 fn assert_differ(
     comm: &Communicator,
@@ -48,8 +57,7 @@ fn assert_differ(
         return Ok(());
     }
     let error = refusal(outcome);
-    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
-    let text = without_lines(&error);
+    let text = text_of(&error);
     let line =
         format!("\n  {name}: {most} on {}; {last} on rank {}", others(comm), comm.size() - 1);
     assert!(text.contains(&line), "{text}");
@@ -62,8 +70,7 @@ fn assert_values_differ(comm: &Communicator, outcome: Result<Replicated>) -> Res
         return outcome.map(drop);
     }
     let error = refusal(outcome);
-    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
-    let text = without_lines(&error);
+    let text = text_of(&error);
     let hashes: Vec<&str> =
         text.match_indices("hash ").map(|(i, _)| &text[i + 5..i + 21]).collect();
     assert_eq!(hashes.len(), 2, "{text}");
@@ -155,7 +162,7 @@ fn values_that_differ(context: &Context) -> Result<()> {
     tape.backward(None)
 }
 
-fn arguments_that_differ(context: &Context) -> Result<()> {
+fn tensors_that_differ(context: &Context) -> Result<()> {
     let world = &context.world;
     let last = is_last(world);
     let x = zeros(if last { &[3] } else { &[2] });

@@ -131,7 +131,8 @@ fn differing_call(told: &[Option<&Told>], members: &[Rank]) -> String {
         return text;
     }
     // The calls have one name and one line, but the ranks never agreed on them: they were started
-    // with different arguments, or recorded on different tapes.
+    // with different arguments, they make no MPI call and have different arguments, or they were
+    // recorded on different tapes.
     format!("\n  {name}: {}, which the ranks have not agreed on", call(&collectives[0]))
 }
 
