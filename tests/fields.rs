@@ -26,8 +26,10 @@ fn main() -> ExitCode {
     )
 }
 
-/// Grids, with the shape of a field and the axes that are cut.
-fn cases(world: &Communicator) -> Result<Vec<(Cartesian, Vec<i64>, Vec<i64>)>> {
+/// A grid, the shape of a field, and the axes that are cut.
+type Case = (Cartesian, Vec<i64>, Vec<i64>);
+
+fn cases(world: &Communicator) -> Result<Vec<Case>> {
     let all = |dims: &[i32]| -> Result<Cartesian> {
         let periodic = vec![true; dims.len()];
         Ok(world.cartesian(dims, &periodic, false)?.expect("all ranks are in it"))
@@ -47,11 +49,17 @@ fn field(comm: &Communicator, shape: &[i64], kind: Kind) -> Result<Tensor> {
     comm.broadcast(&testing::random(comm, shape, kind)?, 0)
 }
 
+/// An axis counted from the start.
+fn place(axis: i64, axes: usize) -> usize {
+    let axis = if axis < 0 { axis + i64::try_from(axes).expect("few") } else { axis };
+    usize::try_from(axis).expect("it is in range")
+}
+
 /// This rank's block, cut from the whole.
 fn block(grid: &Cartesian, whole: &Tensor, axes: &[i64]) -> Tensor {
     let mut part = whole.shallow_clone();
     for (i, axis) in axes.iter().enumerate() {
-        let own = grid.block(i, whole.size()[axis.rem_euclid(whole.dim() as i64) as usize]);
+        let own = grid.block(i, whole.size()[place(*axis, whole.dim())]);
         part = part.narrow(*axis, own.start, own.end - own.start);
     }
     part
@@ -86,7 +94,7 @@ fn collected_is_the_whole_again(context: &Context) -> Result<()> {
             }
             let mut nothing = own.size();
             for axis in &axes {
-                nothing[axis.rem_euclid(shape.len() as i64) as usize] = 0;
+                nothing[place(*axis, shape.len())] = 0;
             }
             assert_eq!(collected.size(), nothing);
         }
