@@ -1,4 +1,4 @@
-//! Several threads: in a process of one rank that no launcher started, and in jobs.
+//! Several threads: in jobs, and in a process that no launcher started.
 
 #[path = "common/job.rs"]
 mod job;
@@ -49,6 +49,10 @@ fn rank() {
     if job::is_rank_of("end") {
         an_end_beside_a_derivative(mpi4tch::initialize().expect("MPI starts"));
         return eprintln!("end: carried out");
+    }
+    if job::is_rank_of("alone") {
+        threads_share_mpi_and_see_its_end();
+        return eprintln!("alone: carried out");
     }
     for (name, level, scenario) in scenarios {
         if job::is_rank_of(name) {
@@ -247,8 +251,7 @@ fn the_end_and_a_derivative() {
     assert!(outcome.printed.contains("end: carried out"), "{outcome:?}");
 }
 
-/// All in one test: MPI starts and ends once in a process, and on one thread.
-#[test]
+/// All in one process: MPI starts and ends once in a process, and on one thread.
 fn threads_share_mpi_and_see_its_end() {
     let universe = mpi4tch::initialize_with(ThreadLevel::Multiple).unwrap();
     let level = universe.library().thread_level();
@@ -270,4 +273,11 @@ fn threads_share_mpi_and_see_its_end() {
     assert!(matches!(until_error(&world), Error::Finalized { .. }));
     let error = std::thread::spawn(|| mpi4tch::initialize().unwrap_err()).join().unwrap();
     assert!(matches!(error, Error::Finalized { .. }), "{error}");
+}
+
+#[test]
+fn threads_without_a_launcher() {
+    let outcome = job::run_without_launcher("alone");
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert!(outcome.printed.contains("alone: carried out"), "{outcome:?}");
 }

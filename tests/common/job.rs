@@ -2,6 +2,7 @@
 //! each rank carries out one test, the scenario's.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -55,14 +56,28 @@ pub fn is_rank_of(scenario: &str) -> bool {
 
 /// Runs the test `rank`, as the scenario of this name, on so many ranks and with these variables.
 pub fn run(scenario: &str, ranks: usize, variables: &[(&str, &str)]) -> Outcome {
-    let _place = Place::wait_for_one();
     let mut command = harness::mpiexec(ranks);
+    command.arg(program());
+    outcome(scenario, command.envs(variables.iter().copied()))
+}
+
+/// As [`run`], in a process that no launcher starts. A test that starts MPI does so here: MPI leaves
+/// variables in its process, with which a launcher that another test starts would fail.
+#[allow(dead_code, reason = "most tests with jobs have launchers")]
+pub fn run_without_launcher(scenario: &str) -> Outcome {
+    outcome(scenario, &mut Command::new(program()))
+}
+
+fn program() -> PathBuf {
+    std::env::current_exe().expect("this program has a path")
+}
+
+fn outcome(scenario: &str, command: &mut Command) -> Outcome {
+    let _place = Place::wait_for_one();
     command
-        .arg(std::env::current_exe().expect("this program has a path"))
         // On the main thread, with what it prints.
         .args(["--exact", "rank", "--nocapture", "--test-threads=1"])
         .env(SCENARIO, scenario)
-        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -78,10 +93,7 @@ pub fn run(scenario: &str, ranks: usize, variables: &[(&str, &str)]) -> Outcome 
         }
         let _ = waiting.join();
         let output = ended.recv().expect("a last word").expect("the output is read");
-        panic!(
-            "{scenario} on {ranks} ranks hangs; it printed:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        panic!("{scenario} hangs; it printed:\n{}", String::from_utf8_lossy(&output.stderr));
     };
     let output = output.expect("the output is read");
     // MPICH's launcher may send all to stdout.
@@ -90,7 +102,7 @@ pub fn run(scenario: &str, ranks: usize, variables: &[(&str, &str)]) -> Outcome 
 }
 
 /// Checks each scenario on a thread of its own, so that as many jobs run as may.
-#[allow(dead_code)] // Not every test with jobs has several scenarios.
+#[allow(dead_code, reason = "some tests with jobs have one scenario")]
 pub fn for_each<T: Send>(scenarios: impl IntoIterator<Item = T>, check: impl Fn(T) + Sync) {
     std::thread::scope(|scope| {
         for scenario in scenarios {
