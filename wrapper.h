@@ -113,13 +113,18 @@ typedef struct {
   void (*drop)(void *state);
 } mpi4tch_hook;
 
+/* How many references there are to a tensor object, and how many tensor objects to its storage; 0 if
+ * it has none. */
+void mpi4tch_owners(const void *tensor, size_t *of_tensor, size_t *of_storage);
+
 /* Has the hook called whenever libtorch has added to the leaf's gradient; its error is that of the
  * backward pass. A leaf has room for one hook: if there is another one, `occupied` is set, and
  * nothing is done. The shim owns the hook from the call on, also if it fails. */
 char *mpi4tch_add_hook(const void *leaf, mpi4tch_hook hook, bool *occupied);
 bool mpi4tch_has_hook(const void *leaf);
 
-/* Removes the hook with this state from the leaf, if the leaf still has it. */
+/* Removes the hook with this state from the leaf, if the leaf still has it. The hook may be running on
+ * another thread; it is dropped after that. */
 void mpi4tch_remove_hook(const void *leaf, const void *state);
 
 /* The number of the backward pass that the calling thread is in (libtorch's graph task), or -1. */

@@ -1,5 +1,6 @@
 //! [`DataParallel`]: one model that all ranks train, each on its part of the data.
 
+mod bucket;
 mod buckets;
 mod model;
 mod options;
@@ -353,12 +354,15 @@ impl DataParallel {
             Ok(prepared) => (prepared, None),
             Err(error) => (Default::default(), Some(error)),
         };
-        let (roots, description): (Roots, String) = prepared;
-        let terms = match error {
-            None => Ok(Terms { further: Some(("parameters", &description)), ..Terms::default() }),
-            Some(error) => Err(error),
-        };
+        let (roots, hash): (Roots, u64) = prepared;
+        let terms = error.map_or(Ok(Terms::default()), Err);
         let (_, turn) = agree(site, comm, None, terms, true, self.way())?;
+        if !comm.is_equal_on_all(site, turn.way(), hash)? {
+            turn.made();
+            self.state.lock().model.compare(site, comm, &turn, &self.options)?;
+            let message = "the ranks have different buckets".to_owned();
+            return Err(Error::Argument { call: site.call, message });
+        }
         let share = match weight {
             None => 1.0 / f64::from(comm.size()),
             Some(weight) => {
@@ -415,7 +419,10 @@ fn roots(call: &'static str, loss: Option<&Tensor>) -> Result<Roots> {
 
 /// The roots with their cotangents multiplied by this rank's share.
 fn scaled(roots: Roots, share: f64) -> Result<Roots> {
-    roots.into_iter().map(|(loss, one)| Ok((loss, one.f_mul_scalar(share)?))).collect()
+    let share = Tensor::from(share);
+    let scale =
+        |one: Tensor| -> Result<Tensor> { Ok(one.f_mul(&share)?.f_to_kind(one.f_kind()?)?) };
+    roots.into_iter().map(|(loss, one)| Ok((loss, scale(one)?))).collect()
 }
 
 fn check_weight(call: &'static str, weight: Option<f64>) -> Result<()> {

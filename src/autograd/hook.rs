@@ -10,8 +10,8 @@ use super::node::panic_text;
 use super::{Recording, check, shim};
 use crate::base::error::Result;
 
-/// A closure that libtorch calls after it has added to the gradient of a leaf. It is removed when
-/// this is dropped.
+/// A closure that libtorch calls after it has added to the gradient of a leaf. When this is dropped,
+/// it is not called any more.
 ///
 /// See `torch::autograd::impl::set_post_acc_grad_hooks` in `torch/csrc/autograd/variable.h`.
 #[derive(Debug)]
@@ -21,6 +21,12 @@ pub(crate) struct LeafHook {
     state: usize,
 }
 
+/// A closure with an address of its own, even if it captures nothing.
+struct Closure<F> {
+    closure: F,
+    _address: u8,
+}
+
 impl LeafHook {
     /// Adds the hook; `None` if the leaf has a hook already, as it has room for one. The `Err`s and
     /// panics of the closure come out of the backward pass as errors.
@@ -28,8 +34,8 @@ impl LeafHook {
     where
         F: Fn() -> Result<()> + Send + Sync + 'static,
     {
-        let state: *mut F = Box::into_raw(Box::new(closure));
-        let state: *mut c_void = state.cast();
+        let boxed = Box::new(Closure { closure, _address: 0 });
+        let state: *mut c_void = Box::into_raw(boxed).cast();
         let hook =
             shim::mpi4tch_hook { state, call: Some(call_hook::<F>), drop: Some(drop_hook::<F>) };
         let mut occupied = false;
@@ -69,13 +75,13 @@ pub(crate) fn set_grad(leaf: &Tensor, gradient: &Tensor) {
 /// Runs the closure behind `state`; returns an error text if it fails or panics.
 ///
 /// # Safety
-/// `state` is the closure that [`LeafHook::new`] boxed.
+/// `state` is the `Closure<F>` that [`LeafHook::new`] boxed.
 unsafe extern "C" fn call_hook<F>(state: *mut c_void) -> *mut c_char
 where
     F: Fn() -> Result<()>,
 {
-    // SAFETY: the closure lives until the shim drops it, and it is only shared until then.
-    let closure = unsafe { &*state.cast::<F>() };
+    // SAFETY: the shim keeps the closure while it calls it, and until then it is only shared.
+    let Closure { closure, .. } = unsafe { &*state.cast::<Closure<F>>() };
     let _recording = Recording::kept();
     let text = match catch_unwind(AssertUnwindSafe(closure)) {
         Ok(Ok(())) => return ptr::null_mut(),
@@ -89,10 +95,10 @@ where
 /// Drops the closure behind `state`.
 ///
 /// # Safety
-/// `state` is the closure that [`LeafHook::new`] boxed; nothing uses it afterwards.
+/// `state` is the `Closure<F>` that [`LeafHook::new`] boxed; nothing uses it afterwards.
 unsafe extern "C" fn drop_hook<F>(state: *mut c_void) {
     // SAFETY: the shim drops a closure once, with its hook.
-    let closure = unsafe { Box::from_raw(state.cast::<F>()) };
+    let closure = unsafe { Box::from_raw(state.cast::<Closure<F>>()) };
     let _recording = Recording::kept();
     // A panic in a destructor cannot be returned from here; the panic hook has printed it.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(closure)));

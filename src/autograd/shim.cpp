@@ -155,25 +155,48 @@ class Communication final : public torch::autograd::Node {
   std::vector<SavedVariable> saved_;
 };
 
-// Calls the Rust closure after libtorch has added to a leaf's gradient.
+// A Rust closure that a leaf's hook calls, dropped with the last reference to it.
+class Closure {
+ public:
+  explicit Closure(mpi4tch_hook rust) : rust_(rust) {}
+  Closure(const Closure &) = delete;
+  Closure &operator=(const Closure &) = delete;
+  ~Closure() { rust_.drop(rust_.state); }
+
+  char *operator()() const { return rust_.call(rust_.state); }
+  const void *state() const { return rust_.state; }
+
+ private:
+  mpi4tch_hook rust_;
+};
+
+// Calls the Rust closure after libtorch has added to a leaf's gradient. libtorch may be in the hook on
+// one thread while another removes it, so the hook itself stays with the leaf, without a closure.
 class LeafHook final : public torch::autograd::PostAccumulateGradHook {
  public:
-  explicit LeafHook(mpi4tch_hook rust) : rust_(rust) {}
-  LeafHook(const LeafHook &) = delete;
-  LeafHook &operator=(const LeafHook &) = delete;
-  ~LeafHook() override { rust_.drop(rust_.state); }
-
   void operator()(const at::Tensor & /*leaf*/) override {
-    char *error = rust_.call(rust_.state);
+    const auto closure = get();
+    char *error = closure == nullptr ? nullptr : (*closure)();
     if (error == nullptr) return;
     const std::unique_ptr<char, decltype(&mpi4tch_free)> text(error, mpi4tch_free);
     throw std::runtime_error(text.get());
   }
 
-  const void *state() const { return rust_.state; }
+  std::shared_ptr<const Closure> get() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return closure_;
+  }
+
+  // Returns the closure that was there, to be dropped without the lock.
+  std::shared_ptr<const Closure> set(std::shared_ptr<const Closure> closure) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::swap(closure_, closure);
+    return closure;
+  }
 
  private:
-  mpi4tch_hook rust_;
+  mutable std::mutex mutex_;
+  std::shared_ptr<const Closure> closure_;
 };
 
 // The hook of a leaf, of this crate or another; NULL if it has none.
@@ -317,21 +340,35 @@ void mpi4tch_set_grad(const void *leaf, const void *gradient) {
   tensor(leaf).mutable_grad() = gradient == nullptr ? at::Tensor() : tensor(gradient);
 }
 
+void mpi4tch_owners(const void *pointer, size_t *of_tensor, size_t *of_storage) {
+  const at::Tensor &t = tensor(pointer);
+  *of_tensor = t.defined() ? t.use_count() : 0;
+  *of_storage = t.defined() && t.has_storage() ? t.storage().use_count() : 0;
+}
+
 char *mpi4tch_add_hook(const void *leaf, mpi4tch_hook hook, bool *occupied) {
   return guarded([&] {
-    auto owned = std::make_unique<LeafHook>(hook);
-    *occupied = hook_of(tensor(leaf)) != nullptr;
-    if (!*occupied) torch::autograd::impl::set_post_acc_grad_hooks(tensor(leaf), std::move(owned));
+    auto closure = std::make_shared<const Closure>(hook);
+    *occupied = mpi4tch_has_hook(leaf);
+    if (*occupied) return;
+    if (hook_of(tensor(leaf)) == nullptr) {
+      torch::autograd::impl::set_post_acc_grad_hooks(tensor(leaf), std::make_unique<LeafHook>());
+    }
+    dynamic_cast<LeafHook &>(*hook_of(tensor(leaf))).set(std::move(closure));
   });
 }
 
-bool mpi4tch_has_hook(const void *leaf) { return hook_of(tensor(leaf)) != nullptr; }
+bool mpi4tch_has_hook(const void *leaf) {
+  const auto *hook = hook_of(tensor(leaf));
+  const auto *own = dynamic_cast<const LeafHook *>(hook);
+  return own == nullptr ? hook != nullptr : own->get() != nullptr;
+}
 
 void mpi4tch_remove_hook(const void *leaf, const void *state) {
-  const auto *hook = dynamic_cast<const LeafHook *>(hook_of(tensor(leaf)));
-  if (hook != nullptr && hook->state() == state) {
-    torch::autograd::impl::set_post_acc_grad_hooks(tensor(leaf), nullptr);
-  }
+  auto *hook = dynamic_cast<LeafHook *>(hook_of(tensor(leaf)));
+  if (hook == nullptr) return;
+  const auto closure = hook->get();
+  if (closure != nullptr && closure->state() == state) hook->set(nullptr);
 }
 
 int32_t mpi4tch_graph_task(void) { return torch::autograd::get_current_graph_task_id(); }

@@ -150,3 +150,12 @@ pub(crate) fn take_grad(leaf: &Tensor) -> Option<Tensor> {
     // SAFETY: `leaf` is a valid at::Tensor that outlives the call.
     own(unsafe { shim::mpi4tch_take_grad(leaf.as_ptr().cast()) })
 }
+
+/// How many references there are to the tensor object, and how many tensor objects share its
+/// storage.
+pub(crate) fn owners(tensor: &Tensor) -> (usize, usize) {
+    let (mut of_tensor, mut of_storage) = (0, 0);
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call, as do the results.
+    unsafe { shim::mpi4tch_owners(tensor.as_ptr().cast(), &mut of_tensor, &mut of_storage) };
+    (of_tensor, of_storage)
+}

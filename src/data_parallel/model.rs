@@ -145,11 +145,17 @@ impl Model {
         Err(Error::Mismatch { differences: differences(&all, &ranks) })
     }
 
-    /// Converts gradients whose parameters have changed their kind.
+    /// Converts gradients whose parameters have changed their kind, and drops those of another
+    /// shape.
     pub(super) fn convert_gradients(&self) -> Result<()> {
         for Variable { tensor, .. } in &self.parameters {
             let (gradient, kind) = (tensor.f_grad()?, tensor.f_kind()?);
-            if gradient.defined() && gradient.f_kind()? != kind {
+            if !gradient.defined() {
+                continue;
+            }
+            if gradient.size() != tensor.size() {
+                autograd::set_grad(tensor, &Tensor::new());
+            } else if gradient.f_kind()? != kind {
                 autograd::set_grad(tensor, &gradient.f_to_kind(kind)?);
             }
         }

@@ -73,18 +73,21 @@ impl State {
         Err(Error::Argument { call, message })
     }
 
-    /// Prepares the buckets for another pass. Returns their description, which the ranks compare.
+    /// Prepares the buckets for another pass. Returns their hash, which the ranks compare.
     pub(super) fn prepare(
         &mut self,
         call: &'static str,
         options: &DataParallelOptions,
-    ) -> Result<String> {
+    ) -> Result<u64> {
         if !self.buckets.fit(self.parameters()) {
             self.model.check(call)?;
             self.model.convert_gradients()?;
             self.buckets = Buckets::new(self.parameters(), options)?;
         }
-        Ok(self.buckets.description.clone())
+        for bucket in &mut self.buckets.list {
+            bucket.prepare(&self.model.parameters)?;
+        }
+        Ok(self.buckets.hash)
     }
 
     pub(super) fn begin_accumulation(&mut self) {
@@ -112,16 +115,12 @@ impl State {
         self.pass = Some(Pass::Sums(Box::new(sums)));
     }
 
-    /// Multiplies the gradients that are there by the weight, with which the new ones will come.
     fn weigh(&self, weight: f64) -> Result<()> {
-        let parameters = self.model.parameters.iter().zip(&self.buckets.of_parameter);
-        for (Variable { tensor, .. }, _) in parameters.filter(|(_, bucket)| bucket.is_some()) {
-            let mut gradient = tensor.f_grad()?;
-            if gradient.defined() && weight != 1.0 {
-                let _ = gradient.f_mul_scalar_(weight)?;
-            }
+        if weight == 1.0 {
+            return Ok(());
         }
-        Ok(())
+        let weight = Tensor::from(weight);
+        self.buckets.list.iter().try_for_each(|bucket| bucket.weigh(self.parameters(), &weight))
     }
 
     /// Called by the hook of a parameter, whose gradient has been added to.
@@ -143,7 +142,10 @@ impl State {
         if sums.added[parameter] == last {
             sums.missing[bucket] -= 1;
         }
-        while sums.missing.get(sums.begun.len()) == Some(&0) {
+        while sums.missing.get(sums.begun.len()) == Some(&0)
+            // libtorch still refers to the gradient that has just been added to.
+            && !buckets.list[sums.begun.len()].is_gradient_of(parameter)
+        {
             sums.begin_next(comm, model, buckets);
         }
         sums.go_on();
@@ -188,24 +190,32 @@ impl Sums {
     /// Sums the gradients of the next bucket, or starts to.
     fn begin_next(&mut self, comm: &Communicator, model: &Model, buckets: &Buckets) {
         let bucket = &buckets.list[self.begun.len()];
-        let outcome = bucket.collect(&model.parameters).and_then(|collected| {
+        let collected = bucket.collect(&model.parameters).or_else(|error| {
+            // The other ranks sum theirs.
+            self.fail(Err(error));
+            bucket.nothing()
+        });
+        let summed = collected.and_then(|collected| {
             let started = sum_in_place(self.site, comm, &collected, &self.turn)?;
             self.under_way.extend(started);
             Ok(collected)
         });
-        let (collected, outcome) = match outcome {
-            Ok(collected) => (collected, Ok(())),
-            Err(error) => (Tensor::new(), Err(error)),
-        };
-        self.begun.push(collected);
-        self.fail(outcome);
+        self.begun.push(summed.unwrap_or_else(|error| {
+            self.turn.failed();
+            self.outcome = std::mem::replace(&mut self.outcome, Ok(())).and(Err(error));
+            Tensor::new()
+        }));
     }
 
     /// Gives MPI a chance to go on with what was started.
     fn go_on(&mut self) {
-        if let Some(started) = self.under_way.front() {
-            let outcome = started.flight.test().map(drop);
-            self.fail(outcome);
+        for started in &self.under_way {
+            match started.flight.test() {
+                Ok(true) => (),
+                // MPI goes on with all that was started.
+                Ok(false) => return,
+                Err(error) => return self.fail(Err(error)),
+            }
         }
     }
 
@@ -247,12 +257,13 @@ impl Sums {
     }
 }
 
-/// The error of a backward pass that is not DataParallel's.
+/// The error of a backward pass that is not that of the parameter's DataParallel.
 fn foreign_pass(name: &str) -> Error {
     let message = format!(
-        "{name} is reached by a backward pass that is not DataParallel's, as `Tensor::backward` or \
-         an optimizer's `backward_step` makes it, so its gradient is not averaged over the ranks; \
-         go back by `DataParallel::backward`, or by `accumulate`"
+        "{name} is reached by a backward pass that is not its DataParallel's: by `Tensor::backward`, \
+         an optimizer's `backward_step`, a tape, or another DataParallel. Its gradient would not be \
+         averaged over the ranks. Go back by `backward`, `backward_on` or `accumulate` of its \
+         DataParallel, or freeze it meanwhile by `set_requires_grad(false)`"
     );
     Error::Argument { call: "DataParallel", message }
 }

@@ -5,6 +5,7 @@ mod common;
 
 mod gradients;
 mod kinds;
+mod memory;
 mod models;
 mod passes;
 mod refusals;
@@ -48,12 +49,18 @@ fn main() -> ExitCode {
             passes::that_communicate_without_a_tape,
             tapes::tensor_parallel,
             tapes::that_refuse,
+            memory::of_cotangents_that_others_read,
+            memory::of_steps_before,
+            memory::of_any_layout,
+            memory::of_a_graph,
+            memory::of_large_parameters,
             refusals::options,
             refusals::models,
             refusals::models_that_differ,
             refusals::losses,
             refusals::weights,
             refusals::frozen_on_one_rank,
+            refusals::changed_on_one_rank,
             refusals::other_calls,
             refusals::within_its_own_pass,
         ],

@@ -83,9 +83,11 @@ pub fn that_are_not_its_own(context: &Context) -> Result<()> {
     let model = trained(world, &w, DataParallelOptions::default())?;
     let rows = batch(world, 2, Kind::Double)?;
     let error = losses(&w, &rows).mean(None).f_backward().expect_err("it is refused").to_string();
-    let told = "DataParallel: parameter 4 is reached by a backward pass that is not DataParallel's, \
-                as `Tensor::backward` or an optimizer's `backward_step` makes it, so its gradient is \
-                not averaged over the ranks; go back by `DataParallel::backward`, or by `accumulate`";
+    let told = "DataParallel: parameter 4 is reached by a backward pass that is not its \
+                DataParallel's: by `Tensor::backward`, an optimizer's `backward_step`, a tape, or \
+                another DataParallel. Its gradient would not be averaged over the ranks. Go back by \
+                `backward`, `backward_on` or `accumulate` of its DataParallel, or freeze it \
+                meanwhile by `set_requires_grad(false)`";
     assert!(error.contains(told), "{error}");
     // A pass that only returns gradients adds to none.
     let gradient = Tensor::f_run_backward(&[losses(&w, &rows).mean(None)], &[&w[0]], false, false)?;

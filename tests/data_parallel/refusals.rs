@@ -214,14 +214,39 @@ pub fn frozen_on_one_rank(context: &Context) -> Result<()> {
     let loss = || (&w[0] * &w[1]).sum(Kind::Double);
     if world.size() > 1 {
         let _ = w[1].set_requires_grad(world.rank() != 0);
-        let error = model.backward(&loss()).expect_err("the ranks differ");
-        let text = without_lines(&error);
-        assert!(text.contains("parameters: 1 that require grad, layout "), "{text}");
-        assert!(text.contains("2 that require grad, layout "), "{text}");
+        let text = refused(model.backward(&loss()));
+        let told = "the ranks disagree on a call:\n  parameter 1: Double [1], does not require grad, \
+                    number 1 on rank 0; Double [1], number 1 on rank";
+        assert!(text.starts_with(told), "{text}");
         let _ = w[1].set_requires_grad(true);
     }
     model.backward(&loss())?;
     assert_close(world, &w, &[leaf(&[2.0]).detach(), leaf(&[1.0]).detach()], 1e-12);
+    works(world)
+}
+
+/// A parameter that is given another kind or shape on one rank.
+pub fn changed_on_one_rank(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let mut w = leaf(&[1.0, 2.0]);
+    let model = trained(world, &[w.shallow_clone()], DataParallelOptions::default())?;
+    let last = world.size() - 1;
+    let others = [Tensor::from_slice(&[1_f32, 2.0]), Tensor::from_slice(&[1.0])];
+    for (other, told) in others.iter().zip(["Float [2]", "Double [1]"]) {
+        if world.rank() == last {
+            w.set_data(other);
+        }
+        let outcome = model.backward(&w.sum(Kind::Double));
+        if last == 0 {
+            outcome?;
+        } else {
+            let text = refused(outcome);
+            assert!(text.contains("  parameter 0: Double [2], number 0 on rank"), "{text}");
+            assert!(text.contains(&format!("; {told}, number 0 on rank {last}")), "{text}");
+        }
+        w.set_data(&Tensor::from_slice(&[1.0, 2.0]));
+        w.zero_grad();
+    }
     works(world)
 }
 

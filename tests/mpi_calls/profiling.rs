@@ -17,6 +17,8 @@ pub struct Call {
     pub volume: i64,
     /// The first two arguments: of a reduction, the buffers that are sent and received.
     pub buffers: [usize; 2],
+    /// How often calls that were started had been looked at before.
+    pub tests: usize,
 }
 
 static CALLS: Mutex<Vec<Call>> = Mutex::new(Vec::new());
@@ -43,7 +45,8 @@ fn note(
     unsafe { mpi_sys::PMPI_Type_size(datatype, &mut size) };
     let volume = elements.iter().max().unwrap_or(&0) * i64::from(size);
     let mut calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
-    calls.push(Call { name, context, volume, buffers });
+    let tests = TESTS.load(Ordering::Relaxed);
+    calls.push(Call { name, context, volume, buffers, tests });
 }
 
 /// The sum of a list with an entry per rank; 0 if only the root has the list, and this is not it.

@@ -162,7 +162,7 @@ fn foreign_pass(site: Site) -> Error {
     });
     let message = format!(
         "called at {} on a tape, and reached by {pass}; go back by `backward` or `grad` of the tape \
-         itself",
+         itself, or by `DataParallel::backward_on`",
         site.at
     );
     Error::Argument { call: site.call, message }
