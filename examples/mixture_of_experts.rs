@@ -96,7 +96,7 @@ pub(crate) fn run(universe: &Universe, arguments: &Arguments) -> Result<(), Box<
     let Arguments { experts, choices, idle, .. } = *arguments;
     if choices + idle > experts {
         let problem = format!("{idle} of {experts} experts are idle");
-        return Err(format!("{problem}: too few are left for {choices} choices").into());
+        return Err(format!("{problem}: too few are left for --choices {choices}").into());
     }
     let world = universe.world();
     let name = "mixture_of_experts.png";

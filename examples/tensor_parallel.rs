@@ -99,7 +99,7 @@ pub(crate) fn run(universe: &Universe, arguments: &Arguments) -> Outcome<()> {
     let smallest = || (2..ranks).find(|cuts| ranks % cuts == 0).unwrap_or(ranks);
     let cuts = arguments.cuts.unwrap_or_else(smallest);
     if ranks % cuts != 0 {
-        return Err(format!("the layers cannot be cut over {cuts} of {ranks} ranks").into());
+        return Err(format!("the layers cannot be cut over {cuts} of {ranks} ranks; a number that divides {ranks} is needed").into());
     }
     let picture = Picture::create(&world, arguments.out.as_deref(), "tensor_parallel.png")?;
     let digits = Digits::read()?;

@@ -33,7 +33,8 @@ use pass::State;
 ///
 /// - Speed: gradients are summed in buckets, each as soon as the backward pass has computed its
 ///   gradients. A gradient of 1 MiB or more is summed where it lies; smaller ones share a flat
-///   buffer of [`bucket_bytes`](DataParallelOptions::bucket_bytes), of which they become views. On
+///   buffer of [`bucket_bytes`](DataParallelOptions::bucket_bytes), of which they become views.
+///   Gradients that the program has kept of an earlier step do not change. On
 ///   ranks that share memory the sums are made by `MPI_Allreduce`. Elsewhere, or if the backward
 ///   pass communicates otherwise, they are started by `MPI_Iallreduce`, and go on beside the rest
 ///   of the backward pass.
@@ -206,7 +207,8 @@ impl DataParallel {
     /// their number, the result is the gradient of the mean over all samples.
     ///
     /// Collective, as there. The weights travel first, in one small message. Gradients that were
-    /// there before are weighted too.
+    /// there before are weighted too. The pass starts from w / Σ w, in the kind of the loss: a loss
+    /// of kind `Half` rounds it.
     ///
     /// # Errors
     /// As for `backward`; [`Error::Argument`] if the weight is negative or not finite, and then
@@ -272,7 +274,7 @@ impl DataParallel {
     #[track_caller]
     pub fn backward_on<'a>(&self, tape: &Tape, loss: impl Into<Option<&'a Tensor>>) -> Result<()> {
         let site = self.comm.site("DataParallel::backward_on");
-        self.train(site, loss.into(), None, |roots| tape.backward_from(site.call, roots))
+        self.train(site, loss.into(), None, |roots| tape.backward_from_roots(site.call, roots))
     }
 
     /// Carries out the backward pass of `loss`, and adds to the gradients of this rank. The next

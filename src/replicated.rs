@@ -38,7 +38,11 @@ pub use started::ReplicatedRequest;
 /// - Recording: a replicated tensor requires grad on all ranks or on none.
 /// - Promises: `assume`, `map` and `combine` rely on the program for tensors that are the same on
 ///   all ranks. With `MPI4TCH_CHECK=collective`, the default in debug builds, the ranks compare
-///   a hash of them when they agree on the call, and all get the same error if it differs.
+///   a hash of them when they agree on the call, and all get the same error if it differs. They
+///   cannot compare where the values come from: what is computed from [`vary`](Self::vary) or
+///   [`shard`](Self::shard) is each rank's own even if it is equal on all ranks, and taken for
+///   replicated it would count once per rank. Make it replicated by [`sum`](Self::sum) or
+///   [`mean`](Self::mean).
 /// - Second derivatives need the same calls on all ranks, as for all operations: see
 ///   [there](crate#communication-in-the-backward-pass).
 ///
@@ -68,7 +72,9 @@ pub struct Replicated {
 
 impl Replicated {
     /// Says that `x` is the same on all ranks, and one variable. A leaf stays the leaf: its
-    /// gradient is that of the one variable.
+    /// gradient is that of the one variable. `x` must not depend on a result of
+    /// [`vary`](Self::vary) or [`shard`](Self::shard): the mean of a loss that all ranks have
+    /// computed from those is [`mean`](Self::mean).
     ///
     /// Local; but with `MPI4TCH_CHECK=collective`, the default in debug builds, collective: the
     /// ranks compare the kind, the shape, `requires_grad` and a hash of the elements. Elements are
@@ -112,6 +118,8 @@ impl Replicated {
 
     /// Local work `f`, which must be the same on all ranks: a function of the tensor and of what
     /// else all ranks have in common, without communication and without random numbers that differ.
+    /// What `f` captures must not depend on a result of [`vary`](Self::vary) or
+    /// [`shard`](Self::shard). Take other replicated tensors by [`combine`](Self::combine).
     ///
     /// Local; but with `MPI4TCH_CHECK=collective`, the default in debug builds, collective: the
     /// ranks compare the result, as [`assume`](Self::assume) does.

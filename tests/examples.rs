@@ -134,7 +134,7 @@ fn the_mixture_of_experts_refuses_what_it_cannot_do(_: &Context) -> Result<(), B
     let arguments = mixture_of_experts::Arguments::parse_from(arguments);
     let error = mixture_of_experts::run(&mpi4tch::initialize()?, &arguments);
     let error = error.err().map(|error| error.to_string()).unwrap_or_default();
-    assert_eq!(error, "3 of 4 experts are idle: too few are left for 2 choices");
+    assert_eq!(error, "3 of 4 experts are idle: too few are left for --choices 2");
     Ok(())
 }
 
@@ -168,7 +168,12 @@ fn the_tensor_parallel_perceptron_refuses_what_it_cannot_do(
     let arguments = tensor_parallel::Arguments::parse_from(["example", "--cuts", &cuts]);
     let error = tensor_parallel::run(&mpi4tch::initialize()?, &arguments);
     let error = error.err().map(|error| error.to_string()).unwrap_or_default();
-    assert_eq!(error, format!("the layers cannot be cut over {cuts} of {ranks} ranks"));
+    assert_eq!(
+        error,
+        format!(
+            "the layers cannot be cut over {cuts} of {ranks} ranks; a number that divides {ranks} is needed"
+        )
+    );
     Ok(())
 }
 

@@ -199,7 +199,7 @@ impl Tape {
     /// [`backward`](Self::backward) under another name, from tensors and their cotangents, or from
     /// the error for which this rank refuses the pass.
     #[track_caller]
-    pub(crate) fn backward_from(
+    pub(crate) fn backward_from_roots(
         &self,
         call: &'static str,
         roots: Result<Vec<(Tensor, Tensor)>>,

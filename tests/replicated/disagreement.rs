@@ -165,7 +165,7 @@ fn losses_that_are_refused(context: &Context) -> Result<()> {
     let tape = world.tape();
     let x = variable(world, &[2])?;
     let cases: [(Tensor, &str); 3] = [
-        (zeros(&[]), "the loss does not require grad"),
+        (zeros(&[]), "the loss does not require grad; one that depends on a variable is needed"),
         (x.detach().set_requires_grad(true), "the loss has shape [2]; one element is needed"),
         (x.view_as_complex(), "the loss is of kind ComplexDouble; a real kind is needed"),
     ];

@@ -57,7 +57,9 @@ impl Communicator {
         let roots = loss_root(call, Some(loss)).and_then(|roots| match roots.first() {
             Some(_) => Ok(roots),
             None => {
-                let message = "the loss does not require grad".to_owned();
+                let message = "the loss does not require grad; one that depends on a variable is \
+                               needed"
+                    .to_owned();
                 Err(Error::Argument { call, message })
             }
         });
