@@ -51,13 +51,23 @@ pub(crate) unsafe fn create_grid(
 }
 
 /// Makes the part of a grid that has this rank's coordinates along the axes that are not kept;
-/// returns MPI's error code.
+/// returns MPI's error code. `rank` is this rank in the grid.
 ///
-/// Wraps `MPI_Cart_sub`. Collective over `parent`.
+/// Wraps `MPI_Cart_sub`. Collective over `parent`. If no axis is kept, every rank is a part of its
+/// own (MPI 4.1, 8.5.6), which MPICH 4.0.2 makes on rank 0 only; so it is split off.
 ///
 /// # Safety
 /// MPI can be called; `parent` is a grid of as many axes as `keep` has entries, and `made` is valid.
-pub(crate) unsafe fn create_part(parent: MPI_Comm, keep: &[bool], made: *mut MPI_Comm) -> i32 {
+pub(crate) unsafe fn create_part(
+    parent: MPI_Comm,
+    rank: Rank,
+    keep: &[bool],
+    made: *mut MPI_Comm,
+) -> i32 {
+    if !keep.contains(&true) {
+        // SAFETY: passed on to the caller.
+        return unsafe { mpi_sys::MPI_Comm_split(parent, rank, 0, made) };
+    }
     let keep: Vec<i32> = keep.iter().copied().map(i32::from).collect();
     // SAFETY: passed on to the caller; the list outlives the call.
     unsafe { mpi_sys::MPI_Cart_sub(parent, keep.as_ptr(), made) }

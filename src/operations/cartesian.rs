@@ -280,7 +280,7 @@ impl Cartesian {
         let comm = self.make(site, terms, "MPI_Cart_sub", |parent, made| {
             // SAFETY: `make` gives a live communicator, which is this grid, and room for the new
             // one; the list has an entry for each axis.
-            unsafe { create_part(parent, keep, made) }
+            unsafe { create_part(parent, self.rank(), keep, made) }
         })?;
         let kept = |i: &usize| keep[*i];
         let dims = (0..axes).filter(kept).map(|i| self.dims[i]).collect();
