@@ -102,7 +102,8 @@ char *mpi4tch_retain_grad(const void *tensor);
 /* Removes a leaf's gradient and returns it; NULL if it has none. */
 mpi4tch_tensor mpi4tch_take_grad(const void *leaf);
 
-/* Makes this the gradient of a leaf; NULL removes it. The tensor is of the leaf's kind and shape. */
+/* Makes this the gradient of a leaf; NULL removes it. The tensor is of the leaf's kind and shape.
+ */
 void mpi4tch_set_grad(const void *leaf, const void *gradient);
 
 /* A boxed Rust closure for a leaf's hook. `call` returns an error text made by mpi4tch_text, or
@@ -113,8 +114,8 @@ typedef struct {
   void (*drop)(void *state);
 } mpi4tch_hook;
 
-/* How many references there are to a tensor object, and how many tensor objects to its storage; 0 if
- * it has none. */
+/* How many references there are to a tensor object, and how many tensor objects to its storage; 0
+ * if it has none. */
 void mpi4tch_owners(const void *tensor, size_t *of_tensor, size_t *of_storage);
 
 /* Has the hook called whenever libtorch has added to the leaf's gradient; its error is that of the
@@ -123,8 +124,8 @@ void mpi4tch_owners(const void *tensor, size_t *of_tensor, size_t *of_storage);
 char *mpi4tch_add_hook(const void *leaf, mpi4tch_hook hook, bool *occupied);
 bool mpi4tch_has_hook(const void *leaf);
 
-/* Removes the hook with this state from the leaf, if the leaf still has it. The hook may be running on
- * another thread; it is dropped after that. */
+/* Removes the hook with this state from the leaf, if the leaf still has it. The hook may be running
+ * on another thread; it is dropped after that. */
 void mpi4tch_remove_hook(const void *leaf, const void *state);
 
 /* The number of the backward pass that the calling thread is in (libtorch's graph task), or -1. */

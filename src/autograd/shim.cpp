@@ -170,8 +170,9 @@ class Closure {
   mpi4tch_hook rust_;
 };
 
-// Calls the Rust closure after libtorch has added to a leaf's gradient. libtorch may be in the hook on
-// one thread while another removes it, so the hook itself stays with the leaf, without a closure.
+// Calls the Rust closure after libtorch has added to a leaf's gradient. libtorch may be in the hook
+// on one thread while another removes it, so the hook itself stays with the leaf, without a
+// closure.
 class LeafHook final : public torch::autograd::PostAccumulateGradHook {
  public:
   void operator()(const at::Tensor & /*leaf*/) override {
