@@ -32,7 +32,7 @@ use pass::State;
 /// gradients, and those are equal bit for bit.
 ///
 /// - Speed: gradients are summed in buckets, each as soon as the backward pass has computed its
-///   gradients. A gradient of 1 MiB or more is summed where it lies; smaller ones share a flat
+///   gradients. A gradient of 256 KiB or more is summed where it lies; smaller ones share a flat
 ///   buffer of [`bucket_bytes`](DataParallelOptions::bucket_bytes), of which they become views.
 ///   Gradients that the program has kept of an earlier step do not change. On
 ///   ranks that share memory the sums are made by `MPI_Allreduce`. Elsewhere, or if the backward

@@ -132,6 +132,11 @@ impl Bucket {
                 let _ = view.f_zero_()?;
             } else if !autograd::is_same(&gradient, &view) {
                 view.f_copy_(&gradient)?;
+                if gradient.f_kind()? == self.kind && Metadata::of(&gradient).is_contiguous() {
+                    // As `distribute` does it. If it is done now, the memory of the gradient, which is
+                    // in the cache, is free for the gradients that follow.
+                    autograd::set_grad(&parameters[i].tensor, &view);
+                }
             }
         }
         Ok(flat.shallow_clone())

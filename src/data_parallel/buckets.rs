@@ -16,7 +16,7 @@ use crate::base::error::Result;
 
 /// From this size on a gradient is a bucket of its own: copying it to a buffer would cost more than
 /// another call.
-const ALONE: usize = 1 << 20;
+const ALONE: usize = 256 << 10;
 
 /// The buckets of a model's parameters, in the order in which they are summed.
 #[derive(Debug)]

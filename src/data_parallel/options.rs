@@ -18,7 +18,7 @@ pub struct DataParallelOptions {
 
 impl Default for DataParallelOptions {
     fn default() -> Self {
-        Self { bucket_bytes: 4 << 20, first_bucket_bytes: 1 << 20, reduce_in: None }
+        Self { bucket_bytes: 1 << 20, first_bucket_bytes: 256 << 10, reduce_in: None }
     }
 }
 
