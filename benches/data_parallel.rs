@@ -97,11 +97,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     on_ranks(2, |world| {
         if world.rank() == 0 {
             println!(
-                "SGD, a batch of {BATCH} a rank, one thread a rank; medians of {ROUNDS} steps; above \
-                 is the median\ndifference to the step without communication that precedes, also as \
-                 a multiple of one\nMPI_Allreduce of all gradients\n"
+                "SGD, a batch of {BATCH} a rank, one thread a rank; median and least of {ROUNDS} \
+                 steps; above is the\nmedian difference to the step without communication that \
+                 precedes, also as a multiple of one\nMPI_Allreduce of all gradients\n"
             );
-            println!("model         {:<28}{:>9}   {:>12}   {:>8}", "way", "step", "above", "ratio");
+            println!(
+                "model         {:<28}{:>12}{:>12}{:>12}{:>8}",
+                "way", "step", "least", "above", "ratio"
+            );
         }
         CASES.iter().try_for_each(|case| measure(world, case))
     })
