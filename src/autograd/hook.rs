@@ -43,12 +43,7 @@ impl LeafHook {
         // Send and Sync, as libtorch may call it on its own threads.
         let error = unsafe { shim::mpi4tch_add_hook(leaf.as_ptr().cast(), hook, &mut occupied) };
         check(call, error)?;
-        let hook = Self { leaf: leaf.shallow_clone(), state: state.addr() };
-        if occupied {
-            std::mem::forget(hook);
-            return Ok(None);
-        }
-        Ok(Some(hook))
+        Ok((!occupied).then(|| Self { leaf: leaf.shallow_clone(), state: state.addr() }))
     }
 }
 

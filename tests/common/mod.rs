@@ -26,6 +26,11 @@ pub fn start() -> (Context, i32, i32) {
     (Context { world, _universe: universe }, rank, size)
 }
 
+/// Starts MPI with the checks of a debug build.
+pub fn start_with_collective_checks() -> (Context, i32, i32) {
+    start_with_checks("collective")
+}
+
 /// Starts MPI with the checks of a release build.
 pub fn start_with_local_checks() -> (Context, i32, i32) {
     start_with_checks("local")

@@ -10,7 +10,7 @@ mod tensors;
 
 use std::process::ExitCode;
 
-use common::start;
+use common::start_with_collective_checks;
 use mpi4tch::{Communicator, Result, Tape, testing};
 use tch::{Kind, Tensor};
 
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         disagreement::tests(),
         tensors::tests(),
     ];
-    harness::run(start, tests.into_iter().flatten().collect())
+    harness::run(start_with_collective_checks, tests.into_iter().flatten().collect())
 }
 
 /// Random, and the same on all ranks.
