@@ -57,8 +57,9 @@
 //!
 //! # Operations
 //!
-//! All are methods of [`Communicator`]; `distribute` and `collect` are those of a grid of ranks, a
-//! [`Cartesian`]. These are collective over the ranks: every rank must call them, in the same order.
+//! All are methods of [`Communicator`]; those between neighbours are of a [`Graph`], and those of fields
+//! of a grid of ranks, a [`Cartesian`], which is a graph too. These are collective over the ranks: every
+//! rank must call them, in the same order.
 //!
 //! | method | MPI | adjoint | kinds |
 //! | --- | --- | --- | --- |
@@ -73,6 +74,9 @@
 //! | [`all_to_all_v`](Communicator::all_to_all_v), [`iall_to_all_v`](Communicator::iall_to_all_v) | `MPI_Alltoallv` | `all_to_all_v` | [all](datatype) |
 //! | [`scan`](Communicator::scan), [`exscan`](Communicator::exscan), [`iscan`](Communicator::iscan), [`iexscan`](Communicator::iexscan) | `MPI_Scan`, `MPI_Exscan` | the same with reversed ranks | [by op](Op#kinds) |
 //! | [`max_loc`](Communicator::max_loc), [`min_loc`](Communicator::min_loc) | `MPI_Allreduce` | the owning rank gets the sum | [of `Max`](Op#kinds) |
+//! | [`neighbor_all_gather`](Graph::neighbor_all_gather), [`ineighbor_all_gather`](Graph::ineighbor_all_gather) | messages, as `MPI_Neighbor_allgather(v)` | blocks go back and are added | [all](datatype) |
+//! | [`neighbor_all_to_all`](Graph::neighbor_all_to_all), [`ineighbor_all_to_all`](Graph::ineighbor_all_to_all) | messages, as `MPI_Neighbor_alltoall(v)` | the same along reversed edges | [all](datatype) |
+//! | [`halo_exchange`](Cartesian::halo_exchange), [`ihalo_exchange`](Cartesian::ihalo_exchange) | messages, as `MPI_Neighbor_alltoallw` | ghosts go home and are added | [all](datatype) |
 //! | [`distribute`](Cartesian::distribute) | `MPI_Scatterv` | `collect` | [all](datatype) |
 //! | [`collect`](Cartesian::collect) | `MPI_Gatherv` | `distribute` | [all](datatype) |
 //! | [`barrier`](Communicator::barrier), [`ibarrier`](Communicator::ibarrier) | `MPI_Barrier` | a barrier, on a [`Tape`] | – |
@@ -116,8 +120,8 @@
 //! [`Universe::world`] and [`Universe::self_comm`] are communicators, and
 //! [`duplicate`](Communicator::duplicate), [`split`](Communicator::split) and
 //! [`split_shared`](Communicator::split_shared) make further ones, [`create`](Communicator::create)
-//! makes one of a [`Group`], and [`cartesian`](Communicator::cartesian) puts the ranks in a grid. A
-//! communicator that is made from one on a [`Tape`] is on the tape too; [`Tape::on`] puts one on it
+//! makes one of a [`Group`], [`cartesian`](Communicator::cartesian) puts the ranks in a grid, and
+//! [`graph`](Communicator::graph) gives them neighbours. A communicator that is made from one on a [`Tape`] is on the tape too; [`Tape::on`] puts one on it
 //! that existed before.
 //! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), and, with
 //! the feature `rsmpi`, conversions from the crate `mpi` duplicate communicators of other
@@ -279,7 +283,7 @@ pub use environment::library::Library;
 pub use environment::status::{PROC_NULL, Source, Status, TagMatch};
 #[cfg(feature = "rsmpi")]
 pub use operations::rsmpi;
-pub use operations::{Cartesian, Counts, Group};
+pub use operations::{Cartesian, Counts, Graph, Group, Halo};
 pub use replicated::{Replicated, ReplicatedRequest};
 pub use universe::{Universe, initialize, initialize_with, run};
 

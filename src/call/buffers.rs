@@ -1,5 +1,5 @@
 //! Calls the MPI function of a [`Call`]: a collective function here, those of messages in
-//! [`message`](super::message).
+//! [`message`](super::message) and [`exchange`](super::exchange).
 
 use std::ffi::{c_int, c_void};
 
@@ -9,6 +9,7 @@ use super::{Call, Made, wide};
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::call::blocks::Parts;
+use crate::environment::datatype::Datatype;
 
 /// The arguments that all calls have in common.
 #[derive(Clone, Copy)]
@@ -19,6 +20,7 @@ pub(super) struct Buffers {
     /// parts.
     pub(super) count: i64,
     pub(super) datatype: MPI_Datatype,
+    pub(super) elements: Datatype,
     /// The bytes of an element.
     pub(super) size: usize,
     pub(super) context: MPI_Comm,
@@ -100,6 +102,7 @@ impl Buffers {
             Call::Send(message) => self.send(made, message),
             Call::Receive(message) => self.receive(made, message),
             Call::SendReceive { send, receive } => self.send_receive(made, send, receive),
+            Call::Exchange(exchange) => self.exchange(made, exchange),
         }
     }
 

@@ -4,6 +4,7 @@ use std::any::Any;
 
 use mpi_sys::MPI_Request;
 
+use super::exchange::UnderWay;
 use super::message::{Arrival, Header, Look, is_truncation};
 use crate::base::error::Result;
 use crate::base::way::Way;
@@ -21,6 +22,8 @@ pub(crate) struct Made {
     pub(super) looks: bool,
     /// The receive that is yet to be started, when its message has been probed.
     pub(super) look: Option<Look>,
+    /// The exchange whose stage is under way.
+    pub(super) exchange: Option<UnderWay>,
     /// The status of the message that was received.
     pub(super) arrival: Option<Arrival>,
     /// The header that was sent along with that message.
@@ -39,6 +42,7 @@ impl Made {
             requests: Vec::new(),
             looks: false,
             look: None,
+            exchange: None,
             arrival: None,
             header: None,
             lists: Vec::new(),
@@ -75,7 +79,7 @@ impl Made {
     /// Whether all that was started has ended, as far as [`test`](Self::test) has seen.
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
-        self.requests.is_empty() && self.look.is_none()
+        self.requests.is_empty() && self.look.is_none() && self.exchange.is_none()
     }
 
     /// Tests whether all that was started has ended.
@@ -101,11 +105,17 @@ impl Made {
             self.requests.remove(0);
             // The last request's status stays: of a sendrecv, that is the receive's.
             self.arrival = Some(Arrival::of(&status, code));
-            if !is_truncation(code) {
+            if self.exchange.is_some() || !is_truncation(code) {
                 check("MPI_Test", code)?;
             }
         }
-        Ok(self.look.is_none())
+        if let Some(mut exchange) = self.exchange.take() {
+            // SAFETY: passed on to the caller; the requests of the stage have completed.
+            if !unsafe { exchange.go_on(self) }? {
+                self.exchange = Some(exchange);
+            }
+        }
+        Ok(self.has_ended())
     }
 
     /// Cancels the receive that was started.

@@ -161,7 +161,7 @@ impl Buffers {
     }
 
     /// The layout of a header, if there is one, and `count` elements.
-    fn layout(
+    pub(super) fn layout(
         &self,
         elements: *mut c_void,
         count: i64,
@@ -224,12 +224,12 @@ impl Look {
 }
 
 /// A buffer as MPI's functions take it.
-struct Layout {
-    start: *mut c_void,
-    count: c_int,
-    datatype: MPI_Datatype,
+pub(super) struct Layout {
+    pub(super) start: *mut c_void,
+    pub(super) count: c_int,
+    pub(super) datatype: MPI_Datatype,
     /// Owns the datatype if it was made for this layout. It may be freed once the call has started.
-    _made: Option<Temporary>,
+    pub(super) _made: Option<Temporary>,
 }
 
 fn address(start: *mut c_void) -> Result<MPI_Aint> {

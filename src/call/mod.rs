@@ -3,11 +3,12 @@
 //! An operation describes the call that it needs by a [`Plan`]: the function, its arguments and its
 //! tensors, which are an [`Input`](buffer::Input) and an [`Output`](buffer::Output), cut into
 //! [`blocks`] where each rank has a part. The functions are called, blocking or not, in [`buffers`]
-//! and [`message`], and in [`wide`] if a count does not fit MPI's `int`.
+//! [`message`] and [`exchange`], and in [`wide`] if a count does not fit MPI's `int`.
 
 pub(crate) mod blocks;
 pub(crate) mod buffer;
 mod buffers;
+mod exchange;
 mod made;
 mod message;
 mod plan;
@@ -19,6 +20,7 @@ mod wide;
 mod wide;
 
 pub(crate) use buffers::mpi;
+pub(crate) use exchange::{Edge, Exchange, Region, Source, Stage};
 pub(crate) use made::Made;
 pub(crate) use message::{Header, Message};
 pub(crate) use plan::{Call, Completion, Finish, Launch, Plan, largest_count, set_largest_count};

@@ -2,19 +2,20 @@
 
 use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use mpi_sys::{MPI_Comm, MPI_Op};
 use tch::{Kind, Scalar, Tensor};
 
 use super::buffers::Buffers;
-use super::{Made, Message, message};
+use super::{Exchange, Made, Message, message};
 use crate::autograd::{self, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::op::Op;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
-use crate::call::blocks::{Blocks, Parts};
+use crate::call::blocks::{Blocks, Parts, elements};
 use crate::call::buffer::{Input, Output, Pinned};
 use crate::communicator::Handle;
 use crate::environment::datatype::Datatype;
@@ -66,6 +67,8 @@ pub(crate) enum Call {
     Receive(Message),
     /// `MPI_Sendrecv`.
     SendReceive { send: Message, receive: Message },
+    /// `MPI_Isend` and `MPI_Irecv` for several messages.
+    Exchange(Arc<Exchange>),
 }
 
 /// How the result is made from the output, once MPI has written it.
@@ -275,6 +278,9 @@ impl<'x> Plan<'x> {
         let is_written = !matches!(self.call, Call::Nothing);
         let shape = if is_written { &self.shape[..] } else { &[0][..] };
         let output = Output::new(site.call, shape, self.input.datatype())?;
+        if let Call::Exchange(exchange) = &self.call {
+            exchange.check(self.input.count(), elements(site.call, shape)?);
+        }
         if matches!(self.call, Call::Broadcast { root } if root == comm.rank()) {
             // MPI_Bcast has one buffer, which it sends from on the root and writes on the others.
             output.copy_from(&self.input)?;
@@ -326,6 +332,7 @@ impl<'x> Plan<'x> {
             receive,
             count: self.input.count(),
             datatype: datatype.mpi(comm.environment().handles()),
+            elements: datatype,
             size: datatype.kind.elt_size_in_bytes(),
             context: self.context,
             rank: comm.rank(),

@@ -173,6 +173,11 @@ impl Handle {
     pub(crate) fn of_pullbacks(&self) -> Further<'_> {
         Further { handle: self, context: &self.contexts.of_pullbacks, key: self.rank }
     }
+
+    /// The context of the messages of exchanges.
+    pub(crate) fn exchanges(&self) -> Further<'_> {
+        Further { handle: self, context: &self.contexts.exchanges, key: self.rank }
+    }
 }
 
 /// A context of a handle that is made only when it is first needed.

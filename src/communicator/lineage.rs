@@ -45,6 +45,8 @@ pub(crate) struct Contexts {
     pub(super) reversed: Mutex<Option<MPI_Comm>>,
     /// For calls in pullbacks that the user wrote; made when first needed.
     pub(super) of_pullbacks: Mutex<Option<MPI_Comm>>,
+    /// For the messages of exchanges; made when first needed.
+    pub(super) exchanges: Mutex<Option<MPI_Comm>>,
     children: Mutex<Vec<Child>>,
 }
 
@@ -59,10 +61,11 @@ impl Contexts {
     /// Takes contexts that were just made. The caller has permission to call MPI.
     pub(super) fn new(forward: MPI_Comm, backward: MPI_Comm, control: MPI_Comm) -> Self {
         let (reversed, of_pullbacks) = (Mutex::new(None), Mutex::new(None));
+        let exchanges = Mutex::new(None);
         let children = Mutex::new(Vec::new());
         // SAFETY: the context is a valid communicator; the caller has permission to call MPI.
         let fortran = unsafe { mpi_sys::MPI_Comm_c2f(forward) };
-        Self { forward, backward, control, fortran, reversed, of_pullbacks, children }
+        Self { forward, backward, control, fortran, reversed, of_pullbacks, exchanges, children }
     }
 
     /// One bit per entry, set if this rank has no reference to the communicator any more.
@@ -127,7 +130,8 @@ impl FreedAtEnd for Contexts {
             // SAFETY: passed on to the caller.
             left.extend(unsafe { unreceived(context, pass) });
         }
-        let further = [&self.reversed, &self.of_pullbacks].map(|made| made.lock().take());
+        let further =
+            [&self.reversed, &self.of_pullbacks, &self.exchanges].map(|made| made.lock().take());
         if let Some(of_pullbacks) = further[1] {
             // SAFETY: passed on to the caller.
             left.extend(unsafe { unreceived(of_pullbacks, "backward") });

@@ -1,4 +1,4 @@
-//! Communicators with a topology: how MPI makes grids.
+//! Communicators with a topology: how MPI makes grids and graphs.
 
 use mpi_sys::MPI_Comm;
 
@@ -71,6 +71,37 @@ pub(crate) unsafe fn create_part(
     let keep: Vec<i32> = keep.iter().copied().map(i32::from).collect();
     // SAFETY: passed on to the caller; the list outlives the call.
     unsafe { mpi_sys::MPI_Cart_sub(parent, keep.as_ptr(), made) }
+}
+
+/// Makes a communicator in which this rank hears `sources` and sends to `destinations`; returns MPI's
+/// error code.
+///
+/// Wraps `MPI_Dist_graph_create_adjacent`. Collective over `parent`.
+///
+/// # Safety
+/// MPI can be called; `parent` is a communicator that has these ranks, and `made` is valid.
+pub(crate) unsafe fn create_graph(
+    parent: MPI_Comm,
+    sources: &[Rank],
+    destinations: &[Rank],
+    made: *mut MPI_Comm,
+) -> i32 {
+    let count = |list: &[Rank]| i32::try_from(list.len()).unwrap_or(i32::MAX);
+    // SAFETY: passed on to the caller; the lists outlive the call.
+    unsafe {
+        mpi_sys::MPI_Dist_graph_create_adjacent(
+            parent,
+            count(sources),
+            sources.as_ptr(),
+            mpi_sys::MPI_UNWEIGHTED,
+            count(destinations),
+            destinations.as_ptr(),
+            mpi_sys::MPI_UNWEIGHTED,
+            mpi_sys::MPI_INFO_NULL,
+            0,
+            made,
+        )
+    }
 }
 
 /// The rank's place in a grid that was just made is its number in row-major order (MPI 4.1,

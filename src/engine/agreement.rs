@@ -27,8 +27,8 @@ use crate::base::rank::{Rank, index};
 use crate::base::site::Site;
 use crate::base::way::Way;
 use crate::engine::communicator::Communicator;
-use description::decode;
 pub(crate) use description::differences;
+use description::{decode, encode};
 pub(crate) use proposal::Proposal;
 use saying::{Says, Subject};
 pub(crate) use terms::{Pairs, Terms, Told};
@@ -40,7 +40,7 @@ pub(crate) use turn::{Pending, Turn, Turns};
 pub(crate) struct Agreed {
     counts: Vec<[i64; 2]>,
     shapes: Vec<Vec<i64>>,
-    /// The number that each rank told only this one.
+    /// The number that each rank told only this one, or that came by each message of an exchange.
     told_here: Vec<i64>,
 }
 
@@ -124,6 +124,23 @@ pub(crate) fn agree_on(site: Site, comm: &Communicator) -> Result<Arc<Turn>> {
     agree(site, &comm.plain(), None, Ok(Terms::default()), true, way).map(|(_, turn)| turn)
 }
 
+/// Shares the outcome of a step of a call that all ranks have agreed on. If it is an error on some
+/// ranks, the others get an error that names it.
+pub(crate) fn agree_on_outcome<T>(
+    site: Site,
+    comm: &Communicator,
+    turn: &Turn,
+    outcome: Result<T>,
+) -> Result<T> {
+    let all = comm.intersect_control(site, turn.way(), vec![u64::from(outcome.is_ok())])?;
+    if all == [1] {
+        return outcome;
+    }
+    let lines = outcome.as_ref().err().map(|error| ("refused", error.to_string()));
+    let texts = comm.exchange(site, &encode(lines.as_slice()))?;
+    Err(outcome.err().unwrap_or_else(|| mismatch(&texts)))
+}
+
 /// Tells the others that this rank refuses the call, unless calls are not compared. Returns the
 /// error: `error`, or that of the attempt to tell them.
 pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error, exchanges: bool) -> Error {
@@ -171,6 +188,10 @@ fn exchange(site: Site, comm: &Communicator, turn: &Turn, terms: &Terms) -> Resu
         let sums = [told_each, &told_here].map(|counts| sum(counts).unwrap_or(-1));
         let counts = comm.all_gather_control(site, turn.way(), &sums)?;
         return Ok(Agreed { counts, told_here, ..Agreed::default() });
+    }
+    if let Some((exchange, words)) = terms.told_along {
+        let told_here = comm.exchange_control(site, exchange, words)?;
+        return Ok(Agreed { told_here, ..Agreed::default() });
     }
     let Some(told) = terms.told else { return Ok(Agreed::default()) };
     let mut record: Words = [0; WORDS];

@@ -309,6 +309,29 @@ impl Communicator {
         self.make_further(site, &self.inner.handle.of_pullbacks())
     }
 
+    /// Makes the context for the messages of exchanges, unless it exists, by a collective call at
+    /// `site`. It is separate because their tags are the crate's own.
+    pub(crate) fn make_context_of_exchanges(&self, site: Site) -> Result<()> {
+        let site = Site { call: "the communicator of exchanges", ..site };
+        self.make_further(site, &self.inner.handle.exchanges())
+    }
+
+    /// The context of the messages of exchanges, which must have been
+    /// [made](Self::make_context_of_exchanges).
+    pub(crate) fn exchanges(&self) -> MPI_Comm {
+        self.inner.handle.exchanges().get()
+    }
+
+    /// Which calls an exchange is one of. Exchanges with different numbers may go on at the same time,
+    /// in an order that differs between ranks.
+    pub(crate) fn pass_number(&self) -> i32 {
+        match self.pass {
+            _ if self.of_pullback => 2,
+            Pass::Forward => 0,
+            Pass::Backward => 1,
+        }
+    }
+
     fn make_further(&self, site: Site, context: &Further) -> Result<()> {
         if context.is_made() {
             return Ok(());

@@ -1,12 +1,16 @@
 //! Communication between the ranks for the crate's own purposes, in the control context.
 
 use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use tch::Tensor;
 
 use crate::base::error::{Error, Result};
 use crate::base::rank::index;
 use crate::base::site::Site;
 use crate::base::way::Way;
-use crate::call::{Made, mpi};
+use crate::call::buffer::Input;
+use crate::call::{Call, Exchange, Finish, Made, Plan, mpi};
 use crate::engine::communicator::Communicator;
 
 impl Communicator {
@@ -64,6 +68,27 @@ impl Communicator {
             )
         })?;
         Ok(all)
+    }
+
+    /// Carries out an exchange whose regions are of as many words as are given, and returns those that
+    /// come. All ranks are in the same call.
+    pub(crate) fn exchange_control(
+        &self,
+        site: Site,
+        exchange: &Arc<Exchange>,
+        words: &[i64],
+    ) -> Result<Vec<i64>> {
+        let count = i64::try_from(words.len()).unwrap_or(i64::MAX);
+        let words = Tensor::f_from_slice(words)?;
+        let plan = Plan {
+            input: Input::new(site.call, &words)?,
+            shape: vec![count].into(),
+            call: Call::Exchange(Arc::clone(exchange)),
+            context: self.exchanges(),
+            finish: Finish::Nothing,
+        };
+        let made = Made::new(Way::Polls);
+        Ok(plan.run(site, self.handle(), made, || ())?.try_into()?)
     }
 
     /// The bits that are set on every rank. Collective; all ranks are in the same call, and make it

@@ -23,7 +23,7 @@ use crate::base::way::Way;
 use crate::call::Plan;
 use crate::call::buffer::Input;
 use crate::engine::agreement::{
-    Admission, Agreed, Proposal, Terms, Turn, agree, fingerprint, refuse,
+    Admission, Agreed, Proposal, Terms, Turn, agree, agree_on_outcome, fingerprint, refuse,
 };
 use crate::engine::communicator::Communicator;
 use crate::engine::execution;
@@ -50,6 +50,12 @@ pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
 
     /// Whether [`plan`](Self::plan) needs the other ranks' sizes, which are then exchanged first.
     fn exchanges_sizes(&self) -> bool {
+        false
+    }
+
+    /// Whether the sizes that a rank is told are not told to all, so that [`plan`](Self::plan) may fail
+    /// on some ranks only. The ranks then agree on the outcome.
+    fn plans_alone(&self) -> bool {
         false
     }
 
@@ -309,8 +315,11 @@ impl<'x> Ready<'x> {
             None => comm.records(input.view()),
             Some(rank) => agreed.counts(0)[index(rank)] != 0,
         };
-        let plan = operator.plan(comm, input, &agreed)?;
-        Ok(Self { plan, agreed, records, turn })
+        let mut plan = operator.plan(comm, input, &agreed);
+        if let Some(turn) = turn.as_deref().filter(|_| operator.plans_alone()) {
+            plan = agree_on_outcome(site, comm, turn, plan);
+        }
+        Ok(Self { plan: plan?, agreed, records, turn })
     }
 
     /// As [`new`](Self::new), for a call that is only started. The plan is made before the ranks

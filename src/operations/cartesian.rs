@@ -1,18 +1,20 @@
 //! [`Cartesian`]: ranks in a grid.
 
 use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use super::communicators::null;
+use super::graph::{Graph, Neighbors};
+use super::grid::Grid;
 use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::call::blocks::balanced_block;
 use crate::communicator::topology::{create_grid, create_part, place};
 use crate::engine::agreement::Terms;
 use crate::engine::communicator::Communicator;
-use crate::environment::status::PROC_NULL;
 
-/// A communicator whose ranks form a grid. It dereferences to the communicator, so that all
-/// operations can be called on it.
+/// A communicator whose ranks form a grid. It dereferences to the [`Graph`] of neighbours in the grid,
+/// and that to the communicator, so that all operations can be called on it.
 ///
 /// Each rank has coordinates, one along each axis of the grid. Ranks are numbered in row-major
 /// order: the last coordinate varies fastest. Along a periodic axis the last rank is the neighbour
@@ -34,17 +36,15 @@ use crate::environment::status::PROC_NULL;
 #[derive(Clone, Debug)]
 #[doc(alias = "MPI_Cart_get")]
 pub struct Cartesian {
-    comm: Communicator,
-    dims: Vec<i32>,
-    periodic: Vec<bool>,
-    coordinates: Vec<i32>,
+    graph: Graph,
+    pub(super) grid: Arc<Grid>,
 }
 
 impl Deref for Cartesian {
-    type Target = Communicator;
+    type Target = Graph;
 
-    fn deref(&self) -> &Communicator {
-        &self.comm
+    fn deref(&self) -> &Graph {
+        &self.graph
     }
 }
 
@@ -127,27 +127,28 @@ impl Communicator {
 
 impl Cartesian {
     fn new(comm: Communicator, dims: Vec<i32>, periodic: Vec<bool>) -> Self {
-        let coordinates = place(comm.rank(), &dims);
-        Self { comm, dims, periodic, coordinates }
+        let grid = Grid::new(comm.rank(), dims, periodic);
+        let graph = Graph::new(comm, Neighbors::of_grid(&grid));
+        Self { graph, grid: Arc::new(grid) }
     }
 
     /// The number of ranks along each axis.
     #[must_use]
     pub fn dims(&self) -> &[i32] {
-        &self.dims
+        &self.grid.dims
     }
 
     /// Whether each axis is periodic.
     #[must_use]
     pub fn periodic(&self) -> &[bool] {
-        &self.periodic
+        &self.grid.periodic
     }
 
     /// This rank's coordinates.
     #[must_use]
     #[doc(alias = "MPI_Cart_coords")]
     pub fn coordinates(&self) -> &[i32] {
-        &self.coordinates
+        &self.grid.coordinates
     }
 
     /// The coordinates of a rank.
@@ -170,7 +171,7 @@ impl Cartesian {
             let (call, size) = ("coordinates_of", self.size());
             return Err(Error::Rank { call, role: "rank", rank, size });
         }
-        Ok(place(rank, &self.dims))
+        Ok(place(rank, self.dims()))
     }
 
     /// The rank at these coordinates. Along a periodic axis they may be out of range: they count
@@ -186,25 +187,19 @@ impl Cartesian {
     #[doc(alias = "MPI_Cart_rank")]
     pub fn rank_at(&self, coordinates: &[i32]) -> Result<Rank> {
         let refuse = |message: String| Err(Error::Argument { call: "rank_at", message });
-        let axes = self.dims.len();
+        let axes = self.dims().len();
         if coordinates.len() != axes {
             return refuse(format!(
                 "{coordinates:?} are not the coordinates in a grid of {axes} axes"
             ));
         }
-        let mut rank = 0;
-        for (axis, coordinate) in coordinates.iter().enumerate() {
-            let extent = self.dims[axis];
-            if !self.periodic[axis] && !(0..extent).contains(coordinate) {
-                return refuse(format!(
-                    "{coordinates:?} are outside of a grid with dims {:?}, which is not periodic \
-                     along axis {axis}",
-                    self.dims
-                ));
-            }
-            rank = rank * extent + coordinate.rem_euclid(extent);
-        }
-        Ok(rank)
+        self.grid.rank_at(coordinates.iter().copied().map(i64::from)).or_else(|axis| {
+            refuse(format!(
+                "{coordinates:?} are outside of a grid with dims {:?}, which is not periodic along \
+                 axis {axis}",
+                self.dims()
+            ))
+        })
     }
 
     /// The ranks to receive from and to send to if all ranks send by `displacement` places along
@@ -232,18 +227,7 @@ impl Cartesian {
     #[doc(alias = "MPI_Cart_shift")]
     pub fn shift(&self, axis: usize, displacement: i32) -> Result<(Rank, Rank)> {
         self.check_axis("shift", axis)?;
-        let at = |displacement: i64| {
-            let extent = i64::from(self.dims[axis]);
-            let coordinate = i64::from(self.coordinates[axis]) + displacement;
-            if !self.periodic[axis] && !(0..extent).contains(&coordinate) {
-                return PROC_NULL;
-            }
-            let mut coordinates = self.coordinates.clone();
-            coordinates[axis] = i32::try_from(coordinate.rem_euclid(extent)).unwrap_or(0);
-            // The coordinates are in range.
-            self.rank_at(&coordinates).unwrap_or(PROC_NULL)
-        };
-        Ok((at(-i64::from(displacement)), at(displacement.into())))
+        Ok(self.grid.shift(axis, displacement))
     }
 
     /// The part of the grid that has this rank's coordinates along the axes that are not kept: a
@@ -269,7 +253,7 @@ impl Cartesian {
     pub fn sub(&self, keep: &[bool]) -> Result<Self> {
         let site = self.site("sub");
         let asked = format!("{keep:?}");
-        let axes = self.dims.len();
+        let axes = self.dims().len();
         let terms = if keep.len() == axes {
             Ok(Terms { further: Some(("keep", &asked)), ..Terms::default() })
         } else {
@@ -283,8 +267,8 @@ impl Cartesian {
             unsafe { create_part(parent, self.rank(), keep, made) }
         })?;
         let kept = |i: &usize| keep[*i];
-        let dims = (0..axes).filter(kept).map(|i| self.dims[i]).collect();
-        let periodic = (0..axes).filter(kept).map(|i| self.periodic[i]).collect();
+        let dims = (0..axes).filter(kept).map(|i| self.dims()[i]).collect();
+        let periodic = (0..axes).filter(kept).map(|i| self.periodic()[i]).collect();
         Ok(Self::new(comm.ok_or_else(|| null("sub"))?, dims, periodic))
     }
 
@@ -305,17 +289,17 @@ impl Cartesian {
     /// ```
     #[must_use]
     pub fn block(&self, axis: usize, extent: i64) -> Range<i64> {
-        match (self.dims.get(axis), self.coordinates.get(axis)) {
+        match (self.dims().get(axis), self.coordinates().get(axis)) {
             (Some(blocks), Some(index)) => balanced_block(extent.max(0), *blocks, *index),
             _ => 0..extent.max(0),
         }
     }
 
     fn check_axis(&self, call: &'static str, axis: usize) -> Result<()> {
-        if axis < self.dims.len() {
+        if axis < self.dims().len() {
             return Ok(());
         }
-        let axes = self.dims.len();
+        let axes = self.dims().len();
         let message = format!("axis {axis} is out of range for a grid of {axes} axes");
         Err(Error::Argument { call, message })
     }

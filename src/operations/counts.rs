@@ -87,6 +87,14 @@ impl Counts {
         }
     }
 
+    /// This rank's own count, if it was given; 0 otherwise.
+    pub(super) fn of_this_rank(&self) -> i64 {
+        match &self.0 {
+            Given::Own(count) => *count,
+            _ => 0,
+        }
+    }
+
     /// This rank's own count, if its tensor has `extent` along the axis.
     pub(super) fn own(&self, comm: &Communicator, extent: i64) -> i64 {
         match &self.0 {

@@ -24,7 +24,11 @@ mod scatter;
 mod cartesian;
 mod communicators;
 mod distribution;
+mod graph;
+mod grid;
 mod group;
+mod halo;
+mod neighbors;
 mod point_to_point;
 #[cfg(feature = "rsmpi")]
 pub mod rsmpi;
@@ -36,4 +40,6 @@ pub(crate) mod replication;
 pub(crate) use all_reduce::sum_in_place;
 pub use cartesian::Cartesian;
 pub use counts::Counts;
+pub use graph::Graph;
 pub use group::Group;
+pub use halo::Halo;

@@ -55,7 +55,7 @@ pub fn communicators(world: &Communicator) -> Vec<(&'static str, Communicator)> 
     let grid = world.cartesian(&[0, 0], &[true, false], true).expect("cartesian works");
     vec![
         ("world", world.clone()),
-        ("grid", (*grid.expect("all ranks are in it")).clone()),
+        ("grid", Communicator::clone(&grid.expect("all ranks are in it"))),
         ("split", split.expect("each rank has a color")),
         ("self", universe.self_comm().expect("self is there")),
     ]

@@ -18,9 +18,10 @@ pub(super) const AT: &str = "at";
 /// told, as the ranks may have diverged there.
 pub(super) const LAST: &str = "their lines last differed before, in";
 
-/// The counts that a rank sends to each rank and receives from each. They differ between ranks in
-/// any case, so they are told only if a count sent is not the count received.
-pub(super) const PAIRS: [&str; 2] = ["counts to send", "counts to receive"];
+/// What a rank sends to others and receives from them. It differs between ranks in any case, so it is
+/// told only if what is sent is not what is received.
+pub(super) const ONE_SIDED: [&str; 4] =
+    ["counts to send", "counts to receive", "blocks to send", "blocks to receive"];
 
 /// How many collective calls the rank has made on the communicator before.
 pub(super) const PLACE: &str = "calls before it on this communicator";

@@ -37,8 +37,7 @@ impl Says<'_, '_> {
     }
 
     pub(super) fn balance(&self) -> u64 {
-        let pairs = self.terms.as_ref().ok().and_then(|terms| terms.pairs);
-        pairs.map_or(0, |pairs| pairs.balance(self.comm.rank()))
+        self.terms.as_ref().map_or(0, |terms| terms.balance(self.comm.rank()))
     }
 
     pub(super) fn lines(&self) -> Vec<Line> {

@@ -1,12 +1,14 @@
 //! [`Terms`]: the arguments of a call that the ranks must agree on.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
-use super::description::{Line, PAIRS};
+use super::description::{Line, ONE_SIDED};
 use super::saying::Subject;
 use crate::base::op::Op;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
+use crate::call::{Edge, Exchange};
 
 /// The arguments of a call that all ranks must agree on, and the sizes that each rank tells the
 /// others.
@@ -20,8 +22,12 @@ pub(crate) struct Terms<'a> {
     pub(crate) counts: [Option<&'a [i64]>; 2],
     /// The shape, if it must agree, and the axis along which the extents may still differ.
     pub(crate) shape: Option<(&'a [i64], Option<usize>)>,
+    /// A further axis along which the extents may differ.
+    pub(crate) also_free: Option<usize>,
     /// This rank's row and column of a matrix of counts of which it does not know the rest.
     pub(crate) pairs: Option<Pairs<'a>>,
+    /// The messages of an exchange.
+    pub(crate) edges: Option<&'a Arc<Exchange>>,
     /// A further argument, its name and its value in words.
     pub(crate) further: Option<(&'static str, &'a str)>,
     /// A hash of the tensor's elements, if these must be equal.
@@ -32,6 +38,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) told: Option<Told<'a>>,
     /// A number for each rank, which only that rank is told.
     pub(crate) told_each: Option<&'a [i64]>,
+    /// A number for each message of an exchange, which only its receiver is told.
+    pub(crate) told_along: Option<(&'a Arc<Exchange>, &'a [i64])>,
 }
 
 /// This rank's row and column of the matrix of counts. The ranks agree if every rank is to receive
@@ -47,19 +55,27 @@ pub(crate) struct Pairs<'a> {
 }
 
 impl Pairs<'_> {
-    /// A number whose sum over all ranks, with wrapping, is zero if the ranks agree: the rank that
-    /// sends a count adds its hash, and the rank that receives it subtracts the hash.
-    pub(super) fn balance(&self, rank: Rank) -> u64 {
-        let hash = |from: Rank, to: Rank, count: i64| {
-            let mut hasher = DefaultHasher::new();
-            (from, to, count).hash(&mut hasher);
-            hasher.finish()
-        };
+    fn balance(&self, rank: Rank) -> u64 {
         let counts = self.send.iter().zip(self.receive);
-        (0..).zip(counts).fold(0_u64, |sum, (other, (&sent, &received))| {
-            sum.wrapping_add(hash(rank, other, sent)).wrapping_sub(hash(other, rank, received))
+        (0..).zip(counts).fold(0_u64, |sum, (other, (sent, received))| {
+            sum.wrapping_add(hash(&(rank, other, sent)))
+                .wrapping_sub(hash(&(other, rank, received)))
         })
     }
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The messages as text, such as "[2, 3] to rank 1".
+fn list<'e>(way: &str, edges: impl Iterator<Item = &'e Edge>) -> String {
+    let all: Vec<String> = edges
+        .map(|Edge { peer, region, .. }| format!("{:?} {way} rank {peer}", region.shape))
+        .collect();
+    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
 }
 
 /// The sizes that a rank tells the others: counts, and a shape.
@@ -76,7 +92,10 @@ pub(super) struct OwnedTerms {
     axes: [Option<i64>; 2],
     counts: [Option<Vec<i64>>; 2],
     shape: Option<(Vec<i64>, Option<usize>)>,
+    also_free: Option<usize>,
     pairs: Option<([Vec<i64>; 2], bool)>,
+    edges: Option<Arc<Exchange>>,
+    further: Option<(&'static str, String)>,
     values: Option<u64>,
 }
 
@@ -93,25 +112,29 @@ impl OwnedTerms {
                 receive,
                 wide: *wide,
             }),
-            further: None,
+            also_free: self.also_free,
+            edges: self.edges.as_ref(),
+            further: self.further.as_ref().map(|(name, value)| (*name, value.as_str())),
             values: self.values,
             compares_recording: false,
             told: None,
             told_each: None,
+            told_along: None,
         }
     }
 }
 
 impl Hash for Terms<'_> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let Self { op, root, axes, counts, shape, pairs, further, values, .. } = self;
+        let Self { op, root, axes, counts, shape, also_free, pairs, further, values, .. } = self;
         (op, root, axes, counts, pairs.map(|pairs| pairs.wide)).hash(hasher);
         if further.is_some() || values.is_some() {
             (further, values).hash(hasher);
         }
         if let Some((shape, free)) = shape {
             (free, shape.len()).hash(hasher);
-            for (i, extent) in shape.iter().enumerate().filter(|&(i, _)| *free != Some(i)) {
+            let is_free = |i| *free == Some(i) || *also_free == Some(i);
+            for (i, extent) in shape.iter().enumerate().filter(|&(i, _)| !is_free(i)) {
                 (i, extent).hash(hasher);
             }
         }
@@ -124,6 +147,20 @@ impl Terms<'_> {
         [i64::try_from(axis).ok(), None]
     }
 
+    /// A number whose sum over all ranks, with wrapping, is zero if each rank expects what the others
+    /// send it: the rank that sends a block adds its hash, and the rank that receives it subtracts the
+    /// hash.
+    pub(super) fn balance(&self, rank: Rank) -> u64 {
+        let balance = self.pairs.map_or(0, |pairs| pairs.balance(rank));
+        let Some(exchange) = self.edges else { return balance };
+        let sent =
+            exchange.sends().map(|edge| hash(&(rank, edge.peer, edge.tag, &edge.region.shape)));
+        let received =
+            exchange.receives().map(|edge| hash(&(edge.peer, rank, edge.tag, &edge.region.shape)));
+        let balance = sent.fold(balance, u64::wrapping_add);
+        received.fold(balance, u64::wrapping_sub)
+    }
+
     pub(super) fn to_owned(&self) -> OwnedTerms {
         OwnedTerms {
             op: self.op,
@@ -134,6 +171,9 @@ impl Terms<'_> {
             pairs: self
                 .pairs
                 .map(|Pairs { send, receive, wide }| ([send.to_vec(), receive.to_vec()], wide)),
+            also_free: self.also_free,
+            edges: self.edges.map(Arc::clone),
+            further: self.further.map(|(name, value)| (name, value.to_owned())),
             values: self.values,
         }
     }
@@ -163,9 +203,15 @@ impl Terms<'_> {
             }
         }
         if let Some(Pairs { send, receive, wide }) = self.pairs {
-            lines.extend(PAIRS.into_iter().zip([send, receive].map(|list| format!("{list:?}"))));
+            lines
+                .extend(ONE_SIDED.into_iter().zip([send, receive].map(|list| format!("{list:?}"))));
             let known = if wide { "known, beyond an int" } else { "known" };
             lines.push(("counts of every pair", known.to_owned()));
+        }
+        if let Some(exchange) = self.edges {
+            let [.., sends, receives] = ONE_SIDED;
+            lines.push((sends, list("to", exchange.sends())));
+            lines.push((receives, list("from", exchange.receives())));
         }
         if let Some((name, value)) = self.further {
             lines.push((name, value.to_owned()));
@@ -174,9 +220,13 @@ impl Terms<'_> {
             let extents: Vec<String> = shape
                 .iter()
                 .enumerate()
-                .map(
-                    |(i, extent)| if free == Some(i) { "_".to_owned() } else { extent.to_string() },
-                )
+                .map(|(i, extent)| {
+                    if free == Some(i) || self.also_free == Some(i) {
+                        "_".to_owned()
+                    } else {
+                        extent.to_string()
+                    }
+                })
                 .collect();
             lines.push(("shape", format!("[{}]", extents.join(", "))));
         }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::description::{AT, LAST, Line, PAIRS, PLACE, encode};
+use super::description::{AT, LAST, Line, ONE_SIDED, PLACE, encode};
 use super::rounds::{Rounds, WORDS};
 use super::texts::Texts;
 use crate::base::error::{Error, Result};
@@ -183,7 +183,7 @@ impl Pending {
                 Exchange::Done(if way { Way::Polls } else { Way::Waits })
             } else {
                 let mut lines = lines();
-                lines.retain(|(name, _)| same_terms || !PAIRS.contains(name));
+                lines.retain(|(name, _)| same_terms || !ONE_SIDED.contains(name));
                 let failed = match self.withdrawn {
                     0 => String::new(),
                     count => format!(", {count} of which failed here"),
