@@ -9,80 +9,20 @@
 //! MPI could do that itself, by derived datatypes, and takes longer. Measured by `cargo bench --bench
 //! halo` on 2 ranks of one machine, for the columns of 512² doubles: PLACEHOLDER
 
-use std::ffi::c_void;
-use std::ops::Range;
 use std::sync::Arc;
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::Made;
 use super::buffers::Buffers;
 use super::message::Layout;
+use super::region::Region;
 use crate::base::error::Result;
 use crate::base::rank::Rank;
 use crate::base::tag::Tag;
 use crate::call::buffer::Output;
 use crate::environment::datatype::Datatype;
 use crate::environment::error_code::checked;
-
-/// A part of a contiguous tensor: a range of each axis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Region {
-    /// The place of its first element.
-    start: i64,
-    pub(crate) shape: Vec<i64>,
-    strides: Vec<i64>,
-    /// The number of elements of the tensor.
-    whole: i64,
-}
-
-impl Region {
-    /// These ranges of the axes of a tensor of shape `whole`.
-    pub(crate) fn new(whole: &[i64], ranges: &[Range<i64>]) -> Self {
-        let mut strides = vec![1_i64; whole.len()];
-        for axis in (1..whole.len()).rev() {
-            strides[axis - 1] = strides[axis].saturating_mul(whole[axis].max(1));
-        }
-        let starts = ranges.iter().zip(&strides).map(|(range, stride)| range.start * stride);
-        let start = starts.sum();
-        let shape = ranges.iter().map(|range| range.end - range.start).collect();
-        let all = ranges.iter().zip(whole).all(|(range, extent)| {
-            0 <= range.start && range.start <= range.end && range.end <= *extent
-        });
-        assert!(all && ranges.len() == whole.len(), "{ranges:?} are within {whole:?}");
-        Self {
-            start,
-            shape,
-            strides,
-            whole: if whole.contains(&0) { 0 } else { whole.iter().product() },
-        }
-    }
-
-    /// All of a tensor of this shape.
-    pub(crate) fn all(whole: &[i64]) -> Self {
-        let ranges: Vec<Range<i64>> = whole.iter().map(|extent| 0..*extent).collect();
-        Self::new(whole, &ranges)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.shape.contains(&0)
-    }
-
-    /// The number of its elements, which fits, as they are those of a tensor.
-    fn count(&self) -> i64 {
-        self.shape.iter().product()
-    }
-
-    /// Whether its elements are consecutive in memory.
-    fn is_consecutive(&self) -> bool {
-        let mut next = 1;
-        self.shape.iter().zip(&self.strides).rev().all(|(&extent, &stride)| {
-            let fits = extent == 1 || stride == next;
-            next *= extent;
-            fits
-        })
-    }
-}
 
 /// A message: the other rank, and what is sent or received.
 #[derive(Clone, Debug)]
@@ -158,31 +98,15 @@ impl Buffers {
         };
         under_way.begin_stage(made)?;
         for region in &exchange.zeros {
-            let _ = self.view(region, self.receive)?.f_zero_()?;
+            // SAFETY: the region is of the output, which outlives the view.
+            let _ = unsafe { region.view(self.receive, self.elements.kind) }?.f_zero_()?;
         }
         if let Some([from, to]) = &exchange.copied {
-            self.view(to, self.receive)?.f_copy_(&self.view(from, self.send.cast_mut())?)?;
+            // SAFETY: the regions are of the input and of the output, which do not overlap.
+            unsafe { from.copy(self.send, to, self.receive, self.size) };
         }
         made.exchange = Some(under_way);
         Ok(())
-    }
-
-    /// A region of the buffer, as a tensor that does not own its memory.
-    fn view(&self, region: &Region, buffer: *mut c_void) -> Result<Tensor> {
-        let (kind, device) = (self.elements.kind, Device::Cpu);
-        if region.is_empty() {
-            return Ok(Tensor::f_zeros(&region.shape[..], (kind, device))?);
-        }
-        let start = self.first(region, buffer).cast_const().cast();
-        // SAFETY: the region lies within the buffer, which outlives the view: the plan vouches for
-        // the one, and the caller of `Buffers::call` for the other.
-        Ok(unsafe { Tensor::f_from_blob(start, &region.shape, &region.strides, kind, device) }?)
-    }
-
-    /// The first element of a region of the buffer.
-    fn first(&self, region: &Region, buffer: *mut c_void) -> *mut c_void {
-        let start = usize::try_from(region.start).unwrap_or(0);
-        buffer.wrapping_byte_add(start * self.size)
     }
 }
 
@@ -211,7 +135,7 @@ impl UnderWay {
                 self.arrivals.push((number, packed));
                 place
             } else {
-                buffers.first(&edge.region, buffers.receive)
+                edge.region.first(buffers.receive, buffers.size)
             };
             let Layout { start, count, datatype, _made: _held } =
                 buffers.layout(place, edge.region.count(), None)?;
@@ -237,11 +161,12 @@ impl UnderWay {
         };
         for edge in stage.sends.iter().filter(|edge| !edge.region.is_empty()) {
             let place = if edge.region.is_consecutive() {
-                buffers.first(&edge.region, from)
+                edge.region.first(from, buffers.size)
             } else {
-                let mut packed = packed(&edge.region, buffers.elements)?;
-                packed.f_copy_(&buffers.view(&edge.region, from)?)?;
-                let place = packed.data_ptr();
+                let packed = packed(&edge.region, buffers.elements)?;
+                let (place, all) = (packed.data_ptr(), Region::all(&edge.region.shape));
+                // SAFETY: the region is of this tensor; the copy is new.
+                unsafe { edge.region.copy(from, &all, place, buffers.size) };
                 made.keep(vec![packed]);
                 place
             };
@@ -273,12 +198,15 @@ impl UnderWay {
     pub(super) unsafe fn go_on(&mut self, made: &mut Made) -> Result<bool> {
         let Some(stage) = self.exchange.stages.get(self.stage) else { return Ok(true) };
         for (number, packed) in self.arrivals.drain(..) {
-            let region = &stage.receives[number].region;
-            let mut place = self.buffers.view(region, self.buffers.receive)?;
+            let (region, output) = (&stage.receives[number].region, self.buffers.receive);
             if self.exchange.adds {
+                // SAFETY: the region is of the output, which outlives the view.
+                let mut place = unsafe { region.view(output, self.buffers.elements.kind) }?;
                 let _ = place.f_add_(&packed)?;
             } else {
-                place.f_copy_(&packed)?;
+                let (all, data) = (Region::all(&region.shape), packed.data_ptr());
+                // SAFETY: the packed copy has the region's elements, and the region is of the output.
+                unsafe { all.copy(data, region, output, self.buffers.size) };
             }
         }
         self.stage += 1;
@@ -290,33 +218,4 @@ impl UnderWay {
 /// Memory for a copy of the region.
 fn packed(region: &Region, datatype: Datatype) -> Result<Tensor> {
     Ok(Output::new("exchange", &region.shape, datatype)?.into_tensor())
-}
-
-#[cfg(test)]
-mod tests {
-    use tch::Kind;
-
-    use super::*;
-
-    fn first(x: &Tensor) -> i64 {
-        x.flatten(0, -1).int64_value(&[0])
-    }
-
-    #[test]
-    fn regions_are_those_of_narrow() {
-        let x = Tensor::arange(60, (Kind::Int64, Device::Cpu)).view([3, 4, 5]);
-        for (a, b, c) in
-            [(0..3, 0..4, 0..5), (1..2, 0..4, 0..5), (0..3, 1..3, 0..5), (2..3, 1..2, 2..5)]
-        {
-            let region = Region::new(&[3, 4, 5], &[a.clone(), b.clone(), c.clone()]);
-            let narrow = x
-                .narrow(0, a.start, a.end - a.start)
-                .narrow(1, b.start, b.end - b.start)
-                .narrow(2, c.start, c.end - c.start);
-            assert_eq!(region.shape, narrow.size());
-            assert_eq!(region.start, first(&narrow));
-            assert_eq!(region.is_consecutive(), narrow.is_contiguous());
-            assert_eq!(region.count(), i64::try_from(narrow.numel()).unwrap());
-        }
-    }
 }

@@ -12,6 +12,7 @@ mod exchange;
 mod made;
 mod message;
 mod plan;
+mod region;
 #[cfg(large_count)]
 #[path = "wide_counts.rs"]
 mod wide;
@@ -20,7 +21,8 @@ mod wide;
 mod wide;
 
 pub(crate) use buffers::mpi;
-pub(crate) use exchange::{Edge, Exchange, Region, Source, Stage};
+pub(crate) use exchange::{Edge, Exchange, Source, Stage};
 pub(crate) use made::Made;
 pub(crate) use message::{Header, Message};
 pub(crate) use plan::{Call, Completion, Finish, Launch, Plan, largest_count, set_largest_count};
+pub(crate) use region::Region;
