@@ -16,7 +16,7 @@ const SCENARIO: &str = "MPI4TCH_TEST_SCENARIO";
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// How many jobs run at a time. Most of them wait for a timeout.
-const JOBS: usize = 3;
+const JOBS: usize = 5;
 
 /// How many more jobs may start now. A job that ends notifies one that waits.
 static FREE: Mutex<usize> = Mutex::new(JOBS);
