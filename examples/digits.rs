@@ -21,12 +21,15 @@ use mpi4tch::tch::{self, Device, Kind, Tensor, no_grad};
 use mpi4tch::{Communicator, DataParallel, Op, Universe};
 
 use data::Digits;
-use picture::{Diagram, Picture, Style};
+use diagram::{Diagram, Style};
+use picture::Picture;
 
 #[path = "common/command_line.rs"]
 mod command_line;
 #[path = "common/data.rs"]
 mod data;
+#[path = "common/diagram.rs"]
+mod diagram;
 #[path = "common/picture.rs"]
 mod picture;
 #[path = "common/progress.rs"]

@@ -30,13 +30,16 @@ use mpi4tch::tch::{Device, Kind, Tensor};
 use mpi4tch::{Communicator, Op, Replicated, Universe};
 
 use data::Digits;
+use diagram::{Diagram, Style};
 use model::{Model, Shape, balance};
-use picture::{Diagram, Picture, Style};
+use picture::Picture;
 
 #[path = "common/command_line.rs"]
 mod command_line;
 #[path = "common/data.rs"]
 mod data;
+#[path = "common/diagram.rs"]
+mod diagram;
 #[path = "common/layer.rs"]
 mod layer;
 #[path = "mixture_of_experts/model.rs"]

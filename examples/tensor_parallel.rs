@@ -32,9 +32,10 @@ use mpi4tch::tch::{self, Device, Kind, Tensor};
 use mpi4tch::{Communicator, DataParallel, Op, Rank, Replicated, Universe};
 
 use data::Digits;
+use diagram::{Diagram, Style};
 use layer::linear;
 use pair::Pair;
-use picture::{Diagram, Picture, Style};
+use picture::Picture;
 
 #[path = "tensor_parallel/calls.rs"]
 mod calls;
@@ -42,6 +43,8 @@ mod calls;
 mod command_line;
 #[path = "common/data.rs"]
 mod data;
+#[path = "common/diagram.rs"]
+mod diagram;
 #[path = "common/layer.rs"]
 mod layer;
 #[path = "tensor_parallel/pair.rs"]
