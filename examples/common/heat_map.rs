@@ -97,7 +97,7 @@ impl HeatMap<'_> {
             .configure_mesh()
             .disable_mesh()
             .y_labels(7)
-            .y_label_formatter(&significant)
+            .y_label_formatter(&|value| significant(*value, end - start))
             .label_style(("sans-serif", TEXT))
             .draw()?;
         Ok(())
@@ -147,10 +147,11 @@ impl Drawing for HeatMap<'_> {
     }
 }
 
-/// A number as short as a label needs, also if it is small.
-fn significant(number: &f64) -> String {
+/// A number as short as a label of so long a range needs.
+fn significant(number: f64, range: f64) -> String {
     match number.abs() {
-        size if size > 0.0 && !(1e-3..1e4).contains(&size) => format!("{number:.0e}"),
-        _ => short(number),
+        size if size < 1e-6 * range => "0".to_owned(),
+        size if size < 1e-3 || size >= 1e5 => format!("{number:.1e}"),
+        _ => short(&number),
     }
 }
