@@ -18,19 +18,14 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use argmin::core::observers::{Observe, ObserverMode};
-use argmin::core::{CostFunction, Executor, Gradient, IterState, KV, State};
-use argmin::solver::linesearch::MoreThuenteLineSearch;
-use argmin::solver::quasinewton::LBFGS;
 use clap::Parser;
-use indicatif::ProgressBar;
-use mpi4tch::tch::{self, Device, Kind, Tensor, no_grad};
+use mpi4tch::tch::{self, Device, Kind, Tensor};
 use mpi4tch::{PassOptions, Universe, testing};
 
-use field::Field;
 use heat::Heat;
 use heat_map::{Colors, HeatMap, range};
 use picture::Picture;
+use recovery::recover;
 
 #[path = "common/command_line.rs"]
 mod command_line;
@@ -44,19 +39,16 @@ mod heat_map;
 mod picture;
 #[path = "common/progress.rs"]
 mod progress;
+#[path = "heat_inverse/recovery.rs"]
+mod recovery;
 #[path = "common/stand_in.rs"]
 mod stand_in;
 #[path = "common/stencil.rs"]
 mod stencil;
 
-type Outcome<T> = Result<T, argmin::core::Error>;
-
 /// The misfit must fall by this factor at least, in [`ITERATIONS`] iterations or more.
 const FALL: f64 = 1e3;
 const ITERATIONS: u64 = 60;
-
-/// The number of steps whose gradients L-BFGS remembers.
-const MEMORY: usize = 10;
 
 /// Recovers the initial temperature of a plate, cut over a grid of MPI ranks.
 ///
@@ -191,65 +183,6 @@ fn difference_to_one_rank(
         difference = (whole - &gradient).abs().max() / gradient.abs().max();
     }
     Ok(heat.grid.broadcast(&difference, 0)?.double_value(&[]))
-}
-
-/// Minimizes the misfit by L-BFGS. Returns the initial temperature, and the misfit before and after.
-fn recover(
-    heat: &Heat,
-    observed: &Tensor,
-    iterations: u64,
-    bar: &ProgressBar,
-) -> Outcome<(Tensor, [f64; 2])> {
-    let start = Field::new(&heat.grid, observed);
-    let problem = Misfit { heat, observed };
-    let before = problem.cost(&start)?;
-    let solver = LBFGS::new(MoreThuenteLineSearch::new(), MEMORY).with_tolerance_cost(0.0)?;
-    let result = Executor::new(problem, solver)
-        .configure(|state| state.param(start).max_iters(iterations))
-        .add_observer(Progress(bar.clone()), ObserverMode::Always)
-        .run()?;
-    let best = result.state().get_best_param().expect("there is a first one");
-    Ok((best.cells.shallow_clone(), [before, result.state().get_best_cost()]))
-}
-
-/// The problem to minimize. Every rank has its own cells of the parameter and of the gradient.
-struct Misfit<'a> {
-    heat: &'a Heat,
-    observed: &'a Tensor,
-}
-
-impl CostFunction for Misfit<'_> {
-    type Param = Field;
-    type Output = f64;
-
-    fn cost(&self, initial: &Field) -> Outcome<f64> {
-        let own = no_grad(|| self.heat.misfit(&initial.cells, self.observed))?;
-        Ok(self.heat.total(&own)?)
-    }
-}
-
-impl Gradient for Misfit<'_> {
-    type Param = Field;
-    type Gradient = Field;
-
-    fn gradient(&self, initial: &Field) -> Outcome<Field> {
-        let gradient = self.heat.gradient(&initial.cells, self.observed)?;
-        Ok(Field::new(&self.heat.grid, &gradient))
-    }
-}
-
-struct Progress(ProgressBar);
-
-impl Observe<IterState<Field, Field, (), (), (), f64>> for Progress {
-    fn observe_iter(
-        &mut self,
-        state: &IterState<Field, Field, (), (), (), f64>,
-        _: &KV,
-    ) -> Outcome<()> {
-        self.0.inc(1);
-        self.0.set_message(format!("misfit {:.2e}", state.get_cost()));
-        Ok(())
-    }
 }
 
 /// The temperatures, in the colors of the true one.

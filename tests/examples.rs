@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::BufReader;
@@ -16,6 +17,9 @@ use common::{Context, start};
 #[path = "../examples/digits.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod digits;
+#[path = "../examples/heat_inverse.rs"]
+#[expect(dead_code, reason = "its main is another program's")]
+mod heat_inverse;
 #[path = "../examples/implicit_solve.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod implicit_solve;
@@ -28,6 +32,12 @@ mod mixture_of_experts;
 #[path = "../examples/pipeline.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod pipeline;
+#[path = "../examples/poisson.rs"]
+#[expect(dead_code, reason = "its main is another program's")]
+mod poisson;
+#[path = "../examples/shallow_water.rs"]
+#[expect(dead_code, reason = "its main is another program's")]
+mod shallow_water;
 #[path = "../examples/tensor_parallel.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod tensor_parallel;
@@ -46,6 +56,12 @@ fn main() -> ExitCode {
             the_mixture_of_experts_refuses_what_it_cannot_do,
             the_tensor_parallel_perceptron_has_the_losses_of_one_rank,
             the_tensor_parallel_perceptron_refuses_what_it_cannot_do,
+            the_initial_temperature_is_recovered,
+            the_heat_equation_refuses_what_it_cannot_do,
+            poissons_equation_has_its_derivatives,
+            poissons_equation_refuses_what_it_cannot_do,
+            the_shallow_water_has_its_derivative,
+            the_shallow_water_refuses_what_it_cannot_do,
             a_folder_that_cannot_be_written_is_an_error,
         ],
     )
@@ -177,6 +193,90 @@ fn the_tensor_parallel_perceptron_refuses_what_it_cannot_do(
     Ok(())
 }
 
+fn the_initial_temperature_is_recovered(context: &Context) -> Result<(), Box<dyn Error>> {
+    let universe = mpi4tch::initialize()?;
+    let out = missing_folder(context, "heat_inverse")?;
+    // Extents that do not divide, and blocks of one row.
+    for (rows, columns, iterations, out) in [(17, 23, 60, Some(&out)), (7, 9, 3, None)] {
+        let (steps, slots, noise, out) = (20, 3, 1e-3, out.cloned());
+        let arguments =
+            heat_inverse::Arguments { rows, columns, steps, slots, iterations, noise, out };
+        heat_inverse::run(&universe, &arguments)?;
+    }
+    if context.world.rank() == 0 {
+        assert_maps(&out.join("heat_inverse.png"), [3, 1])?;
+    }
+    Ok(())
+}
+
+fn the_heat_equation_refuses_what_it_cannot_do(context: &Context) -> Result<(), Box<dyn Error>> {
+    assert_refused::<heat_inverse::Arguments>(&[
+        (["--rows", "0"], "invalid value '0' for '--rows <N>': 0 is not in 1..=4096"),
+        (["--slots", "0"], "invalid value '0' for '--slots <N>': 0 is not in 1.."),
+        (["--noise", "some"], "invalid float literal"),
+    ]);
+    let arguments = ["example", "--rows", "1", "--columns", "1"];
+    let arguments = heat_inverse::Arguments::parse_from(arguments);
+    if context.world.size() > 1 {
+        let error = heat_inverse::run(&mpi4tch::initialize()?, &arguments);
+        assert_too_thin(error, "1 × 1 cells cannot be cut over ");
+    }
+    Ok(())
+}
+
+fn poissons_equation_has_its_derivatives(context: &Context) -> Result<(), Box<dyn Error>> {
+    let out = missing_folder(context, "poisson")?;
+    let arguments = poisson::Arguments { points: 33, out: Some(out.clone()) };
+    poisson::run(&mpi4tch::initialize()?, &arguments)?;
+    if context.world.rank() == 0 {
+        assert_maps(&out.join("poisson.png"), [3, 1])?;
+    }
+    Ok(())
+}
+
+fn poissons_equation_refuses_what_it_cannot_do(context: &Context) -> Result<(), Box<dyn Error>> {
+    assert_refused::<poisson::Arguments>(&[
+        (["--points", "14"], "14 is not in 15..=1023"),
+        (["--points", "many"], "invalid digit found in string"),
+    ]);
+    if context.world.size() >= 5 {
+        let arguments = poisson::Arguments { points: 15, out: None };
+        let error = poisson::run(&mpi4tch::initialize()?, &arguments);
+        assert_too_thin(error, "3 × 3 points, the fewest to be compared, cannot be cut over ");
+    }
+    Ok(())
+}
+
+fn the_shallow_water_has_its_derivative(context: &Context) -> Result<(), Box<dyn Error>> {
+    let universe = mpi4tch::initialize()?;
+    let out = missing_folder(context, "shallow_water")?;
+    // Extents that do not divide, and blocks of one row.
+    for (rows, columns, steps, out) in [(18, 37, 30, Some(&out)), (7, 11, 5, None)] {
+        let out = out.cloned();
+        let arguments = shallow_water::Arguments { rows, columns, steps, slots: 4, out };
+        shallow_water::run(&universe, &arguments)?;
+    }
+    if context.world.rank() == 0 {
+        assert_maps(&out.join("shallow_water.png"), [1, 3])?;
+    }
+    Ok(())
+}
+
+fn the_shallow_water_refuses_what_it_cannot_do(context: &Context) -> Result<(), Box<dyn Error>> {
+    assert_refused::<shallow_water::Arguments>(&[
+        (["--rows", "1"], "invalid value '1' for '--rows <N>': 1 is not in 2..=4096"),
+        (["--steps", "0"], "invalid value '0' for '--steps <N>': 0 is not in 1.."),
+        (["--slots", "few"], "invalid digit found in string"),
+    ]);
+    if context.world.size() == 7 {
+        let (rows, columns, steps, slots, out) = (2, 8, 1, 1, None);
+        let arguments = shallow_water::Arguments { rows, columns, steps, slots, out };
+        let error = shallow_water::run(&mpi4tch::initialize()?, &arguments);
+        assert_too_thin(error, "2 × 8 cells cannot be cut over 7 × 1 ranks");
+    }
+    Ok(())
+}
+
 fn a_folder_that_cannot_be_written_is_an_error(context: &Context) -> Result<(), Box<dyn Error>> {
     // The other ranks would wait: in a program, an error on rank 0 ends the job.
     if context.world.size() > 1 {
@@ -208,6 +308,13 @@ fn assert_refused<A: Parser>(cases: &[([&str; 2], &str)]) {
     }
 }
 
+/// The run is refused because there are more ranks along an axis than cells.
+fn assert_too_thin(error: Result<(), Box<dyn Error>>, beginning: &str) {
+    let error = error.err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.starts_with(beginning), "{error}");
+    assert!(error.ends_with(" for each is needed"), "{error}");
+}
+
 /// The path of a folder that is not there, the same on all ranks.
 fn missing_folder(context: &Context, name: &str) -> std::io::Result<PathBuf> {
     let ranks = context.world.size().to_string();
@@ -237,6 +344,27 @@ fn assert_picture(path: &Path, diagrams: u32) -> Result<(), Box<dyn Error>> {
         assert!(white > 640 * 480 / 2, "{white} pixels are white");
         assert!(black > 500, "{black} pixels are black");
         assert!(blue + orange > 100, "{blue} pixels are blue, {orange} are orange");
+    }
+    Ok(())
+}
+
+/// The file is a PNG of so many maps beside and below each other, each with text and many colors.
+fn assert_maps(path: &Path, [beside, below]: [usize; 2]) -> Result<(), Box<dyn Error>> {
+    let mut reader = png::Decoder::new(BufReader::new(File::open(path)?)).read_info()?;
+    let mut pixels = vec![0; reader.output_buffer_size().ok_or("it is too large")?];
+    let info = reader.next_frame(&mut pixels)?;
+    let (width, height) = (usize::try_from(info.width)?, usize::try_from(info.height)?);
+    let lines: Vec<&[u8]> = pixels.chunks_exact(info.line_size).collect();
+    for line in lines.chunks_exact(height / below) {
+        for map in 0..beside {
+            let part = line.iter().flat_map(|line| {
+                line.chunks_exact(3).skip(map * width / beside).take(width / beside)
+            });
+            let black = part.clone().filter(|pixel| **pixel == [0; 3]).count();
+            let colors = part.collect::<BTreeSet<_>>().len();
+            assert!(black > 200, "{black} pixels are black");
+            assert!(colors > 100, "there are {colors} colors");
+        }
     }
     Ok(())
 }

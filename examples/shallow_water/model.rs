@@ -21,7 +21,7 @@ pub const LENGTHS: [f64; 2] = [1.8e6, 9e5];
 pub const DEPTH: f64 = 100.0;
 
 /// In m/s².
-pub const GRAVITY: f64 = 9.81;
+const GRAVITY: f64 = 9.81;
 
 /// The Coriolis parameter f at the southern wall, in 1/s, and its growth to the north, in 1/(m s).
 const CORIOLIS: f64 = 2e-4;
