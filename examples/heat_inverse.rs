@@ -47,7 +47,7 @@ mod stand_in;
 mod stencil;
 
 /// The misfit must fall by this factor at least, in [`ITERATIONS`] iterations or more.
-const FALL: f64 = 1e3;
+const FALL: f64 = 500.0;
 const ITERATIONS: u64 = 60;
 
 /// Recovers the initial temperature of a plate, cut over a grid of MPI ranks.

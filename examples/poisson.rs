@@ -102,7 +102,7 @@ pub(crate) fn run(universe: &Universe, arguments: &Arguments) -> Result<(), Box<
     let f = f.set_requires_grad(true);
     let gradients = tape.grad(&loss(&guess, &f)?, &[&guess, &f])?;
     let directions = [square.wave(1.0, 2.0), square.wave(3.0, 1.0)];
-    let derivatives = check(&grid, &loss, [&guess, &f], &gradients, &directions)?;
+    let derivatives = check(&grid, loss, [&guess, &f], &gradients, &directions)?;
     bar.finish_and_clear();
 
     if grid.rank() == 0 {

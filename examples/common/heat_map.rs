@@ -151,7 +151,7 @@ impl Drawing for HeatMap<'_> {
 fn significant(number: f64, range: f64) -> String {
     match number.abs() {
         size if size < 1e-6 * range => "0".to_owned(),
-        size if size < 1e-3 || size >= 1e5 => format!("{number:.1e}"),
+        size if !(1e-3..1e5).contains(&size) => format!("{number:.1e}"),
         _ => short(&number),
     }
 }
