@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use mpi4tch::tch::{self, Device, Kind, Tensor};
+use mpi4tch::tch::{self, Device, Kind, Tensor, no_grad};
 use mpi4tch::{PassOptions, Universe, testing};
 
 use heat::Heat;
@@ -68,6 +68,7 @@ pub(crate) struct Arguments {
 
     /// The number of time steps
     #[arg(long, value_name = "N", default_value = "50")]
+    #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) steps: usize,
 
     /// How many temperatures to keep in memory for the backward pass
@@ -77,6 +78,7 @@ pub(crate) struct Arguments {
 
     /// The number of iterations of L-BFGS
     #[arg(long, value_name = "N", default_value_t = ITERATIONS)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub(crate) iterations: u64,
 
     /// The standard deviation of the errors of the observation; the highest temperature is 1
@@ -107,7 +109,8 @@ pub(crate) fn run(universe: &Universe, arguments: &Arguments) -> Result<(), Box<
     let whole = truth(rows, columns);
     let noise = whole.randn_like() * arguments.noise;
     let truth = heat.grid.distribute(&whole, &[0, 1], 0)?;
-    let observed = heat.run(&truth)? + heat.grid.distribute(&noise, &[0, 1], 0)?;
+    let noise = heat.grid.distribute(&noise, &[0, 1], 0)?;
+    let observed = no_grad(|| heat.run(&truth))? + noise;
 
     let mismatch = adjoint_mismatch(&heat, &truth)?;
     assert!(mismatch < 1e-12, "the backward pass is off by {mismatch:e} from the adjoint");

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
 pub(crate) fn run(universe: &Universe, arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let world = universe.world();
     let tape = world.tape();
-    let grid = tape.cartesian(&[0; 2], &[false; 2], true)?.expect("all ranks are in the grid");
+    let grid = tape.cartesian(&[0; 2], &[false; 2], false)?.expect("all ranks are in the grid");
     let (dims, points) = (grid.dims(), arguments.points);
     // The three grids of points that are compared.
     let coarsest = (points + 1) / 4 - 1;
@@ -174,6 +174,6 @@ fn maps(kappa: Tensor, u: Tensor, gradient: Tensor) -> [HeatMap<'static>; 3] {
     [
         map("conductivity κ", kappa, of_kappa, Colors::Sequential),
         map("temperature u", u, of_u, Colors::Sequential),
-        map("derivative by κ at κ = 1, per area", gradient, of_gradient, Colors::Diverging),
+        map("derivative of the misfit by κ, at 1", gradient, of_gradient, Colors::Diverging),
     ]
 }

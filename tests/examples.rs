@@ -215,6 +215,7 @@ fn the_heat_equation_refuses_what_it_cannot_do(context: &Context) -> Result<(), 
     assert_refused::<heat_inverse::Arguments>(&[
         (["--rows", "0"], "invalid value '0' for '--rows <N>': 0 is not in 1..=4096"),
         (["--slots", "0"], "invalid value '0' for '--slots <N>': 0 is not in 1.."),
+        (["--iterations", "0"], "invalid value '0' for '--iterations <N>': 0 is not in 1..=10000"),
         (["--noise", "some"], "invalid float literal"),
     ]);
     let arguments = ["example", "--rows", "1", "--columns", "1"];

@@ -27,7 +27,7 @@ pub struct Heat {
 impl Heat {
     pub fn new(comm: &Communicator, dims: [i32; 2], steps: usize, slots: usize) -> Result<Self> {
         let tape = comm.tape();
-        let grid = tape.cartesian(&dims, &[false; 2], true)?.expect("all ranks are in the grid");
+        let grid = tape.cartesian(&dims, &[false; 2], false)?.expect("all ranks are in the grid");
         Ok(Self { tape, grid, steps, slots })
     }
 
