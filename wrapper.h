@@ -131,6 +131,19 @@ void mpi4tch_remove_hook(const void *leaf, const void *state);
 /* The number of the backward pass that the calling thread is in (libtorch's graph task), or -1. */
 int32_t mpi4tch_graph_task(void);
 
+/* Whether the running backward pass, with those around it, adds to the gradients of all leaves; not if
+ * it computes the gradients of given tensors only. */
+bool mpi4tch_accumulates(void);
+
+/* Sets `found` to whether the graph of `outputs` has leaves that are not reached by way of `inputs`
+ * only. */
+char *mpi4tch_has_other_leaves(const mpi4tch_tensor *outputs, size_t output_count,
+                               const mpi4tch_tensor *inputs, size_t input_count, bool *found);
+
+/* The state of the default generator of random numbers on the CPU; and back to such a state. */
+char *mpi4tch_generator(mpi4tch_tensor *result);
+char *mpi4tch_set_generator(const void *state);
+
 /* A tensor that shares the memory of this one and keeps it, whatever is done to this one: until
  * mpi4tch_unpin, the storage cannot be resized. `storage` is set to the address of the storage, and
  * `resizable` to whether it could be resized before; both are left as they are if there is none. */

@@ -179,10 +179,11 @@ impl Replicated {
             return Err(refuse("no parts were given; at least one is needed"));
         };
         let site = first.comm.site(CALL);
-        let on_tape = parts.iter().find(|part| part.comm.record().is_some());
+        let on_tape = parts.iter().find(|part| part.comm.tape_record().is_some());
         let comm = &on_tape.unwrap_or(first).comm;
         let is_elsewhere = |part: &&Self| part.comm.lane() != comm.lane();
-        let is_on_another_tape = |part: &&Self| match (part.comm.record(), comm.record()) {
+        let is_on_another_tape = |part: &&Self| match (part.comm.tape_record(), comm.tape_record())
+        {
             (Some(tape), Some(own)) => !Arc::ptr_eq(tape, own),
             _ => false,
         };

@@ -356,7 +356,7 @@ fn evaluate(
     f: impl FnOnce() -> Result<Tensor>,
 ) -> Result<(Tensor, Option<Arc<Record>>)> {
     let (outcome, mut used) = tape::tapes_used(f);
-    if let Some(record) = comm.record()
+    if let Some(record) = comm.tape_record()
         && !used.iter().any(|other| Arc::ptr_eq(other, record))
     {
         used.push(Arc::clone(record));

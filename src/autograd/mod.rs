@@ -6,6 +6,7 @@
 //! It is an ordinary closure on tensors: what it does is itself recorded when the user asked for
 //! a graph of the derivative (`create_graph`), so every order of derivative follows.
 
+mod generator;
 mod hook;
 mod node;
 mod recording;
@@ -18,8 +19,9 @@ use std::ptr;
 use tch::Tensor;
 
 use crate::base::error::{Error, Result};
+pub(crate) use generator::{Generator, generator};
 pub(crate) use hook::{LeafHook, has_hook, set_grad};
-pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks};
+pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks, panic_text};
 pub(crate) use recording::{Recording, is_recording};
 pub(crate) use tensor::{
     Metadata, alias, empty, is_same, owners, pin, retain_grad, take_grad, unpin, version,
@@ -100,6 +102,35 @@ pub(crate) fn grad(
 pub(crate) fn graph_task() -> i32 {
     // SAFETY: reads a thread-local number of libtorch.
     unsafe { shim::mpi4tch_graph_task() }
+}
+
+/// Whether the running backward pass, with those around it, adds to the gradients of all leaves. It
+/// does not if it computes the gradients of given tensors only.
+pub(crate) fn accumulates() -> bool {
+    // SAFETY: reads a thread-local flag of libtorch.
+    unsafe { shim::mpi4tch_accumulates() }
+}
+
+/// Whether the graph of `outputs` has leaves that are not reached by way of `inputs` only.
+pub(crate) fn has_other_leaves(
+    call: &'static str,
+    outputs: &[&Tensor],
+    inputs: &[&Tensor],
+) -> Result<bool> {
+    let (outputs, inputs) = (pointers(outputs.iter().copied()), pointers(inputs.iter().copied()));
+    let mut found = false;
+    // SAFETY: all tensors are valid at::Tensors that outlive the call, as does the result.
+    let error = unsafe {
+        shim::mpi4tch_has_other_leaves(
+            outputs.as_ptr(),
+            outputs.len(),
+            inputs.as_ptr(),
+            inputs.len(),
+            &mut found,
+        )
+    };
+    check(call, error)?;
+    Ok(found)
 }
 
 fn check(call: &'static str, error: *mut c_char) -> Result<()> {

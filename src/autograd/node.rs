@@ -222,7 +222,7 @@ unsafe extern "C" fn drop_pullback<F>(state: *mut c_void) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(node)));
 }
 
-pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     if let Some(text) = panic.downcast_ref::<&str>() {
         text
     } else if let Some(text) = panic.downcast_ref::<String>() {

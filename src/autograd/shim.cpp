@@ -9,17 +9,21 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -373,6 +377,49 @@ void mpi4tch_remove_hook(const void *leaf, const void *state) {
 }
 
 int32_t mpi4tch_graph_task(void) { return torch::autograd::get_current_graph_task_id(); }
+
+bool mpi4tch_accumulates(void) {
+  return torch::autograd::Engine::get_default_engine().is_checkpoint_valid();
+}
+
+char *mpi4tch_has_other_leaves(const mpi4tch_tensor *outputs, size_t output_count,
+                               const mpi4tch_tensor *inputs, size_t input_count, bool *found) {
+  return guarded([&] {
+    const auto node_of = [](const at::Tensor &t) {
+      return t.requires_grad() ? torch::autograd::impl::gradient_edge(t).function.get() : nullptr;
+    };
+    std::unordered_set<torch::autograd::Node *> seen{nullptr};
+    for (const at::Tensor &input : tensors(inputs, input_count)) seen.insert(node_of(input));
+    std::vector<torch::autograd::Node *> left;
+    const auto reach = [&](torch::autograd::Node *node) {
+      if (seen.insert(node).second) left.push_back(node);
+    };
+    for (const at::Tensor &output : tensors(outputs, output_count)) reach(node_of(output));
+    *found = false;
+    while (!left.empty() && !*found) {
+      torch::autograd::Node *node = left.back();
+      left.pop_back();
+      *found = dynamic_cast<torch::autograd::AccumulateGrad *>(node) != nullptr;
+      for (const auto &edge : node->next_edges()) reach(edge.function.get());
+    }
+  });
+}
+
+char *mpi4tch_generator(mpi4tch_tensor *result) {
+  return guarded([&] {
+    at::Generator generator = at::detail::getDefaultCPUGenerator();
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    *result = give(generator.get_state());
+  });
+}
+
+char *mpi4tch_set_generator(const void *state) {
+  return guarded([&] {
+    at::Generator generator = at::detail::getDefaultCPUGenerator();
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_state(tensor(state));
+  });
+}
 
 char *mpi4tch_pin(const void *pointer, mpi4tch_tensor *result, const void **storage,
                   bool *resizable) {

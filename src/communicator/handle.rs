@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mpi_sys::MPI_Comm;
 use parking_lot::Mutex;
 
+use super::checkpoints;
 use super::foreign::check_intra;
 use super::identity::Identity;
 use super::lineage::Contexts;
@@ -105,6 +106,7 @@ impl Handle {
         unsafe { checked!(MPI_Comm_size(forward, &mut size)) }?;
         let identity = Identity::agree(control)?;
         let contexts = Arc::new(Contexts::new(forward, backward, control));
+        checkpoints::enter(identity, &contexts);
         let (_parent, environment) = (parent.cloned(), Arc::clone(environment));
         let made = site;
         Ok(Arc::new(Self { contexts, _parent, rank, size, environment, identity, made }))
@@ -167,6 +169,11 @@ impl Handle {
     /// The context in which the ranks are in reverse order, for the adjoint of a scan.
     pub(crate) fn reversed(&self) -> Further<'_> {
         Further { handle: self, context: &self.contexts.reversed, key: -self.rank }
+    }
+
+    /// The context of calls of checkpoints that are made again, if it has been made.
+    pub(crate) fn of_checkpoints(&self) -> Option<MPI_Comm> {
+        *self.contexts.of_checkpoints.lock()
     }
 
     /// The context of calls in pullbacks that the user wrote.

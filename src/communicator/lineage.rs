@@ -45,6 +45,8 @@ pub(crate) struct Contexts {
     pub(super) reversed: Mutex<Option<MPI_Comm>>,
     /// For calls in pullbacks that the user wrote; made when first needed.
     pub(super) of_pullbacks: Mutex<Option<MPI_Comm>>,
+    /// For calls of checkpoints that are made again; made when first needed.
+    pub(super) of_checkpoints: Mutex<Option<MPI_Comm>>,
     /// For the messages of exchanges; made when first needed.
     pub(super) exchanges: Mutex<Option<MPI_Comm>>,
     children: Mutex<Vec<Child>>,
@@ -60,12 +62,21 @@ struct Child {
 impl Contexts {
     /// Takes contexts that were just made. The caller has permission to call MPI.
     pub(super) fn new(forward: MPI_Comm, backward: MPI_Comm, control: MPI_Comm) -> Self {
-        let (reversed, of_pullbacks) = (Mutex::new(None), Mutex::new(None));
-        let exchanges = Mutex::new(None);
+        let (reversed, of_pullbacks, of_checkpoints, exchanges) = Default::default();
         let children = Mutex::new(Vec::new());
         // SAFETY: the context is a valid communicator; the caller has permission to call MPI.
         let fortran = unsafe { mpi_sys::MPI_Comm_c2f(forward) };
-        Self { forward, backward, control, fortran, reversed, of_pullbacks, exchanges, children }
+        Self {
+            forward,
+            backward,
+            control,
+            fortran,
+            reversed,
+            of_pullbacks,
+            of_checkpoints,
+            exchanges,
+            children,
+        }
     }
 
     /// One bit per entry, set if this rank has no reference to the communicator any more.
@@ -126,15 +137,20 @@ impl FreedAtEnd for Contexts {
     /// Frees the contexts, and those of all communicators made from this one. Adds a line to `left`
     /// for each context with a message that was left over.
     unsafe fn free(&self, left: &mut Vec<String>) {
-        for (context, pass) in [(self.forward, "forward"), (self.backward, "backward")] {
+        for (context, pass) in [(self.forward, "the forward pass"), (self.backward, "the backward pass")] {
             // SAFETY: passed on to the caller.
             left.extend(unsafe { unreceived(context, pass) });
         }
         let further =
-            [&self.reversed, &self.of_pullbacks, &self.exchanges].map(|made| made.lock().take());
-        if let Some(of_pullbacks) = further[1] {
+            [&self.exchanges, &self.reversed, &self.of_pullbacks, &self.of_checkpoints]
+                .map(|made| made.lock().take());
+        if let Some(exchanges) = further[0] {
             // SAFETY: passed on to the caller.
-            left.extend(unsafe { unreceived(of_pullbacks, "backward") });
+            left.extend(unsafe { unreceived(exchanges, "an exchange") });
+        }
+        for context in further[2..].iter().flatten() {
+            // SAFETY: passed on to the caller.
+            left.extend(unsafe { unreceived(*context, "the backward pass") });
         }
         let contexts = [self.forward, self.backward, self.control];
         for mut context in contexts.into_iter().chain(further.into_iter().flatten()) {
@@ -179,7 +195,7 @@ unsafe fn unreceived(context: MPI_Comm, pass: &str) -> Vec<String> {
         }
         let (source, tag) = (status.MPI_SOURCE, status.MPI_TAG);
         let line = format!(
-            "rank {rank} has never received a message of the {pass} pass, of rank {source} with tag \
+            "rank {rank} has never received a message of {pass}, of rank {source} with tag \
              {tag}"
         );
         if !lines.contains(&line) {

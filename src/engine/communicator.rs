@@ -58,9 +58,20 @@ struct Inner {
     turns: Arc<Turns>,
 }
 
-/// The communicator of a message, and whether a pullback of the user's sent it. Of one pass, only
-/// messages with the same lane are in the same context.
-pub(crate) type Lane = (Identity, bool);
+/// The communicator of a message, and whose call it is. Of one pass, only messages with the same lane
+/// are in the same context.
+pub(crate) type Lane = (Identity, Caller);
+
+/// Whose call a call of the forward pass is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Caller {
+    /// The program's.
+    Program,
+    /// A pullback's that the user wrote.
+    Pullback,
+    /// A checkpoint's that is run again.
+    Checkpoint,
+}
 
 /// Which pass the calls of a communicator belong to.
 #[derive(Clone, Copy)]
@@ -230,10 +241,22 @@ impl Communicator {
         self.environment().check()
     }
 
-    /// The tape that calls are recorded on, unless it has been dropped.
+    /// The record of the tape that calls are recorded on, unless it has been dropped; of the
+    /// checkpoint that is run again, if the tape runs one.
     #[inline]
-    pub(crate) fn record(&self) -> Option<&Arc<Record>> {
+    pub(crate) fn record(&self) -> Option<Arc<Record>> {
+        self.tape_record().map(Record::in_use)
+    }
+
+    /// The record of the tape that the communicator is on, unless it has been dropped.
+    #[inline]
+    pub(crate) fn tape_record(&self) -> Option<&Arc<Record>> {
         self.record.as_ref().filter(|record| record.is_open())
+    }
+
+    /// The same communicator, which stays on the record that is in use now.
+    pub(crate) fn as_in_use(&self) -> Self {
+        Self { record: self.record(), ..self.clone() }
     }
 
     /// Whether the ranks compare the calls by a tape, so that the calls need no agreement in its
@@ -254,6 +277,12 @@ impl Communicator {
     pub(crate) fn site(&self, call: &'static str) -> Site {
         let caller = Location::caller();
         let number = self.environment().watch().count_call();
+        if let Some(record) = &self.record
+            && self.origin.is_none()
+            && self.admission.is_none()
+        {
+            record.note_call(call);
+        }
         let backward = matches!(self.pass, Pass::Backward);
         Site { call, at: self.origin.unwrap_or(caller), backward, number, seal: 0 }
     }
@@ -261,16 +290,35 @@ impl Communicator {
     /// The MPI context for calls of the pass.
     #[inline]
     pub(crate) fn context(&self) -> MPI_Comm {
-        match self.pass {
-            _ if self.of_pullback => self.inner.handle.of_pullbacks().get(),
-            Pass::Forward => self.inner.handle.forward(),
-            Pass::Backward => self.inner.handle.backward(),
+        let handle = &self.inner.handle;
+        match (self.pass, self.caller()) {
+            (_, Caller::Pullback) => handle.of_pullbacks().get(),
+            (Pass::Backward, _) => handle.backward(),
+            // A communicator that was made in the checkpoint itself has no other messages.
+            (Pass::Forward, Caller::Checkpoint) => {
+                handle.of_checkpoints().unwrap_or_else(|| handle.forward())
+            }
+            (Pass::Forward, Caller::Program) => {
+                if let Some(record) = &self.record {
+                    record.note_context(handle);
+                }
+                handle.forward()
+            }
+        }
+    }
+
+    #[inline]
+    fn caller(&self) -> Caller {
+        match &self.record {
+            _ if self.of_pullback => Caller::Pullback,
+            Some(record) if record.is_run_again() => Caller::Checkpoint,
+            _ => Caller::Program,
         }
     }
 
     /// The lane of its messages.
     pub(crate) fn lane(&self) -> Lane {
-        (self.identity(), self.of_pullback)
+        (self.identity(), self.caller())
     }
 
     #[inline]

@@ -116,26 +116,32 @@ impl Communicator {
         })
     }
 
-    /// The sum of all ranks' words, with wrapping. Collective; all ranks are in the same call, and
+    /// The sums of all ranks' words, with wrapping. Collective; all ranks are in the same call, and
     /// make it in the same way.
-    pub(crate) fn sum_control(&self, site: Site, way: Way, word: i64) -> Result<i64> {
+    pub(crate) fn sum_control<const N: usize>(
+        &self,
+        site: Site,
+        way: Way,
+        words: [i64; N],
+    ) -> Result<[i64; N]> {
+        let count = i32::try_from(N).unwrap_or(i32::MAX);
         // Unsigned, as overflow is then defined in C, too.
-        let memory = Box::new(word.cast_unsigned());
-        let sum = self.on_control(site, way, memory, |word, made| {
+        let memory = Box::new(words.map(i64::cast_unsigned));
+        let sums = self.on_control(site, way, memory, |words, made| {
             mpi!(
                 made,
                 MPI_Allreduce
                     | MPI_Iallreduce(
                         mpi_sys::MPI_IN_PLACE,
-                        (&raw mut **word).cast(),
-                        1,
+                        words.as_mut_ptr().cast(),
+                        count,
                         mpi_sys::MPI_UINT64_T,
                         mpi_sys::MPI_SUM,
                         self.control(),
                     )
             )
         })?;
-        Ok(sum.cast_signed())
+        Ok(sums.map(u64::cast_signed))
     }
 
     /// Whether the word, a hash, is equal on all ranks. Collective; all ranks are in the same call,
@@ -143,7 +149,7 @@ impl Communicator {
     pub(crate) fn is_equal_on_all(&self, site: Site, way: Way, word: u64) -> Result<bool> {
         // Equal hashes cancel, and those of only some ranks do not, except by chance.
         let weight = if self.rank() == 0 { 1 - i64::from(self.size()) } else { 1 };
-        let sum = self.sum_control(site, way, word.cast_signed().wrapping_mul(weight))?;
+        let [sum] = self.sum_control(site, way, [word.cast_signed().wrapping_mul(weight)])?;
         Ok(sum == 0)
     }
 

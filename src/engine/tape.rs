@@ -12,10 +12,14 @@
 //! through the operations, in one order.
 
 mod calls;
+mod checkpoint;
 mod comparison;
 mod pass;
 mod passage;
+mod recomputation;
 mod record;
+mod revolve;
+mod run;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -28,7 +32,7 @@ pub(crate) use calls::Traffic;
 use pass::BackwardPass;
 pub(crate) use pass::loss_root;
 pub(crate) use passage::outlived;
-pub(crate) use record::{Pulled, Record, add_node, carries_gradient, tapes_used};
+pub(crate) use record::{Pulled, Record, add_node, carries_gradient, note, tapes_used};
 
 /// A communicator that records its operations. The backward pass carries out the adjoints of all of
 /// them, in reverse order, on every rank.
@@ -158,7 +162,7 @@ impl Tape {
     /// ```
     pub fn on(&self, comm: &Communicator) -> Result<Communicator> {
         let refuse = |message| Err(Error::Argument { call: "Tape::on", message });
-        match comm.record() {
+        match comm.tape_record() {
             Some(record) if Arc::ptr_eq(record, &self.record) => return Ok(comm.clone()),
             Some(_) => return refuse("the communicator is on another tape".to_owned()),
             None => (),

@@ -117,7 +117,7 @@ impl Communicator {
         source: impl Into<Source>,
         tag: impl Into<TagMatch>,
     ) -> Result<Tensor> {
-        apply::<Blocking>(&Receive::new(source, tag, like), self, like)
+        apply::<Blocking>(&Receive::new(self.envelope(source, tag)?, like), self, like)
     }
 
     /// [`recv`](Self::recv) that also returns the message's [`Status`]: its source, tag and size.
@@ -148,7 +148,7 @@ impl Communicator {
         source: impl Into<Source>,
         tag: impl Into<TagMatch>,
     ) -> Result<(Tensor, Status)> {
-        let receive = Receive::new(source, tag, like);
+        let receive = Receive::new(self.envelope(source, tag)?, like);
         let y = apply::<Blocking>(&receive, self, like)?;
         let nothing = Status { source: PROC_NULL, tag: mpi_sys::MPI_ANY_TAG, bytes: 0 };
         Ok((y, receive.from.status().unwrap_or(nothing)))
@@ -184,7 +184,7 @@ impl Communicator {
         source: impl Into<Source>,
         tag: impl Into<TagMatch>,
     ) -> Result<Request> {
-        apply::<Nonblocking>(&Receive::new(source, tag, like), self, like)
+        apply::<Nonblocking>(&Receive::new(self.envelope(source, tag)?, like), self, like)
     }
 
     /// Sends `x` to the rank `dest`, and receives a tensor like `like` from the rank `source`, or
@@ -238,7 +238,7 @@ impl Communicator {
         }
         let operator = SendReceive {
             to: Envelope::new(dest.into(), tag.into()),
-            from: Envelope::new(source.into(), tag.into()),
+            from: self.envelope(source, tag)?,
             shape: like.size(),
         };
         // Adds the graph edge to `like`.
@@ -274,10 +274,10 @@ impl Communicator {
     #[track_caller]
     pub fn probe(&self, source: impl Into<Source>, tag: impl Into<TagMatch>) -> Result<Status> {
         let site = self.site("probe");
-        let envelope = Envelope::new(source.into(), tag.into());
+        let envelope = self.envelope(source, tag)?;
         self.check_envelope(site.call, "source", &envelope)?;
         let (source, tag) = envelope.to_mpi();
-        self.environment().wait(site, || {
+        let probed = self.environment().wait(site, || {
             let (mut found, mut status) = (0, Status::none());
             // SAFETY: the context is a valid communicator, as `wait` gives permission; the others
             // outlive the call.
@@ -285,7 +285,9 @@ impl Communicator {
                 mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
             })?;
             Ok((found != 0).then(|| Status::of(&status).without(Header::bytes(self.handle()))))
-        })
+        })?;
+        envelope.resolve(probed);
+        Ok(probed)
     }
 
     /// Checks the other rank and the tag of a message.

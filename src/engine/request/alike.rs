@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use crate::base::rank::Rank;
 use crate::base::tag::Tag;
+#[cfg(test)]
+use crate::engine::communicator::Caller;
 use crate::engine::communicator::Lane;
 use crate::engine::tape::{Record, Traffic};
 use crate::environment::status::{Envelope, PROC_NULL, Source, TagMatch};
@@ -111,7 +113,7 @@ mod tests {
     use crate::communicator::Identity;
     use crate::environment::status::Status;
 
-    const HERE: Lane = (Identity::of_test(0), false);
+    const HERE: Lane = (Identity::of_test(0), Caller::Program);
     const RANKS: [Source; 4] =
         [Source::Rank(0), Source::Rank(1), Source::Rank(PROC_NULL), Source::Any];
     const TAGS: [TagMatch; 3] = [TagMatch::Tag(0), TagMatch::Tag(1), TagMatch::Any];

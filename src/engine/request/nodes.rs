@@ -14,7 +14,7 @@ use crate::call::buffer::Output;
 use crate::engine::agreement::Admission;
 use crate::engine::communicator::Communicator;
 use crate::engine::operator::Derivative;
-use crate::engine::tape::{self, Pulled, Traffic};
+use crate::engine::tape::{self, Pulled, Record, Traffic};
 use crate::environment::datatype::Datatype;
 
 /// The node of a wait that is to be recorded.
@@ -28,10 +28,17 @@ pub(super) struct WaitNode {
 }
 
 impl WaitNode {
-    /// Adds the node of the wait, with the output `y`. It is recorded under `tch::no_grad` too,
-    /// because the start was recorded.
+    /// Adds the node of the wait, with the output `y`. It is recorded under `tch::no_grad` too, and
+    /// in the first run of a checkpoint, because the start was recorded.
     pub(super) fn add(self, site: Site, comm: &Communicator, y: &Tensor) -> Result<()> {
+        // The start was in the first run of a checkpoint.
+        if !self.handle.requires_grad() {
+            tape::note(site, comm, self.traffic);
+            return Ok(());
+        }
         let _recording = Recording::on();
+        let record = comm.record();
+        let _outside = record.as_ref().map(Record::outside_first_runs);
         self.nodes.add_wait(site, comm, self.traffic, (&self.handle, &self.x, y))
     }
 }

@@ -123,7 +123,7 @@ impl Due {
         let due = Arc::new(Self {
             number,
             start,
-            comm: comm.clone(),
+            comm: comm.as_in_use(),
             traffic,
             generation: comm.record().map(|record| record.generation()),
             state: Mutex::new(State {
@@ -134,7 +134,7 @@ impl Due {
             }),
         });
         if due.has_place() {
-            let keys = Key::of_started(comm.lane(), &due.traffic, comm.record());
+            let keys = Key::of_started(comm.lane(), &due.traffic, comm.record().as_ref());
             MESSAGES.lock().insert(number, keys, Held::ByRequest(Arc::downgrade(&due)));
         }
         due

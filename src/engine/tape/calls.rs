@@ -24,6 +24,8 @@ pub(crate) enum Traffic {
     Wait(usize),
     /// This rank only.
     Local,
+    /// This rank only: the calls of the checkpoint are recorded themselves.
+    Checkpoint,
     /// This rank, and those that it sends a message to and receives one from.
     Messages { send: Option<Envelope>, receive: Option<Envelope> },
 }
@@ -39,11 +41,25 @@ impl Traffic {
 pub(super) struct Entry {
     pub(super) site: Site,
     pub(super) traffic: Traffic,
+    /// The run of a checkpoint that made the call: an index of [`Calls::runs`], or 0 for none.
+    pub(super) run: usize,
+}
+
+/// What runs for the first time: a checkpoint, or a step of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Label {
+    Function,
+    Steps { steps: usize, slots: usize },
+    Step,
 }
 
 /// The calls of a tape.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
+    /// The first runs of checkpoints, each with the one around it, or 0, and counted from 1.
+    runs: Vec<(usize, Label)>,
+    /// The run that is going on, or 0.
+    run: usize,
     by_communicator: Vec<CommunicatorCalls>,
     /// The index of each communicator in the list.
     places: HashMap<Identity, usize>,
@@ -62,8 +78,25 @@ pub(super) struct CommunicatorCalls {
 }
 
 impl Calls {
+    /// Begins the run of a checkpoint. Returns the place to go on from after it.
+    pub(super) fn enter(&mut self, label: Label) -> usize {
+        self.runs.push((self.run, label));
+        std::mem::replace(&mut self.run, self.runs.len())
+    }
+
+    /// Goes on from another place than the run that is going on. Returns the place of that run.
+    pub(super) fn leave(&mut self, place: usize) -> usize {
+        std::mem::replace(&mut self.run, place)
+    }
+
+    /// The first runs of checkpoints.
+    pub(super) fn runs(&self) -> &[(usize, Label)] {
+        &self.runs
+    }
+
     /// Adds a call. Returns the number of collective calls that the communicator then has.
-    pub(super) fn push(&mut self, comm: &Communicator, entry: Entry) -> usize {
+    pub(super) fn push(&mut self, comm: &Communicator, site: Site, traffic: Traffic) -> usize {
+        let entry = Entry { site, traffic, run: self.run };
         let identity = comm.identity();
         let is_last = |last: &CommunicatorCalls| last.comm.identity() == identity;
         if !self.by_communicator.get(self.last).is_some_and(is_last) {
@@ -88,14 +121,15 @@ impl Calls {
     /// be compared across ranks because all ranks run the same executable, and
     /// [`DefaultHasher::new`] uses fixed keys: equal values have equal hashes on every rank.
     pub(super) fn fingerprint(&self) -> i64 {
-        let parts = self.by_communicator.iter().map(CommunicatorCalls::fingerprint);
+        let parts = self.by_communicator.iter().map(|calls| calls.fingerprint(&self.runs));
         parts.fold(0, i64::wrapping_add)
     }
 
     /// Notes on the communicators that a backward pass has failed, where it may have left messages on
     /// their way: the next pass would receive them.
     pub(super) fn note_failed_pass(&self) {
-        let may_leave = |entry: &Entry| !entry.traffic.is_collective();
+        let may_leave =
+            |entry: &Entry| !matches!(entry.traffic, Traffic::Collective | Traffic::Checkpoint);
         for calls in self.by_communicator.iter().filter(|c| c.entries.iter().any(may_leave)) {
             calls.comm.turns().note_failed_pass();
         }
@@ -127,20 +161,23 @@ impl CommunicatorCalls {
     /// 0 of the m ranks. Equal hashes of all ranks cancel, and those of only some ranks do not. A
     /// rank that recorded no collective call contributes nothing. For each message the sender adds
     /// a hash, and the receiver subtracts it.
-    fn fingerprint(&self) -> i64 {
+    fn fingerprint(&self, runs: &[(usize, Label)]) -> i64 {
+        let mut places = Places::new(runs);
         let (comm, identity) = (&self.comm, self.comm.identity());
         let mut hasher = DefaultHasher::new();
         let (mut is_empty, mut balance) = (true, 0_i64);
-        for Entry { site, traffic } in &self.entries {
+        for Entry { site, traffic, run } in &self.entries {
             match traffic {
-                Traffic::Collective => (site.call, site.seal).hash(&mut hasher),
-                Traffic::Wait(number) => number.hash(&mut hasher),
-                Traffic::Local => continue,
+                Traffic::Collective => {
+                    (site.call, site.seal, places.of_collective(*run)).hash(&mut hasher);
+                }
+                Traffic::Wait(number) => (number, places.of_collective(*run)).hash(&mut hasher),
+                Traffic::Local | Traffic::Checkpoint => continue,
                 Traffic::Messages { send, receive } => {
-                    for RecordedMessage { sends, from, to, tag } in
-                        messages(comm.rank(), send, receive)
-                    {
-                        let part = hash(&(identity, from, to, tag));
+                    for message in messages(comm.rank(), send, receive) {
+                        let RecordedMessage { sends, from, to, tag } = message;
+                        let place = places.of_message(*run, &message);
+                        let part = hash(&(identity, from, to, tag, place));
                         let part = if sends { part } else { part.wrapping_neg() };
                         balance = balance.wrapping_add(part);
                     }
@@ -156,6 +193,74 @@ impl CommunicatorCalls {
         let calls = hash(&(identity, hasher.finish()));
         balance.wrapping_add(calls.wrapping_mul(weight))
     }
+}
+
+/// The places of a communicator's calls in checkpoints. They are counted by communicator and, for
+/// messages, by the other rank too, so that both ends of a message have the same place.
+pub(super) struct Places<'r> {
+    runs: &'r [(usize, Label)],
+    /// The checkpoints so far, by the other rank of the messages.
+    numbers: HashMap<(Option<Rank>, usize), u64>,
+    counts: HashMap<Option<Rank>, u64>,
+    /// How many messages there were of this direction, to this rank, with this tag.
+    messages: HashMap<(bool, Rank, Tag), u64>,
+}
+
+impl<'r> Places<'r> {
+    pub(super) fn new(runs: &'r [(usize, Label)]) -> Self {
+        let (numbers, counts, messages) = Default::default();
+        Self { runs, numbers, counts, messages }
+    }
+
+    /// The place of a collective call; empty outside of checkpoints.
+    pub(super) fn of_collective(&mut self, run: usize) -> Vec<(u64, Label)> {
+        self.path(None, run)
+    }
+
+    /// The place of a message in checkpoints, and its number among those like it; empty outside.
+    pub(super) fn of_message(
+        &mut self,
+        run: usize,
+        message: &RecordedMessage,
+    ) -> Option<(Vec<(u64, Label)>, u64)> {
+        if self.runs.is_empty() {
+            return None;
+        }
+        let RecordedMessage { sends, from, to, tag } = *message;
+        let peer = if sends { to } else { from };
+        let number = self.messages.entry((sends, peer, tag)).or_default();
+        *number += 1;
+        let number = *number;
+        (run != 0).then(|| (self.path(Some(peer), run), number))
+    }
+
+    /// The checkpoints around a call, from the outermost to the innermost, with their numbers.
+    fn path(&mut self, peer: Option<Rank>, run: usize) -> Vec<(u64, Label)> {
+        if run == 0 {
+            return Vec::new();
+        }
+        let (around, label) = self.runs[run - 1];
+        let mut path = self.path(peer, around);
+        let number = *self.numbers.entry((peer, run)).or_insert_with(|| {
+            let count = self.counts.entry(peer).or_default();
+            *count += 1;
+            *count
+        });
+        path.push((number, label));
+        path
+    }
+}
+
+/// Where a call is by its place in checkpoints, for the text of errors.
+pub(super) fn place_text(path: &[(u64, Label)]) -> String {
+    let part = |(number, label): &(u64, Label)| match label {
+        Label::Function => format!(" in checkpoint {number}"),
+        Label::Steps { steps, slots } => {
+            format!(" in checkpoint {number} of {steps} steps with {slots} slots")
+        }
+        Label::Step => format!(", {number}"),
+    };
+    path.iter().map(part).collect()
 }
 
 fn hash(value: &impl Hash) -> i64 {

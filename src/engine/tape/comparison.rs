@@ -6,7 +6,9 @@ use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
-use super::calls::{Calls, CommunicatorCalls, Entry, RecordedMessage, Traffic, messages};
+use super::calls::{
+    Calls, CommunicatorCalls, Entry, Places, RecordedMessage, Traffic, messages, place_text,
+};
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::communicator::Identity;
@@ -22,7 +24,15 @@ pub(super) struct Told {
     /// The communicator's ranks, as ranks of the tape's communicator.
     members: Vec<Rank>,
     collectives: Vec<Collective>,
-    messages: Vec<(RecordedMessage, String)>,
+    messages: Vec<Message>,
+}
+
+/// A message, with its place in checkpoints, which both ends have in common, and its line.
+#[derive(Debug, Serialize, Deserialize)]
+struct Message {
+    message: RecordedMessage,
+    place: String,
+    site: String,
 }
 
 /// A collective call.
@@ -36,11 +46,12 @@ struct Collective {
 
 /// This rank's calls, by communicator, on a tape that was made from `tape`.
 pub(super) fn told(calls: &Calls, tape: &Communicator) -> Result<Vec<Told>> {
-    calls.by_communicator().iter().map(|calls| Told::of(calls, tape)).collect()
+    let told = |of: &CommunicatorCalls| Told::of(of, Places::new(calls.runs()), tape);
+    calls.by_communicator().iter().map(told).collect()
 }
 
 impl Told {
-    fn of(calls: &CommunicatorCalls, tape: &Communicator) -> Result<Self> {
+    fn of(calls: &CommunicatorCalls, mut places: Places, tape: &Communicator) -> Result<Self> {
         let comm = &calls.comm;
         let members = comm.handle().ranks_in("Tape::backward", tape.handle())?;
         let mut told = Self {
@@ -50,8 +61,9 @@ impl Told {
             collectives: Vec::new(),
             messages: Vec::new(),
         };
-        for Entry { site, traffic } in &calls.entries {
-            let mut collective = |seal, name| {
+        for Entry { site, traffic, run } in &calls.entries {
+            let mut collective = |seal, name: String| {
+                let name = name + &place_text(&places.of_collective(*run));
                 told.collectives.push(Collective { seal, name, line: site.place() });
             };
             match traffic {
@@ -59,10 +71,16 @@ impl Told {
                 Traffic::Wait(number) => {
                     collective(u64::MAX, format!("wait for call {number}"));
                 }
-                Traffic::Local => (),
+                Traffic::Local | Traffic::Checkpoint => (),
                 Traffic::Messages { send, receive } => {
                     let messages = messages(comm.rank(), send, receive);
-                    told.messages.extend(messages.map(|message| (message, site.to_string())));
+                    for message in messages {
+                        let place = places.of_message(*run, &message).map(|(path, number)| {
+                            format!("{}, message {number} of its tag", place_text(&path))
+                        });
+                        let place = place.unwrap_or_default();
+                        told.messages.push(Message { message, place, site: site.to_string() });
+                    }
                 }
             }
         }
@@ -138,14 +156,15 @@ fn differing_call(told: &[Option<&Told>], members: &[Rank]) -> String {
 
 /// The messages that lack a counterpart; the first few are named, the rest counted.
 fn lost_messages(told: &[Option<&Told>], Told { members, .. }: &Told) -> String {
-    let messages = told.iter().flatten().flat_map(|told| &told.messages).map(|(message, at)| {
-        let RecordedMessage { sends, from, to, tag } = *message;
-        ((from, to, tag), sends, (message, at))
+    let messages = told.iter().flatten().flat_map(|told| &told.messages).map(|message| {
+        let RecordedMessage { sends, from, to, tag } = message.message;
+        ((from, to, tag, &message.place), sends, message)
     });
     let left = without_counterpart(messages);
     let name = |rank: Rank| members.get(index(rank)).copied().unwrap_or(rank);
     let mut text = String::new();
-    for (RecordedMessage { sends, from, to, tag }, at) in left.iter().take(MOST_NAMED) {
+    for Message { message, place, site } in left.iter().take(MOST_NAMED) {
+        let (RecordedMessage { sends, from, to, tag }, at) = (message, format!("{site}{place}"));
         let receiver = name(*to);
         text += &match (*sends, *from) {
             (true, from) => format!(

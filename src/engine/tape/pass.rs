@@ -1,6 +1,7 @@
 //! A backward pass of a tape: the comparison before it, its roots, and the state of the tape after
 //! it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tch::Tensor;
@@ -10,6 +11,7 @@ use super::{PassOptions, Record};
 use crate::autograd::{self, Metadata};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
+use crate::communicator::Identity;
 use crate::engine::agreement::{Terms, agree};
 use crate::engine::communicator::Communicator;
 
@@ -64,7 +66,7 @@ impl Communicator {
             }
         });
         // A pass within a pullback is a part of the pass that the pullback belongs to.
-        if let Some(record) = self.record().filter(|record| record.comm().is_some()) {
+        if let Some(record) = self.tape_record().filter(|record| record.comm().is_some()) {
             return record.backward(pass, roots);
         }
         let outcome = roots.and_then(|roots| {
@@ -143,6 +145,11 @@ impl Record {
         run: impl FnOnce(&[&Tensor], &[&Tensor], &Tensor) -> Result<(T, Option<Tensor>)>,
     ) -> Result<T> {
         let Some(comm) = self.comm() else { unreachable!("a pullback's record has no passes") };
+        if self.is_running() {
+            let message =
+                "called in a checkpoint of the tape, whose calls it cannot go through yet";
+            return Err(Error::Argument { call: pass.site.call, message: message.to_owned() });
+        }
         let outcome = self.agree(comm, pass, roots).and_then(|roots| {
             let create_graph = pass.options.create_graph;
             let (first, last) = {
@@ -150,7 +157,7 @@ impl Record {
                 (state.first_token.shallow_clone(), state.last_token.shallow_clone())
             };
             let seed = if create_graph { last.shallow_clone() } else { last.f_detach()? };
-            let root = self.root(pass.site.call, &last)?;
+            let root = self.root(pass.site.call, &last, None)?;
             let roots: Roots = std::iter::once((root, seed)).chain(roots).collect();
             let (outputs, cotangents): (Vec<_>, Vec<_>) = roots.iter().map(|(y, c)| (y, c)).unzip();
             let (outcome, left_out) = self.pass(pass.site, || run(&outputs, &cotangents, &first));
@@ -187,10 +194,17 @@ impl Record {
             Err(error) => (Err(error), Roots::new()),
         };
         let (_, turn) = agree(site, comm, None, terms, true, comm.environment().way())?;
-        let own = self.state().calls.fingerprint();
-        let sum = comm.sum_control(site, turn.way(), own);
+        let (own, contexts) = {
+            let state = self.state();
+            (state.calls.fingerprint(), state.contexts.len())
+        };
+        let sums = comm.sum_control(site, turn.way(), [own, i64::from(contexts != 0)]);
         turn.made();
-        if sum? == 0 {
+        let [sum, contexts] = sums?;
+        if sum == 0 {
+            if contexts != 0 {
+                self.make_contexts(comm, pass.site)?;
+            }
             return Ok(roots);
         }
         let bytes = told(&self.state().calls, comm)
@@ -201,6 +215,23 @@ impl Record {
         let all: Vec<_> =
             texts.iter().map(|text| postcard::from_bytes(text).unwrap_or_default()).collect();
         Err(Error::Tape { differences: differences(&all, comm.identity()) })
+    }
+
+    /// Makes the contexts that checkpoints need when they are run again, in one order on all ranks.
+    /// Only the ranks that have used a communicator in a checkpoint know that it needs one.
+    fn make_contexts(&self, comm: &Communicator, site: Site) -> Result<()> {
+        let own = self.state().contexts.clone();
+        let texts = comm.exchange(site, &postcard::to_stdvec(&own).unwrap_or_default())?;
+        let all: BTreeSet<Identity> = texts
+            .iter()
+            .flat_map(|text| postcard::from_bytes::<Vec<Identity>>(text).unwrap_or_default())
+            .collect();
+        let site = Site { call: "the communicator of checkpoints", ..site };
+        all.into_iter().try_for_each(|identity| {
+            crate::communicator::make_context(site, comm.environment(), identity)
+        })?;
+        self.state().contexts.clear();
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which backward passes may go through the calls of a tape, and how.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tch::Tensor;
@@ -29,6 +30,9 @@ pub(super) struct PassState {
     outcome: Result<()>,
     /// libtorch's number for the pass, once it has begun.
     graph_task: Option<i32>,
+    /// libtorch's numbers for the passes, nested in it, of checkpoints that are run again, with the
+    /// numbers of the runs.
+    checkpoints: HashMap<i32, u64>,
 }
 
 /// How a backward pass may go through a call on a tape.
@@ -50,7 +54,7 @@ impl Record {
         run: impl FnOnce() -> T,
     ) -> (T, Result<()>) {
         // It may run within another pass of the tape.
-        let pass = PassState { outcome: Ok(()), graph_task: None };
+        let pass = PassState { outcome: Ok(()), graph_task: None, checkpoints: HashMap::new() };
         let outer = self.state().pass.replace(pass);
         RUNNING.with_borrow_mut(|running| running.push(Running { site, tape: Arc::clone(self) }));
         let outcome = run();
@@ -60,11 +64,13 @@ impl Record {
     }
 
     /// The root of a backward pass: a node over the last token that the pass goes through before all
-    /// calls of the tape. It notes which pass that is, as others may be nested in it.
+    /// calls of the tape. It notes which pass that is, as others may be nested in it: that of a
+    /// checkpoint with the number of its run.
     pub(super) fn root(
         self: &Arc<Self>,
         call: &'static str,
         last_token: &Tensor,
+        checkpoint: Option<u64>,
     ) -> Result<Tensor> {
         let root = autograd::alias(call, last_token)?;
         let record = Arc::downgrade(self);
@@ -73,7 +79,11 @@ impl Record {
             if let Some(record) = record.upgrade()
                 && let Some(pass) = &mut record.state().pass
             {
-                pass.graph_task = Some(autograd::graph_task());
+                let graph_task = autograd::graph_task();
+                match checkpoint {
+                    Some(run) => drop(pass.checkpoints.insert(graph_task, run)),
+                    None => pass.graph_task = Some(graph_task),
+                }
             }
             Ok(vec![given.cotangents.pop()])
         })?;
@@ -81,14 +91,23 @@ impl Record {
     }
 
     /// Whether a backward pass may go through a call of the tape's that was recorded in this
-    /// generation: a pass of the tape's may, and one nested in it, until the tape starts anew. The call
-    /// is left out of a pass that may not.
-    pub(super) fn admit(&self, site: Site, generation: u64) -> Result<Passage> {
+    /// generation, and in this run of a checkpoint: a pass of the tape's may, and one nested in it,
+    /// until the tape starts anew. That of a checkpoint may go through the calls of its own run only.
+    /// The call is left out of a pass that may not.
+    pub(super) fn admit(&self, site: Site, generation: u64, run: Option<u64>) -> Result<Passage> {
         if !self.is_open() {
             return Ok(Passage::Nested);
         }
         let (passage, is_outlived) = {
             let state = self.state();
+            let current = state
+                .pass
+                .as_ref()
+                .and_then(|pass| pass.checkpoints.get(&autograd::graph_task()).copied());
+            if current.is_some() && current != run {
+                drop(state);
+                return self.leave_out(captured(site)).map(|()| Passage::LeftOut);
+            }
             let passage = state.pass.as_ref().map(|pass| {
                 let is_own = pass.graph_task == Some(autograd::graph_task());
                 if is_own { Passage::Own } else { Passage::Nested }
@@ -139,7 +158,8 @@ pub(super) fn note_message_on_no_tape(site: Site) {
         let Some(Running { site: pass_site, tape }) = running.last() else { return };
         let mut state = tape.state();
         if let Some(pass) = &mut state.pass
-            && pass.graph_task == Some(autograd::graph_task())
+            && (pass.graph_task == Some(autograd::graph_task())
+                || pass.checkpoints.contains_key(&autograd::graph_task()))
             && pass.outcome.is_ok()
         {
             let message = format!(
@@ -150,6 +170,16 @@ pub(super) fn note_message_on_no_tape(site: Site) {
             pass.outcome = Err(Error::Argument { call: site.call, message });
         }
     });
+}
+
+/// The error for a call whose result a checkpoint uses without having it as an input.
+fn captured(site: Site) -> Error {
+    let message = format!(
+        "called at {} outside of a checkpoint that uses its result; give the result to the checkpoint \
+         as an input",
+        site.at
+    );
+    Error::Argument { call: site.call, message }
 }
 
 /// The error for a call on a tape that is reached by a backward pass that is not the tape's.

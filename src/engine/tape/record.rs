@@ -2,17 +2,19 @@
 //! threaded.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 use tch::Tensor;
 
-use super::calls::{Calls, Entry, Traffic};
+use super::calls::{Calls, Traffic};
 use super::passage::{PassState, Passage, note_message_on_no_tape};
+use super::run::{Runs, refuse_in_checkpoint};
 use crate::autograd::{self, Backward, Metadata};
 use crate::base::error::Result;
 use crate::base::site::Site;
+use crate::communicator::Identity;
 use crate::engine::agreement::{Proposal, refuse};
 use crate::engine::communicator::Communicator;
 use crate::environment::datatype::{Class, Datatype};
@@ -22,6 +24,8 @@ use crate::environment::datatype::{Class, Datatype};
 pub(crate) struct Record {
     state: Mutex<State>,
     owner: Owner,
+    /// The checkpoints that are run on it.
+    pub(super) runs: Runs,
     /// Whether the tape has been dropped.
     is_closed: AtomicBool,
 }
@@ -33,16 +37,20 @@ enum Owner {
     Tape(Communicator),
     /// The calls of a pullback of this tape.
     Pullback(Origin),
+    /// The calls of a checkpoint of this tape that is run again, with a number that no other run has.
+    Checkpoint(Origin, u64),
 }
 
 /// The tape that a call belongs to, and the tape's generation at the call.
-type Origin = (Weak<Record>, u64);
+pub(super) type Origin = (Weak<Record>, u64);
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) first_token: Tensor,
     pub(super) last_token: Tensor,
     pub(super) calls: Calls,
+    /// The communicators that a checkpoint has used, and that have no context for it yet.
+    pub(super) contexts: Vec<Identity>,
     /// How often the tape has started anew.
     pub(super) generation: u64,
     /// The tape's backward pass, if one is running.
@@ -55,6 +63,7 @@ impl State {
             first_token: token.shallow_clone(),
             last_token: token,
             calls: Calls::default(),
+            contexts: Vec::new(),
             generation: 0,
             pass: None,
         }
@@ -73,8 +82,15 @@ impl Record {
         Self::of(token, Owner::Pullback(tape.clone()))
     }
 
+    /// The record for the calls of a checkpoint of the tape that is run again, from this token on.
+    pub(super) fn of_checkpoint(token: Tensor, tape: Origin) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        Self::of(token, Owner::Checkpoint(tape, NUMBER.fetch_add(1, Ordering::Relaxed)))
+    }
+
     fn of(token: Tensor, owner: Owner) -> Self {
-        Self { state: Mutex::new(State::new(token)), owner, is_closed: AtomicBool::new(false) }
+        let (state, runs) = (Mutex::new(State::new(token)), Runs::default());
+        Self { state, owner, runs, is_closed: AtomicBool::new(false) }
     }
 
     /// One of no tape and no pullback, for tests without MPI.
@@ -95,7 +111,20 @@ impl Record {
     pub(super) fn comm(&self) -> Option<&Communicator> {
         match &self.owner {
             Owner::Tape(comm) => Some(comm),
-            Owner::Pullback(_) => None,
+            Owner::Pullback(_) | Owner::Checkpoint(..) => None,
+        }
+    }
+
+    /// The tape, for calls that belong to it.
+    pub(super) fn as_origin(self: &Arc<Self>) -> Origin {
+        (Arc::downgrade(self), self.generation())
+    }
+
+    /// The number of the run, of a record for the calls of a checkpoint.
+    pub(super) fn run(&self) -> Option<u64> {
+        match self.owner {
+            Owner::Checkpoint(_, run) => Some(run),
+            _ => None,
         }
     }
 
@@ -135,12 +164,12 @@ impl Record {
     /// Whether calls on the tape are recorded. In a pullback they are recorded if the token's
     /// cotangent requires grad.
     pub(crate) fn is_recording(&self) -> bool {
-        Metadata::of(&self.state().last_token).requires_grad()
+        self.is_first_run() || Metadata::of(&self.state().last_token).requires_grad()
     }
 }
 
 /// A tensor without elements that requires grad.
-fn first_token() -> Tensor {
+pub(super) fn first_token() -> Tensor {
     // A leaf requires grad under `no_grad` too.
     Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)).set_requires_grad(true)
 }
@@ -197,6 +226,13 @@ impl Pulled {
     }
 }
 
+/// Adds a call that has no node to those of the tape, in the first run of a checkpoint.
+pub(crate) fn note(site: Site, comm: &Communicator, traffic: Traffic) {
+    if let Some(record) = comm.record().filter(|record| record.is_first_run()) {
+        record.state().calls.push(comm, site, traffic);
+    }
+}
+
 /// Adds the node of a call from `inputs` to `outputs` to the graph, and the call to the
 /// communicator's tape if it is on one. Returns the number of collective calls that the tape then
 /// has of the communicator, or 0 without a tape.
@@ -217,6 +253,9 @@ where
 {
     let backward = comm.backward(site);
     let Some(record) = comm.record().filter(|record| record.is_recording()) else {
+        if matches!(traffic, Traffic::Messages { .. }) && comm.record().is_none() {
+            refuse_in_checkpoint(site, "on no tape")?;
+        }
         let (inputs, outputs) = (inputs.iter().copied(), outputs.iter().copied());
         let is_message = matches!(traffic, Traffic::Messages { .. });
         autograd::add_node(site.call, inputs, outputs, saved, move |given| {
@@ -228,19 +267,31 @@ where
         })?;
         return Ok(0);
     };
+    if let Owner::Tape(_) = record.owner {
+        note_use(&record);
+    }
     let mut state = record.state();
+    // The first run of a checkpoint has no graph.
+    if record.is_first_run() {
+        return Ok(state.calls.push(comm, site, traffic));
+    }
     let tape = match &record.owner {
-        Owner::Tape(_) => (Arc::downgrade(record), state.generation),
-        Owner::Pullback(tape) => tape.clone(),
+        Owner::Tape(_) => (Arc::downgrade(&record), state.generation),
+        Owner::Pullback(tape) | Owner::Checkpoint(tape, _) => tape.clone(),
     };
-    let is_compared = comm.is_compared();
+    if let Owner::Tape(_) = record.owner {
+        refuse_in_checkpoint(site, "on another tape")?;
+    }
+    let run = record.run();
+    let is_compared = comm.is_compared() && run.is_none();
     let (token, _) = autograd::empty(site.call, &[0], TOKEN)?;
     let before = inputs.iter().copied().chain([&state.last_token]);
     let after = outputs.iter().copied().chain([&token]);
     let count = inputs.len();
     autograd::add_node(site.call, before, after, saved, move |given| {
         let record = tape.0.upgrade();
-        let passage = record.map_or(Ok(Passage::Nested), |record| record.admit(site, tape.1))?;
+        let passage =
+            record.map_or(Ok(Passage::Nested), |record| record.admit(site, tape.1, run))?;
         if passage == Passage::LeftOut {
             return Ok((0..=count).map(|_| None).collect());
         }
@@ -259,11 +310,7 @@ where
         Ok(gradients)
     })?;
     state.last_token = token;
-    let collectives = state.calls.push(comm, Entry { site, traffic });
-    if let Owner::Tape(_) = record.owner {
-        note_use(record);
-    }
-    Ok(collectives)
+    Ok(state.calls.push(comm, site, traffic))
 }
 
 thread_local! {

@@ -15,7 +15,7 @@ use crate::engine::agreement::{Agreed, Terms};
 use crate::engine::communicator::Communicator;
 use crate::engine::operator::Operator;
 use crate::engine::tape::Traffic;
-use crate::environment::status::{Envelope, PROC_NULL, Source, TagMatch};
+use crate::environment::status::{Envelope, PROC_NULL, Source};
 
 /// The adjoint of [`Receive`].
 #[derive(Debug)]
@@ -42,10 +42,10 @@ pub(super) struct SendReceive {
 }
 
 impl Receive {
-    pub(super) fn new(source: impl Into<Source>, tag: impl Into<TagMatch>, like: &Tensor) -> Self {
+    pub(super) fn new(from: Envelope, like: &Tensor) -> Self {
         let view = Metadata::of(like);
         let shape = if view.is_defined() { like.size() } else { Vec::new() };
-        Self { from: Envelope::new(source.into(), tag.into()), shape }
+        Self { from, shape }
     }
 }
 

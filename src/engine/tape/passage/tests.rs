@@ -13,7 +13,7 @@ fn twice(tape: &Arc<Record>, x: &Tensor) -> Tensor {
     let y = x.detach() * 2.0;
     let (tape, generation, site) = (Arc::clone(tape), tape.generation(), Site::new("twice"));
     autograd::add_node("twice", [x], [&y], &[], move |given| {
-        let is_left_out = tape.admit(site, generation)? == Passage::LeftOut;
+        let is_left_out = tape.admit(site, generation, None)? == Passage::LeftOut;
         Ok(vec![(!is_left_out).then(|| &given.cotangents[0] * 2.0)])
     })
     .unwrap();

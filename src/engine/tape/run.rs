@@ -1,0 +1,273 @@
+//! The runs of checkpoints on a tape: the first, without a graph, and those in the backward pass.
+//!
+//! The first run notes its calls among those of the tape, for the comparison before the backward pass.
+//! When the checkpoint is run again, the communicators of the tape use another record, whose token
+//! belongs to that run. Each run also notes the names of its calls, which must be the same again, and
+//! what the wildcards of its messages matched, so that they match the same again.
+
+use std::cell::Cell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use super::calls::Label;
+use super::record::Record;
+use crate::base::error::{Error, Result};
+use crate::base::site::Site;
+use crate::communicator::Handle;
+use crate::engine::communicator::Communicator;
+use crate::environment::status::{Envelope, Source, TagMatch};
+
+/// The runs on a record.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    /// Whether there is any run, or a record in use instead of this one.
+    is_busy: AtomicBool,
+    /// How many of the runs are first ones.
+    first: AtomicUsize,
+    /// The records of checkpoints that are run again, each within the one before.
+    again: Mutex<Vec<Arc<Record>>>,
+    /// The runs on this record, each within the one before.
+    running: Mutex<Vec<Run>>,
+}
+
+/// A run that is not finished.
+#[derive(Debug)]
+struct Run {
+    noted: Noted,
+    /// The notes of the first run, if this is another.
+    first: Option<Arc<Noted>>,
+}
+
+/// What is noted of a run.
+#[derive(Debug, Default)]
+pub(super) struct Noted {
+    /// How many calls there were.
+    calls: usize,
+    /// A hash of their names.
+    names: u64,
+    /// The receives and probes with wildcards.
+    wildcards: Vec<Envelope>,
+}
+
+thread_local! {
+    /// How many checkpoints are run again on this thread, each within the one before.
+    static AGAIN: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Record {
+    /// This record, or that of the checkpoint that is run again.
+    #[inline]
+    pub(crate) fn in_use(self: &Arc<Self>) -> Arc<Self> {
+        let again = self.runs.is_busy.load(Ordering::Relaxed).then(|| self.runs.again.lock());
+        let again = again.and_then(|again| again.last().cloned());
+        again.unwrap_or_else(|| Arc::clone(self))
+    }
+
+    /// Whether calls on this record are those of a checkpoint that is run again.
+    #[inline]
+    pub(crate) fn is_run_again(&self) -> bool {
+        self.run().is_some()
+            || (self.runs.is_busy.load(Ordering::Relaxed) && !self.runs.again.lock().is_empty())
+    }
+
+    /// Whether a checkpoint runs on this record for the first time.
+    #[inline]
+    pub(super) fn is_first_run(&self) -> bool {
+        self.runs.first.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether a checkpoint of the tape is running.
+    pub(super) fn is_running(&self) -> bool {
+        self.is_first_run() || self.is_run_again()
+    }
+
+    fn update_busy(&self) {
+        let is_busy = !self.runs.running.lock().is_empty() || !self.runs.again.lock().is_empty();
+        self.runs.is_busy.store(is_busy, Ordering::Relaxed);
+    }
+
+    /// Notes a call in the runs that are going on.
+    #[inline]
+    pub(crate) fn note_call(self: &Arc<Self>, call: &'static str) {
+        if self.runs.is_busy.load(Ordering::Relaxed) || self.run().is_some() {
+            for run in &mut *self.in_use().runs.running.lock() {
+                run.noted.add(call);
+            }
+        }
+    }
+
+    /// Notes that a checkpoint needs a context of this communicator when it is run again.
+    #[inline]
+    pub(crate) fn note_context(&self, handle: &Handle) {
+        if self.is_first_run() && handle.of_checkpoints().is_none() {
+            let contexts = &mut self.state().contexts;
+            if !contexts.contains(&handle.identity()) {
+                contexts.push(handle.identity());
+            }
+        }
+    }
+
+    /// The envelope of a message that is received, for a call with these arguments. When a checkpoint
+    /// is run again, the wildcards are what they matched in the first run.
+    fn envelope(self: &Arc<Self>, source: Source, tag: TagMatch) -> Result<Envelope> {
+        let mut envelope = Envelope::new(source, tag);
+        if source != Source::Any && tag != TagMatch::Any {
+            return Ok(envelope);
+        }
+        for run in &mut *self.in_use().runs.running.lock() {
+            if let Some(first) = &run.first {
+                let known = first.wildcards.get(run.noted.wildcards.len());
+                let (source, tag) = known.and_then(Envelope::known).ok_or_else(|| {
+                    let message =
+                        "a receive with a wildcard in a checkpoint matched nothing in the \
+                                   first run, as it was not made or never waited for"
+                            .to_owned();
+                    Error::Argument { call: "recv", message }
+                })?;
+                envelope = Envelope::new(source.into(), tag.into());
+            }
+            run.noted.wildcards.push(envelope.clone());
+        }
+        Ok(envelope)
+    }
+
+    /// Runs a checkpoint, or a step of it, for the first time. Returns what is noted of it. The calls
+    /// count among those of the tape.
+    pub(super) fn run_first<T>(
+        self: &Arc<Self>,
+        label: Label,
+        f: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Noted)> {
+        /// Ends the run, after a panic too.
+        struct End<'r>(&'r Record, Option<usize>);
+        impl End<'_> {
+            fn end(&mut self) -> Noted {
+                let Some(place) = self.1.take() else { return Noted::default() };
+                let run = self.0.runs.running.lock().pop();
+                self.0.runs.first.fetch_sub(1, Ordering::Relaxed);
+                self.0.update_busy();
+                self.0.state().calls.leave(place);
+                run.map(|run| run.noted).unwrap_or_default()
+            }
+        }
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.end();
+            }
+        }
+        self.runs.first.fetch_add(1, Ordering::Relaxed);
+        self.runs.running.lock().push(Run { noted: Noted::default(), first: None });
+        self.update_busy();
+        let place = self.state().calls.enter(label);
+        let mut end = End(self, Some(place));
+        let y = f()?;
+        Ok((y, end.end()))
+    }
+
+    /// Runs a checkpoint of this tape, or a step of it, again: the tape's communicators use `record`.
+    pub(super) fn run_again<T>(
+        &self,
+        site: Site,
+        record: &Arc<Self>,
+        first: &Arc<Noted>,
+        f: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        /// Ends the run, after a panic too.
+        struct End<'r>(&'r Record, &'r Record);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.runs.again.lock().pop();
+                self.0.update_busy();
+                self.1.runs.running.lock().pop();
+                self.1.update_busy();
+                AGAIN.set(AGAIN.get() - 1);
+            }
+        }
+        let run = Run { noted: Noted::default(), first: Some(Arc::clone(first)) };
+        record.runs.running.lock().push(run);
+        record.update_busy();
+        self.runs.again.lock().push(Arc::clone(record));
+        self.update_busy();
+        AGAIN.set(AGAIN.get() + 1);
+        let _end = End(self, record);
+        let y = f()?;
+        let running = record.runs.running.lock();
+        match running.last() {
+            Some(Run { noted, .. }) if !noted.is_like(first) => {
+                let (now, before) = (noted.calls, first.calls);
+                let message = format!(
+                    "in the backward pass the function made other calls than in its first run: \
+                     {now} calls, not the same {before}"
+                );
+                Err(Error::Argument { call: site.call, message })
+            }
+            _ => Ok(y),
+        }
+    }
+
+    /// Leaves the first runs until the result is dropped, for the wait for a call that was started
+    /// before them.
+    pub(crate) fn outside_first_runs(self: &Arc<Self>) -> Outside {
+        let runs = self.runs.first.swap(0, Ordering::Relaxed);
+        let place = self.state().calls.leave(0);
+        Outside { record: Arc::clone(self), runs, place }
+    }
+}
+
+/// See [`Record::outside_first_runs`].
+pub(crate) struct Outside {
+    record: Arc<Record>,
+    runs: usize,
+    place: usize,
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        self.record.runs.first.store(self.runs, Ordering::Relaxed);
+        self.record.state().calls.leave(self.place);
+    }
+}
+
+impl Noted {
+    fn add(&mut self, call: &'static str) {
+        let mut hasher = DefaultHasher::new();
+        (self.names, call).hash(&mut hasher);
+        self.names = hasher.finish();
+        self.calls += 1;
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        (self.calls, self.names, self.wildcards.len())
+            == (other.calls, other.names, other.wildcards.len())
+    }
+}
+
+impl Communicator {
+    /// The envelope of a message to receive: see [`Record::envelope`].
+    pub(crate) fn envelope(
+        &self,
+        source: impl Into<Source>,
+        tag: impl Into<TagMatch>,
+    ) -> Result<Envelope> {
+        let (source, tag) = (source.into(), tag.into());
+        match self.tape_record() {
+            Some(record) => record.envelope(source, tag),
+            None => Ok(Envelope::new(source, tag)),
+        }
+    }
+}
+
+/// Refuses a recorded call that the backward pass of a checkpoint that is run again would lose.
+pub(super) fn refuse_in_checkpoint(site: Site, place: &str) -> Result<()> {
+    if AGAIN.get() == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "called at {} {place}, in a checkpoint; put its communicator on the checkpoint's tape",
+        site.at
+    );
+    Err(Error::Argument { call: site.call, message })
+}

@@ -1,0 +1,289 @@
+//! What would lose a gradient, or leave ranks waiting, is an error where it can be known.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use harness::Test;
+use mpi4tch::{Communicator, Error, Op, Result};
+use tch::{Kind, Tensor};
+
+use super::{Context, assert_close, error_of, leaf, variable, works};
+use crate::common::ring::neighbours;
+
+pub fn tests() -> Vec<Test<Context>> {
+    harness::tests![
+        errors_and_panics,
+        other_outputs_in_the_second_run,
+        other_calls_in_the_second_run,
+        other_checkpoints_on_other_ranks,
+        other_steps_on_other_ranks,
+        messages_that_cross_the_border,
+        communicators_of_another_tape_or_none,
+        results_that_are_no_inputs,
+        passes_in_a_checkpoint,
+        passes_that_are_not_the_tapes,
+        a_tape_that_was_dropped,
+        undefined_tensors,
+        changes_in_place,
+    ]
+}
+
+/// A function that does something else from its second run on.
+fn changing(
+    comm: &Communicator,
+    f: fn(&Communicator, bool, &Tensor) -> Result<Vec<Tensor>>,
+) -> impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static {
+    let (comm, runs) = (comm.clone(), AtomicUsize::new(0));
+    move |x| f(&comm, runs.fetch_add(1, Ordering::Relaxed) > 0, &x[0])
+}
+
+fn errors_and_panics(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    let failed = || Error::Argument { call: "f", message: "it failed".to_owned() };
+    let error = error_of(tape.checkpoint(&[&x], move |_| Err(failed())));
+    assert_eq!(error, "f: it failed");
+    let error = error_of(tape.checkpoint(&[&x], |_| panic!("too bad")));
+    assert_eq!(error, "Tape::checkpoint: the function panicked: too bad");
+    let text = |again: &str| format!("Tape::backward: backward of Tape::checkpoint: {again}");
+    let f = changing(&tape, |comm, is_again, x| {
+        let y = comm.all_reduce(x, Op::Sum)?;
+        if is_again {
+            return Err(Error::Argument { call: "f", message: "it failed".to_owned() });
+        }
+        Ok(vec![y])
+    });
+    let y = tape.checkpoint(&[&x], f)?;
+    assert_eq!(error_of(tape.backward(&y[0].sum(Kind::Double))), text("f: it failed"));
+    let f = changing(&tape, |_, is_again, x| {
+        assert!(!is_again, "too bad");
+        Ok(vec![x.sin()])
+    });
+    let y = tape.checkpoint(&[&x], f)?;
+    let expected = text("Tape::checkpoint: the function panicked: too bad");
+    assert_eq!(error_of(tape.backward(&y[0].sum(Kind::Double))), expected);
+    // The tape goes on.
+    let comm = Communicator::clone(&tape);
+    let y = tape.checkpoint(&[&x], move |x| Ok(vec![comm.all_reduce(&x[0], Op::Sum)?]))?;
+    let gradient = tape.grad(&y[0].sum(Kind::Double), &[&x])?;
+    assert_close(&gradient, &[x.ones_like() * f64::from(tape.size())]);
+    works(context)
+}
+
+fn other_outputs_in_the_second_run(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    let f = changing(&tape, |_, is_again, x| {
+        Ok(if is_again { vec![x.sin(), x.cos()] } else { vec![x.sin()] })
+    });
+    let y = tape.checkpoint(&[&x], f)?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    let expected = "in the backward pass the function returned 2 tensors, in its first run 1";
+    assert!(error.ends_with(expected), "{error}");
+    let f =
+        changing(&tape, |_, is_again, x| Ok(vec![if is_again { x.repeat([2]) } else { x.sin() }]));
+    let y = tape.checkpoint(&[&x], f)?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    let expected = "in the backward pass the function returned a tensor of kind Double and shape [4], \
+                    in its first run of kind Double and shape [2]";
+    assert!(error.ends_with(expected), "{error}");
+    works(context)
+}
+
+fn other_calls_in_the_second_run(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    let f = changing(&tape, |comm, is_again, x| {
+        let y = comm.all_reduce(x, Op::Sum)?;
+        Ok(vec![if is_again { comm.broadcast(&y, 0)? } else { y }])
+    });
+    let y = tape.checkpoint(&[&x], f)?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    let expected = "in the backward pass the function made other calls than in its first run: 2 calls, \
+                    not the same 1";
+    assert!(error.ends_with(expected), "{error}");
+    works(context)
+}
+
+/// The first rank makes both calls in one checkpoint, the others in two.
+fn other_checkpoints_on_other_ranks(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    if tape.size() == 1 {
+        return Ok(());
+    }
+    let x = variable(&tape, 2)?;
+    let one = |comm: &Communicator, x: &Tensor| comm.all_reduce(&x.sin(), Op::Sum);
+    let comm = Communicator::clone(&tape);
+    let y = if tape.rank() == 0 {
+        tape.checkpoint(&[&x], move |x| Ok(vec![one(&comm, &one(&comm, &x[0])?)?]))?
+    } else {
+        let other = comm.clone();
+        let y = tape.checkpoint(&[&x], move |x| Ok(vec![one(&comm, &x[0])?]))?;
+        tape.checkpoint(&[&y[0]], move |x| Ok(vec![one(&other, &x[0])?]))?
+    };
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    assert!(error.starts_with("the ranks recorded different calls on the tape:"), "{error}");
+    assert!(error.contains("all_reduce in checkpoint 1"), "{error}");
+    assert!(error.contains("all_reduce in checkpoint 2"), "{error}");
+    works(context)
+}
+
+fn other_steps_on_other_ranks(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    if tape.size() == 1 {
+        return Ok(());
+    }
+    let x = variable(&tape, 2)?;
+    let slots = if tape.rank() == 0 { 2 } else { 3 };
+    let comm = Communicator::clone(&tape);
+    let y = tape.checkpoint_steps(&[&x], 5, slots, move |_, x| {
+        Ok(vec![comm.all_reduce(&x[0].sin(), Op::Sum)?])
+    })?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    assert!(error.contains("in checkpoint 1 of 5 steps with 2 slots"), "{error}");
+    assert!(error.contains("in checkpoint 1 of 5 steps with 3 slots"), "{error}");
+    works(context)
+}
+
+/// A message is sent in a checkpoint and received outside; and the same the other way round, so that
+/// there are as many sends as receives in checkpoints.
+fn messages_that_cross_the_border(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let (right, left) = neighbours(&tape);
+    if tape.size() == 1 {
+        return Ok(());
+    }
+    let x = variable(&tape, 2)?;
+    let comm = Communicator::clone(&tape);
+    if tape.rank() % 2 == 0 {
+        let _ = tape.isend(&x, right, 2)?.wait()?;
+    }
+    let _ = tape.checkpoint(&[&x], move |x| {
+        if comm.rank() % 2 == 0 {
+            let _ = comm.isend(&x[0].sin(), right, 2)?.wait()?;
+        } else {
+            let _ = comm.recv(&x[0], left, 2)?;
+        }
+        Ok(Vec::new())
+    })?;
+    if tape.rank() % 2 == 1 {
+        let _ = tape.recv(&x, left, 2)?;
+    }
+    let error = error_of(tape.backward(None));
+    assert!(error.starts_with("the ranks recorded different calls on the tape:"), "{error}");
+    assert!(error.contains("in checkpoint 1, 1, message 2 of its tag"), "{error}");
+    // With an odd number of ranks, one message has been received by nobody.
+    if tape.size() % 2 == 1 {
+        if tape.rank() == 0 {
+            let _ = context.world.recv(&x.detach(), left, 2);
+            let _ = context.world.recv(&x.detach(), left, 2);
+        }
+    }
+    works(context)
+}
+
+fn communicators_of_another_tape_or_none(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (tape, other) = (world.tape(), world.tape());
+    let x = variable(&tape, 2)?;
+    let comm = Communicator::clone(&other);
+    let y = tape.checkpoint(&[&x], move |x| Ok(vec![comm.all_reduce(&x[0], Op::Sum)?]))?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    assert!(error.contains("all_reduce: called at tests/checkpoint/refusals.rs:"), "{error}");
+    let expected =
+        " on another tape, in a checkpoint; put its communicator on the checkpoint's tape";
+    assert!(error.ends_with(expected), "{error}");
+    let comm = world.clone();
+    let y = tape.checkpoint(&[&x], move |x| {
+        let (right, left) = neighbours(&comm);
+        Ok(vec![comm.sendrecv(&x[0], right, &x[0], left, 1)?])
+    })?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    let expected = " on no tape, in a checkpoint; put its communicator on the checkpoint's tape";
+    assert!(error.ends_with(expected), "{error}");
+    works(context)
+}
+
+fn results_that_are_no_inputs(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    let sum = tape.all_reduce(&x, Op::Sum)?;
+    let captured = std::sync::Mutex::new(sum);
+    let y = tape.checkpoint(&[&x], move |x| {
+        Ok(vec![&x[0] * &*captured.lock().expect("nobody panicked")])
+    })?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    let expected = "outside of a checkpoint that uses its result; give the result to the checkpoint as \
+                    an input";
+    assert!(error.starts_with("all_reduce: called at ") && error.ends_with(expected), "{error}");
+    works(context)
+}
+
+fn passes_in_a_checkpoint(context: &Context) -> Result<()> {
+    let tape = Arc::new(context.world.tape());
+    let x = variable(&tape, 2)?;
+    let inner = Arc::downgrade(&tape);
+    let error = error_of(tape.checkpoint(&[&x], move |x| {
+        inner.upgrade().expect("it is there").backward(&x[0].sum(Kind::Double))?;
+        Ok(Vec::new())
+    }));
+    let expected = "Tape::backward: called in a checkpoint of the tape, whose calls it cannot go \
+                    through yet";
+    assert_eq!(error, expected);
+    works(context)
+}
+
+fn passes_that_are_not_the_tapes(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    let comm = Communicator::clone(&tape);
+    let y = tape.checkpoint(&[&x], move |x| Ok(vec![comm.all_reduce(&x[0], Op::Sum)?]))?;
+    let error = y[0].sum(Kind::Double).f_backward().expect_err("it is not the tape's").to_string();
+    let expected = "on a tape, and reached by a backward pass that is not the tape's";
+    assert!(error.contains(expected), "{error}");
+    tape.backward(&y[0].sum(Kind::Double))?;
+    works(context)
+}
+
+fn a_tape_that_was_dropped(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    let comm = Communicator::clone(&tape);
+    let y = tape.checkpoint(&[&x], move |x| Ok(vec![comm.all_reduce(&x[0], Op::Sum)?]))?;
+    drop(tape);
+    let error = y[0].sum(Kind::Double).f_backward().expect_err("the tape is gone").to_string();
+    let expected = "the tape has been dropped, so the function cannot be run again";
+    assert!(error.contains(expected), "{error}");
+    works(context)
+}
+
+fn undefined_tensors(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let expected =
+        "Tape::checkpoint: the tensor is undefined, like a gradient that was never computed";
+    let error = error_of(tape.checkpoint(&[&Tensor::new()], |_| Ok(Vec::new())));
+    assert_eq!(error, expected);
+    let error = error_of(tape.checkpoint(&[], |_| Ok(vec![Tensor::new()])));
+    assert_eq!(error, expected);
+    tape.backward(None)
+}
+
+fn changes_in_place(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    let error = error_of(tape.checkpoint_steps(&[&x], 2, 1, |_, x| {
+        let _ = x[0].shallow_clone().g_add_scalar_(1.0);
+        Ok(vec![x[0].sin()])
+    }));
+    let expected = "Tape::checkpoint_steps: the function changed input 0 in place, which it needs when \
+                    it is run again";
+    assert_eq!(error, expected);
+    // After the first run it is libtorch's error.
+    let y = leaf(&x);
+    let z = &y + 0.0;
+    let loss = tape.checkpoint(&[&z], |x| Ok(vec![x[0].sin()]))?.remove(0).sum(Kind::Double);
+    let _ = z.shallow_clone().g_add_scalar_(1.0);
+    let error = error_of(tape.backward(&loss));
+    assert!(error.contains("modified by an inplace operation"), "{error}");
+    works(context)
+}

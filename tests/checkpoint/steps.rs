@@ -1,0 +1,168 @@
+//! A loop runs as few steps as it can with the states it may keep.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use harness::Test;
+use mpi4tch::{Communicator, Op, Result, testing};
+use tch::{Device, Kind, Tensor};
+
+use super::{Context, assert_close, error_of, leaf, variable};
+use crate::common::ring::neighbours;
+
+pub fn tests() -> Vec<Test<Context>> {
+    harness::tests![
+        gradients,
+        as_many_steps_as_are_needed,
+        no_more_states_than_slots,
+        shapes_and_kinds_that_change,
+        no_steps_and_no_slots,
+        second_derivatives,
+    ]
+}
+
+fn step(comm: &Communicator, i: usize, x: &Tensor) -> Result<Tensor> {
+    let (right, left) = neighbours(comm);
+    let y = comm.sendrecv(&(x * (1.0 + i as f64)).sin(), right, x, left, 1)?;
+    comm.all_reduce(&(y * x), Op::Mean)
+}
+
+fn gradients(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 3)?;
+    for steps in [1, 2, 3, 7, 12] {
+        let plain = leaf(&x);
+        let y = (0..steps).try_fold(plain.shallow_clone(), |y, i| step(&tape, i, &y))?;
+        tape.backward(&y.sin().sum(Kind::Double))?;
+        for slots in [1, 2, 3, 4, 12, 20] {
+            let kept = leaf(&x);
+            let comm = Communicator::clone(&tape);
+            let z = tape.checkpoint_steps(&[&kept], steps, slots, move |i, x| {
+                Ok(vec![step(&comm, i, &x[0])?])
+            })?;
+            assert_close(&[z[0].detach()], &[y.detach()]);
+            tape.backward(&z[0].sin().sum(Kind::Double))?;
+            assert_close(&[kept.grad()], &[plain.grad()]);
+        }
+    }
+    Ok(())
+}
+
+/// (steps, slots, how often a step runs in both passes). That no order needs fewer is tested with
+/// `revolve.rs`.
+const RUNS: [(usize, usize, usize); 10] = [
+    (1, 1, 2),
+    (2, 1, 5),
+    (2, 2, 4),
+    (3, 2, 7),
+    (10, 1, 65),
+    (10, 2, 34),
+    (10, 3, 28),
+    (10, 10, 20),
+    (100, 5, 420),
+    (100, 200, 200),
+];
+
+fn as_many_steps_as_are_needed(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 1)?;
+    for (steps, slots, expected) in RUNS {
+        let runs = Arc::new(AtomicUsize::new(0));
+        let (comm, counted) = (Communicator::clone(&tape), Arc::clone(&runs));
+        let y = tape.checkpoint_steps(&[&x], steps, slots, move |_, x| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(vec![comm.all_reduce(&x[0], Op::Mean)?])
+        })?;
+        assert_eq!(runs.load(Ordering::Relaxed), steps);
+        tape.backward(&y[0].sum(Kind::Double))?;
+        assert_eq!(runs.load(Ordering::Relaxed), expected, "{steps} steps, {slots} slots");
+    }
+    Ok(())
+}
+
+/// The memory of this process, in MiB: what `name` of its status says.
+fn memory(name: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("it has the line");
+    let number = line.split_whitespace().nth(1).and_then(|word| word.parse::<f64>().ok());
+    number.expect("a number of KiB") / 1024.0
+}
+
+/// Each state is of 32 MiB, which is given back to the system when it is freed. A step has few tensors
+/// of its own beside them.
+fn no_more_states_than_slots(context: &Context) -> Result<()> {
+    const STATE: f64 = 32.0;
+    let tape = context.world.tape();
+    if tape.size() > 2 {
+        return Ok(());
+    }
+    for slots in [2, 6] {
+        let x = Tensor::ones([4 << 20], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+        let most = Arc::new(AtomicUsize::new(0));
+        let (comm, noted) = (Communicator::clone(&tape), Arc::clone(&most));
+        let before = memory("VmRSS");
+        let y = tape.checkpoint_steps(&[&x], 20, slots, move |_, x| {
+            let _ = comm.barrier();
+            let now = (memory("VmRSS") - before).max(0.0);
+            noted.fetch_max(now as usize, Ordering::Relaxed);
+            Ok(vec![&x[0] * 0.5])
+        })?;
+        tape.backward(&y[0].sum(Kind::Double))?;
+        // The initial state was there before. Besides those that are kept there are the state that a
+        // step starts from, the output, and two cotangents.
+        let states = most.load(Ordering::Relaxed) as f64 / STATE;
+        let slots = slots as f64;
+        assert!(states <= slots - 1.0 + 4.5, "{states} states with {slots} slots");
+        assert!(states >= slots - 1.0, "{states} states with {slots} slots");
+    }
+    Ok(())
+}
+
+fn shapes_and_kinds_that_change(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let f = |comm: &Communicator, x: &[Tensor]| -> Result<Vec<Tensor>> {
+        let longer =
+            Tensor::cat(&[&x[0], &comm.all_reduce(&x[0], Op::Mean)?.sum(Kind::Double).view(1)], 0);
+        let count = comm.all_reduce(&(&x[1] + 1), Op::Max)?;
+        Ok(vec![longer.sin() * &count, count])
+    };
+    let x = variable(&tape, 2)?;
+    let n = Tensor::from_slice(&[1_i64]);
+    let (plain, kept) = (leaf(&x), leaf(&x));
+    let mut y = vec![plain.shallow_clone(), n.shallow_clone()];
+    for _ in 0..6 {
+        y = f(&tape, &y)?;
+    }
+    tape.backward(&y[0].sum(Kind::Double))?;
+    let comm = Communicator::clone(&tape);
+    let z = tape.checkpoint_steps(&[&kept, &n], 6, 2, move |_, x| f(&comm, x))?;
+    assert_eq!(z[1], y[1]);
+    tape.backward(&z[0].sum(Kind::Double))?;
+    assert_close(&[kept.grad()], &[plain.grad()]);
+    Ok(())
+}
+
+fn no_steps_and_no_slots(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    let y = tape.checkpoint_steps(&[&x], 0, 1, |_, _| panic!("there is no step"))?;
+    tape.backward(&y[0].sum(Kind::Double))?;
+    assert_close(&[x.grad()], &[x.ones_like()]);
+    let error = error_of(tape.checkpoint_steps(&[&x], 3, 0, |_, _| panic!("it is refused")));
+    let expected = "Tape::checkpoint_steps: 0 slots were given; at least one is needed, for the \
+                    initial state";
+    assert_eq!(error, expected);
+    Ok(())
+}
+
+fn second_derivatives(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = testing::random(&tape, &[2], Kind::Double)?;
+    let f = |x: &Tensor| {
+        let comm = Communicator::clone(&tape);
+        let y = tape.checkpoint_steps(&[x], 4, 2, move |i, x| Ok(vec![step(&comm, i, &x[0])?]))?;
+        Ok(y[0].sin())
+    };
+    testing::gradcheck(&tape, &[&x], |x| f(&x[0]))?;
+    testing::gradgradcheck(&tape, &x, f)
+}
