@@ -270,7 +270,7 @@ fn nested(context: &Context) -> Result<()> {
     let tape = Arc::new(context.world.tape());
     let run = |depth: usize, x: &Tensor| -> Result<Tensor> {
         fn part(tape: &Arc<Tape>, depth: usize, x: &Tensor) -> Result<Tensor> {
-            let y = tape.all_reduce(&x.sin(), Op::Sum)?;
+            let y = tape.all_reduce(&x.sin(), Op::Mean)?;
             let y = messages(tape, &[y.sin(), x.shallow_clone()])?.remove(0);
             if depth == 0 {
                 return Ok(y);
@@ -291,7 +291,7 @@ fn nested(context: &Context) -> Result<()> {
     };
     let plain = |tape: &Tape, x: &Tensor| -> Result<Tensor> {
         fn part(tape: &Tape, depth: usize, x: &Tensor) -> Result<Tensor> {
-            let y = tape.all_reduce(&x.sin(), Op::Sum)?;
+            let y = tape.all_reduce(&x.sin(), Op::Mean)?;
             let mut y = messages(tape, &[y.sin(), x.shallow_clone()])?.remove(0);
             if depth > 0 {
                 for _ in 0..4 {
@@ -303,8 +303,7 @@ fn nested(context: &Context) -> Result<()> {
         }
         part(tape, 2, x)
     };
-    let (x, copy) = (variable(&tape, 2)?, ());
-    let () = copy;
+    let x = variable(&tape, 2)?;
     let other = leaf(&x);
     let (y, expected) = (run(2, &x)?, plain(&tape, &other)?);
     assert_close(&[y.detach()], &[expected.detach()]);

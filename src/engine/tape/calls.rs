@@ -50,7 +50,7 @@ pub(super) struct Entry {
 pub(super) enum Label {
     Function,
     Steps { steps: usize, slots: usize },
-    Step,
+    Step(usize),
 }
 
 /// The calls of a tape.
@@ -199,9 +199,10 @@ impl CommunicatorCalls {
 /// messages, by the other rank too, so that both ends of a message have the same place.
 pub(super) struct Places<'r> {
     runs: &'r [(usize, Label)],
-    /// The checkpoints so far, by the other rank of the messages.
+    /// The numbers of the checkpoints, and how many there were so far within each: by the other rank
+    /// of the messages.
     numbers: HashMap<(Option<Rank>, usize), u64>,
-    counts: HashMap<Option<Rank>, u64>,
+    counts: HashMap<(Option<Rank>, usize), u64>,
     /// How many messages there were of this direction, to this rank, with this tag.
     messages: HashMap<(bool, Rank, Tag), u64>,
 }
@@ -242,7 +243,7 @@ impl<'r> Places<'r> {
         let (around, label) = self.runs[run - 1];
         let mut path = self.path(peer, around);
         let number = *self.numbers.entry((peer, run)).or_insert_with(|| {
-            let count = self.counts.entry(peer).or_default();
+            let count = self.counts.entry((peer, around)).or_default();
             *count += 1;
             *count
         });
@@ -253,14 +254,20 @@ impl<'r> Places<'r> {
 
 /// Where a call is by its place in checkpoints, for the text of errors.
 pub(super) fn place_text(path: &[(u64, Label)]) -> String {
-    let part = |(number, label): &(u64, Label)| match label {
-        Label::Function => format!(" in checkpoint {number}"),
-        Label::Steps { steps, slots } => {
-            format!(" in checkpoint {number} of {steps} steps with {slots} slots")
+    let mut text = String::new();
+    let mut has_steps = false;
+    for (number, label) in path {
+        match label {
+            Label::Function => text += &format!(" in checkpoint {number}"),
+            Label::Steps { steps, slots } => {
+                text += &format!(" in checkpoint {number} of {steps} steps with {slots} slots");
+            }
+            Label::Step(i) if has_steps => text += &format!(", step {i}"),
+            Label::Step(_) => (),
         }
-        Label::Step => format!(", {number}"),
-    };
-    path.iter().map(part).collect()
+        has_steps = matches!(label, Label::Steps { .. });
+    }
+    text
 }
 
 fn hash(value: &impl Hash) -> i64 {

@@ -83,7 +83,7 @@ impl Loop {
                         let tensors = state.iter().map(Tensor::shallow_clone).collect();
                         kept.push((i, State { tensors, generator: generator(call)? }));
                     }
-                    let (after, note) = record.run_first(Label::Step, || self.run(i, &state))?;
+                    let (after, note) = record.run_first(Label::Step(i), || self.run(i, &state))?;
                     state = after;
                     noted.push(Arc::new(note));
                 }
