@@ -112,6 +112,9 @@
 //! | [`Tape::vjp`] | returns the gradients of given inputs, from given cotangents of outputs |
 //! | [`Replicated::backward`] | adds to the gradients of the leaves; without a tape too |
 //!
+//! [`Tape::checkpoint`] and [`Tape::checkpoint_steps`] save memory: a function, or the steps of a loop,
+//! keep no graph, and run again in the backward pass, with their communication.
+//!
 //! A method whose name begins with an `i` only starts the operation. It returns a [`Request`], to
 //! be waited for alone, or with others by [`wait_all`], [`wait_any`] and [`wait_some`]. In the
 //! backward pass the pullback of the wait starts the adjoint, and the pullback of the start waits

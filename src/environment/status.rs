@@ -118,7 +118,8 @@ impl Status {
 pub(crate) struct Envelope {
     source: Source,
     tag: TagMatch,
-    resolved: Arc<Resolved>,
+    /// `None` if there is nothing to be known any more.
+    resolved: Option<Arc<Resolved>>,
 }
 
 #[derive(Debug, Default)]
@@ -130,7 +131,7 @@ struct Resolved {
 
 impl Envelope {
     pub(crate) fn new(source: Source, tag: TagMatch) -> Self {
-        Self { source, tag, resolved: Arc::default() }
+        Self { source, tag, resolved: Some(Arc::default()) }
     }
 
     pub(crate) fn source(&self) -> Source {
@@ -159,20 +160,31 @@ impl Envelope {
 
     pub(crate) fn resolve(&self, status: Status) {
         // A message arrives only once, so nothing is set before.
-        let _ = self.resolved.status.set(status);
+        let _ = self.resolved.as_ref().map(|resolved| resolved.status.set(status));
     }
 
     /// Notes that the message did not match the tensor that it was to be received into.
     pub(crate) fn refuse(&self) {
-        self.resolved.refused.store(true, Ordering::Relaxed);
+        if let Some(resolved) = &self.resolved {
+            resolved.refused.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn is_refused(&self) -> bool {
-        self.resolved.refused.load(Ordering::Relaxed)
+        self.resolved.as_ref().is_some_and(|resolved| resolved.refused.load(Ordering::Relaxed))
     }
 
     pub(crate) fn status(&self) -> Option<Status> {
-        self.resolved.status.get().copied()
+        self.resolved.as_ref()?.status.get().copied()
+    }
+
+    /// The same, without memory of its own, if this message of a call that is over has arrived or, as
+    /// a message to send, is known.
+    pub(crate) fn finished(&self, sends: bool) -> Self {
+        match self.known().filter(|_| !self.is_refused() && (sends || self.status().is_some())) {
+            Some((rank, tag)) => Self { source: rank.into(), tag: tag.into(), resolved: None },
+            None => self.clone(),
+        }
     }
 
     /// The rank and the tag, if they are known.

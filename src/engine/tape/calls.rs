@@ -34,6 +34,19 @@ impl Traffic {
     pub(crate) fn is_collective(&self) -> bool {
         matches!(self, Self::Collective)
     }
+
+    /// The same, without memory of its own where possible. The allocator puts small pieces of memory
+    /// that stay, as the calls of a checkpoint do, into the large pieces that its tensors leave, which
+    /// then cannot be used again.
+    fn finished(self) -> Self {
+        match self {
+            Self::Messages { send, receive } => Self::Messages {
+                send: send.map(|envelope| envelope.finished(true)),
+                receive: receive.map(|envelope| envelope.finished(false)),
+            },
+            other => other,
+        }
+    }
 }
 
 /// A call on a tape.
@@ -96,6 +109,7 @@ impl Calls {
 
     /// Adds a call. Returns the number of collective calls that the communicator then has.
     pub(super) fn push(&mut self, comm: &Communicator, site: Site, traffic: Traffic) -> usize {
+        let traffic = if self.run == 0 { traffic } else { traffic.finished() };
         let entry = Entry { site, traffic, run: self.run };
         let identity = comm.identity();
         let is_last = |last: &CommunicatorCalls| last.comm.identity() == identity;

@@ -39,7 +39,7 @@ struct Recomputation {
     of: Loop,
     tape: Weak<Record>,
     /// What was noted of each step.
-    noted: Vec<Arc<Noted>>,
+    noted: Arc<Vec<Noted>>,
     /// Which of the inputs require grad.
     require: Vec<bool>,
     /// The kinds and shapes of the outputs.
@@ -77,7 +77,7 @@ impl Loop {
         let mut kept = Vec::new();
         let (state, noted) = record
             .run_first(self.label, || {
-                let mut noted = Vec::new();
+                let mut noted = Vec::with_capacity(self.steps);
                 for i in 0..self.steps {
                     if i > 0 && places.contains(&i) {
                         let tensors = state.iter().map(Tensor::shallow_clone).collect();
@@ -85,7 +85,7 @@ impl Loop {
                     }
                     let (after, note) = record.run_first(Label::Step(i), || self.run(i, &state))?;
                     state = after;
-                    noted.push(Arc::new(note));
+                    noted.push(note);
                 }
                 Ok((state, noted))
             })?
@@ -100,7 +100,7 @@ impl Loop {
             results.iter().filter(|y| carries_gradient(&Metadata::of(y))).collect();
         let node = Recomputation {
             tape: Arc::downgrade(tape),
-            noted,
+            noted: Arc::new(noted),
             require: inputs.iter().map(|x| x.requires_grad()).collect(),
             outputs: results.iter().map(|y| (y.kind(), y.size())).collect(),
             generator: Mutex::new(first),
@@ -281,7 +281,7 @@ impl Recomputation {
         random: &Tensor,
     ) -> Result<(Vec<Tensor>, Tensor)> {
         let call = self.of.site.call;
-        tape.run_again(self.of.site, record, &self.noted[i], || {
+        tape.run_again(self.of.site, record, (&self.noted, i), || {
             let _generator = Generator::at(call, random)?;
             let after = self.of.run(i, state)?;
             settle_tape(record)?;

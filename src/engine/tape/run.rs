@@ -37,8 +37,8 @@ pub(super) struct Runs {
 #[derive(Debug)]
 struct Run {
     noted: Noted,
-    /// The notes of the first run, if this is another.
-    first: Option<Arc<Noted>>,
+    /// The notes of the first run, by step, and the step, if this is another.
+    first: Option<(Arc<Vec<Noted>>, usize)>,
 }
 
 /// What is noted of a run.
@@ -118,8 +118,8 @@ impl Record {
             return Ok(envelope);
         }
         for run in &mut *self.in_use().runs.running.lock() {
-            if let Some(first) = &run.first {
-                let known = first.wildcards.get(run.noted.wildcards.len());
+            if let Some((first, i)) = &run.first {
+                let known = first[*i].wildcards.get(run.noted.wildcards.len());
                 let (source, tag) = known.and_then(Envelope::known).ok_or_else(|| {
                     let message =
                         "a receive with a wildcard in a checkpoint matched nothing in the \
@@ -172,7 +172,7 @@ impl Record {
         &self,
         site: Site,
         record: &Arc<Self>,
-        first: &Arc<Noted>,
+        (first, i): (&Arc<Vec<Noted>>, usize),
         f: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         /// Ends the run, after a panic too.
@@ -186,7 +186,7 @@ impl Record {
                 AGAIN.set(AGAIN.get() - 1);
             }
         }
-        let run = Run { noted: Noted::default(), first: Some(Arc::clone(first)) };
+        let run = Run { noted: Noted::default(), first: Some((Arc::clone(first), i)) };
         record.runs.running.lock().push(run);
         record.update_busy();
         self.runs.again.lock().push(Arc::clone(record));
@@ -194,7 +194,7 @@ impl Record {
         AGAIN.set(AGAIN.get() + 1);
         let _end = End(self, record);
         let y = f()?;
-        let running = record.runs.running.lock();
+        let (running, first) = (record.runs.running.lock(), &first[i]);
         match running.last() {
             Some(Run { noted, .. }) if !noted.is_like(first) => {
                 let (now, before) = (noted.calls, first.calls);
