@@ -41,8 +41,6 @@ mod picture;
 mod progress;
 #[path = "heat_inverse/recovery.rs"]
 mod recovery;
-#[path = "common/stand_in.rs"]
-mod stand_in;
 #[path = "common/stencil.rs"]
 mod stencil;
 

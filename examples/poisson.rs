@@ -44,8 +44,6 @@ mod progress;
 mod solver;
 #[path = "poisson/square.rs"]
 mod square;
-#[path = "common/stand_in.rs"]
-mod stand_in;
 #[path = "common/stencil.rs"]
 mod stencil;
 

@@ -36,8 +36,6 @@ mod model;
 mod picture;
 #[path = "common/progress.rs"]
 mod progress;
-#[path = "common/stand_in.rs"]
-mod stand_in;
 #[path = "common/stencil.rs"]
 mod stencil;
 

@@ -1,9 +1,8 @@
 //! The heat equation on a grid of ranks.
 
 use mpi4tch::tch::{Kind, Tensor};
-use mpi4tch::{Cartesian, Communicator, Op, Result, Tape};
+use mpi4tch::{Cartesian, Communicator, Halo, Op, Result, Tape};
 
-use super::stand_in::{CheckpointSteps, Halo, HaloExchange};
 use super::stencil::{X, Y, laplacian};
 
 /// The part of the difference to its neighbours that a cell takes over in a step: the diffusivity

@@ -1,9 +1,8 @@
 //! −∇·(κ ∇u) = f on a square that is cut over a grid of ranks, as one node of the graph.
 
 use mpi4tch::tch::{Kind, Tensor, no_grad};
-use mpi4tch::{Cartesian, Error, Op, Result};
+use mpi4tch::{Cartesian, Error, Halo, Op, Result};
 
-use super::stand_in::{Halo, HaloExchange};
 use super::stencil::{X, Y, difference, inner, mean};
 
 /// Each point has four neighbours.

@@ -11,9 +11,8 @@
 //! ```
 
 use mpi4tch::tch::{Device, Kind, Tensor};
-use mpi4tch::{Cartesian, Result, Tape};
+use mpi4tch::{Cartesian, Halo, Result, Tape};
 
-use super::stand_in::{CheckpointSteps, Halo, HaloExchange};
 use super::stencil::{X, Y, difference, inner, mean};
 
 /// The lengths of the basin to the east and to the north, and its mean depth, in m.

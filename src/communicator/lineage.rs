@@ -137,13 +137,14 @@ impl FreedAtEnd for Contexts {
     /// Frees the contexts, and those of all communicators made from this one. Adds a line to `left`
     /// for each context with a message that was left over.
     unsafe fn free(&self, left: &mut Vec<String>) {
-        for (context, pass) in [(self.forward, "the forward pass"), (self.backward, "the backward pass")] {
+        for (context, pass) in
+            [(self.forward, "the forward pass"), (self.backward, "the backward pass")]
+        {
             // SAFETY: passed on to the caller.
             left.extend(unsafe { unreceived(context, pass) });
         }
-        let further =
-            [&self.exchanges, &self.reversed, &self.of_pullbacks, &self.of_checkpoints]
-                .map(|made| made.lock().take());
+        let further = [&self.exchanges, &self.reversed, &self.of_pullbacks, &self.of_checkpoints]
+            .map(|made| made.lock().take());
         if let Some(exchanges) = further[0] {
             // SAFETY: passed on to the caller.
             left.extend(unsafe { unreceived(exchanges, "an exchange") });

@@ -373,10 +373,11 @@ impl Communicator {
     /// Which calls an exchange is one of. Exchanges with different numbers may go on at the same time,
     /// in an order that differs between ranks.
     pub(crate) fn pass_number(&self) -> i32 {
-        match self.pass {
-            _ if self.of_pullback => 2,
-            Pass::Forward => 0,
-            Pass::Backward => 1,
+        match (self.pass, self.caller()) {
+            (_, Caller::Pullback) => 2,
+            (Pass::Backward, _) => 1,
+            (Pass::Forward, Caller::Checkpoint) => 3,
+            (Pass::Forward, Caller::Program) => 0,
         }
     }
 
