@@ -131,8 +131,8 @@ void mpi4tch_remove_hook(const void *leaf, const void *state);
 /* The number of the backward pass that the calling thread is in (libtorch's graph task), or -1. */
 int32_t mpi4tch_graph_task(void);
 
-/* Whether the running backward pass, with those around it, adds to the gradients of all leaves; not if
- * it computes the gradients of given tensors only. */
+/* Whether the running backward pass, with those around it, adds to the gradients of all leaves; not
+ * if it computes the gradients of given tensors only. */
 bool mpi4tch_accumulates(void);
 
 /* Sets `found` to whether the graph of `outputs` has leaves that are not reached by way of `inputs`
