@@ -94,10 +94,12 @@ impl Tape {
     ///
     /// | states kept | peak of memory | time of both passes | steps run |
     /// | --- | --- | --- | --- |
-    /// | 10 | 66 MiB | 13 s | 4640 |
-    /// | 30 | 115 MiB | 9 s | 3475 |
-    /// | 100 | 263 MiB | 12 s | 2900 |
-    /// | the whole graph | 2017 MiB | 24 s | 1000 |
+    /// | 10 | 74 MiB | 4.5 s | 4640 |
+    /// | 30 | 113 MiB | 3.5 s | 3475 |
+    /// | 100 | 259 MiB | 3.0 s | 2900 |
+    /// | the whole graph | 2017 MiB | 11.9 s | 1000 |
+    ///
+    /// (Two shared cores, so the times are rough. The time of the whole graph includes first use of all its memory.)
     ///
     /// # Errors
     /// As for `checkpoint`; [`Error::Argument`] if `slots` is 0.
