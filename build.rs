@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-changed=wrapper.h");
-    println!("cargo::rerun-if-changed=src/autograd/shim.cpp");
+    for file in ["shim.cpp", "memory.cpp", "memory.h"] {
+        println!("cargo::rerun-if-changed=src/autograd/{file}");
+    }
     let libtorch = Libtorch::find();
     libtorch.compile_shim();
     make_loadable(&libtorch.lib);
@@ -55,7 +57,7 @@ impl Libtorch {
         cc::Build::new()
             .cpp(true)
             .std("c++17")
-            .file("src/autograd/shim.cpp")
+            .files(["src/autograd/shim.cpp", "src/autograd/memory.cpp"])
             // As system headers, whose warnings the compiler does not report.
             .flag("-isystem")
             .flag(&self.include)

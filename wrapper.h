@@ -41,7 +41,7 @@ int64_t mpi4tch_version(const void *tensor);
 char *mpi4tch_device(const void *tensor);
 
 /* A new contiguous CPU tensor with undefined content, made without torch's dispatcher, which would
- * take longer. */
+ * take longer. A large one takes the memory of one that was freed. */
 char *mpi4tch_empty(const int64_t *sizes, size_t dim, int32_t kind, mpi4tch_tensor *result,
                     void **data);
 

@@ -48,13 +48,16 @@ fn measure(world: &Communicator, (n, calls): (usize, u32)) -> mpi4tch::Result<()
     let (result, _) = (ours(&x)?, field.copy().sendrecv());
     assert_eq!(result, field.as_tensor(), "both bring the same ghosts");
 
-    let raw = |work: fn(&Field)| -> Run<'_> {
-        let field = &field;
-        Box::new(move || {
-            work(field);
-            Ok(())
-        })
-    };
+    let row = world.cartesian(&[1, 0], &[true; 2], false)?.expect("all ranks are in the row");
+    let field_in_row = Field::new(&row, &x, n);
+    let [raw, in_row] = [&field, &field_in_row].map(|field| {
+        move |work: fn(&Field)| -> Run<'_> {
+            Box::new(move || {
+                work(field);
+                Ok(())
+            })
+        }
+    });
     let mut pairs = [
         Pair {
             work: "alltoallw, with the copy",
@@ -87,6 +90,12 @@ fn measure(world: &Communicator, (n, calls): (usize, u32)) -> mpi4tch::Result<()
                 testing::vjp(&[&y], &[&cotangent], &[&variable], false).map(drop)
             }),
         },
+        // Raw MPI on both sides, in one row of ranks.
+        Pair {
+            work: "columns, packed; by datatype",
+            raw: in_row(|field| field.columns(Field::packed)),
+            ours: in_row(|field| field.columns(Field::by_datatype)),
+        },
     ];
     compare(&grid, 8 * n * n, calls, &mut pairs)
 }
@@ -95,6 +104,8 @@ fn measure(world: &Communicator, (n, calls): (usize, u32)) -> mpi4tch::Result<()
 struct Field<'x> {
     block: &'x Tensor,
     array: Tensor,
+    /// The first element of the array.
+    data: *mut f64,
     n: usize,
     comm: MPI_Comm,
     /// The ranks before and after along each axis.
@@ -102,7 +113,7 @@ struct Field<'x> {
     /// A row and a column of a block, within the array.
     types: [MPI_Datatype; 2],
     /// Packed columns: one to send, one to receive.
-    columns: Tensor,
+    packed: Tensor,
 }
 
 impl<'x> Field<'x> {
@@ -119,14 +130,16 @@ impl<'x> Field<'x> {
             }
             datatype
         });
+        let array = Tensor::zeros([extent + 2, extent + 2], options);
         Self {
             block,
-            array: Tensor::zeros([extent + 2, extent + 2], options),
+            data: array.data_ptr().cast(),
+            array,
             n,
             comm: grid.as_raw(),
             neighbours: [0, 1].map(|axis| grid.shift(axis, 1).expect("the grid has two axes")),
             types,
-            columns: Tensor::zeros([2, extent], options),
+            packed: Tensor::zeros([2, extent], options),
         }
     }
 
@@ -136,7 +149,7 @@ impl<'x> Field<'x> {
 
     /// The place of a cell, counted with ghosts.
     fn cell(&self, row: usize, column: usize) -> *mut f64 {
-        self.array.data_ptr().cast::<f64>().wrapping_add(row * (self.n + 2) + column)
+        self.data.wrapping_add(row * (self.n + 2) + column)
     }
 
     /// Copies the block into the array.
@@ -164,7 +177,7 @@ impl<'x> Field<'x> {
         let n = self.n;
         let sent = places([(1, 1), (n, 1), (1, 1), (1, n)]);
         let received = places([(0, 1), (n + 1, 1), (1, 0), (1, n + 1)]);
-        let array: *mut c_void = self.array.data_ptr();
+        let array: *mut c_void = self.data.cast();
         // SAFETY: the datatypes at these places are within the array, and do not overlap.
         unsafe {
             MPI_Neighbor_alltoallw(
@@ -183,45 +196,65 @@ impl<'x> Field<'x> {
 
     /// Columns, which are packed, and then rows with the ghosts at their ends.
     fn sendrecv(&self) {
-        let n = self.n;
-        let send = self.columns.data_ptr().cast::<f64>();
-        let receive = send.wrapping_add(n);
-        let exchange = |from: *mut f64, to: c_int, into: *mut f64, source: c_int, count: usize| {
-            let count = c_int::try_from(count).expect("it is small");
-            // SAFETY: both buffers have `count` doubles, and do not overlap.
-            unsafe {
-                MPI_Sendrecv(
-                    from.cast(),
-                    count,
-                    MPI_DOUBLE,
-                    to,
-                    0,
-                    into.cast(),
-                    count,
-                    MPI_DOUBLE,
-                    source,
-                    0,
-                    self.comm,
-                    MPI_STATUS_IGNORE,
-                )
-            };
+        self.columns(Self::packed);
+        let (n, (before, after)) = (self.n, self.neighbours[0]);
+        for (sent, to, ghost, source) in [(1, before, n + 1, after), (n, after, 0, before)] {
+            let ends = (self.cell(sent, 0), self.cell(ghost, 0));
+            self.exchange(ends, (to, source), n + 2, MPI_DOUBLE);
+        }
+    }
+
+    /// Sends the first and the last column, by a function that is given the columns to send and to
+    /// receive, and the ranks.
+    fn columns(&self, send: fn(&Self, (usize, usize), (c_int, c_int))) {
+        let (n, (before, after)) = (self.n, self.neighbours[1]);
+        send(self, (1, n + 1), (before, after));
+        send(self, (n, 0), (after, before));
+    }
+
+    fn packed(&self, (sent, ghost): (usize, usize), ranks: (c_int, c_int)) {
+        let send = self.packed.data_ptr().cast::<f64>();
+        let receive = send.wrapping_add(self.n);
+        for row in 0..self.n {
+            // SAFETY: a cell of the array, and one of the packed column.
+            unsafe { *send.add(row) = *self.cell(row + 1, sent) };
+        }
+        self.exchange((send, receive), ranks, self.n, MPI_DOUBLE);
+        for row in 0..self.n {
+            // SAFETY: as above.
+            unsafe { *self.cell(row + 1, ghost) = *receive.add(row) };
+        }
+    }
+
+    fn by_datatype(&self, (sent, ghost): (usize, usize), ranks: (c_int, c_int)) {
+        self.exchange((self.cell(1, sent), self.cell(1, ghost)), ranks, 1, self.types[1]);
+    }
+
+    fn exchange(
+        &self,
+        (from, into): (*mut f64, *mut f64),
+        (to, source): (c_int, c_int),
+        count: usize,
+        datatype: MPI_Datatype,
+    ) {
+        let count = c_int::try_from(count).expect("it is small");
+        // SAFETY: both buffers have `count` elements of the datatype, and do not overlap.
+        unsafe {
+            MPI_Sendrecv(
+                from.cast(),
+                count,
+                datatype,
+                to,
+                0,
+                into.cast(),
+                count,
+                datatype,
+                source,
+                0,
+                self.comm,
+                MPI_STATUS_IGNORE,
+            )
         };
-        let (before, after) = self.neighbours[1];
-        for (sent, to, ghost, source) in [(1, before, n + 1, after), (n, after, 0, before)] {
-            for row in 0..n {
-                // SAFETY: a cell of the array, and one of the packed column.
-                unsafe { *send.add(row) = *self.cell(row + 1, sent) };
-            }
-            exchange(send, to, receive, source, n);
-            for row in 0..n {
-                // SAFETY: as above.
-                unsafe { *self.cell(row + 1, ghost) = *receive.add(row) };
-            }
-        }
-        let (before, after) = self.neighbours[0];
-        for (sent, to, ghost, source) in [(1, before, n + 1, after), (n, after, 0, before)] {
-            exchange(self.cell(sent, 0), to, self.cell(ghost, 0), source, n + 2);
-        }
     }
 }
 

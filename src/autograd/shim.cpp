@@ -30,6 +30,8 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/headeronly/version.h>
 
+#include "memory.h"
+
 namespace {
 
 using torch::autograd::SavedVariable;
@@ -245,8 +247,14 @@ char *mpi4tch_device(const void *pointer) {
 char *mpi4tch_empty(const int64_t *sizes, size_t dim, int32_t kind, mpi4tch_tensor *result,
                     void **data) {
   return guarded([&] {
-    at::Tensor t(
-        at::detail::empty_cpu(at::IntArrayRef(sizes, dim), static_cast<at::ScalarType>(kind)));
+    const at::IntArrayRef shape(sizes, dim);
+    const auto type = static_cast<at::ScalarType>(kind);
+    const size_t bytes = at::detail::computeStorageNbytesContiguous(shape, c10::elementSize(type));
+    at::Tensor t(bytes < mpi4tch::LARGE
+                     ? at::detail::empty_cpu(shape, type)
+                     : at::detail::empty_generic(shape, mpi4tch::allocator(),
+                                                 c10::DispatchKeySet(c10::DispatchKey::CPU), type,
+                                                 std::nullopt));
     *data = t.mutable_data_ptr();
     *result = give(std::move(t));
   });

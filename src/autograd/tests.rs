@@ -222,3 +222,69 @@ fn pullbacks_run_on_other_threads() {
     std::thread::spawn(move || y.f_backward().unwrap()).join().unwrap();
     assert_eq!(x.grad(), Tensor::from_slice(&[2.0]));
 }
+
+/// A new tensor of so many bytes, and where its elements are.
+fn of_bytes(bytes: i64) -> (Tensor, usize) {
+    let (tensor, data) = empty("a test", &[bytes], 0).unwrap();
+    (tensor, data as usize)
+}
+
+fn kept_bytes() -> usize {
+    unsafe extern "C" {
+        /// See `memory.h`.
+        safe fn mpi4tch_kept_bytes() -> usize;
+    }
+    mpi4tch_kept_bytes()
+}
+
+/// One test, as other threads' tensors of this size would change what is kept.
+#[test]
+fn memory_of_large_tensors_is_used_again() {
+    const SIZE: i64 = 8 << 20;
+    let first = of_bytes(SIZE);
+    let place = first.1;
+    drop(first);
+    assert_eq!(kept_bytes(), 8 << 20);
+    // Not much smaller: a quarter of the block may be unused.
+    let (mut second, there) = of_bytes(SIZE * 9 / 10);
+    assert_eq!((there, kept_bytes()), (place, 0));
+    let _ = second.fill_(7);
+    let view = second.narrow(0, 3, 5);
+    drop(second);
+    assert_eq!(kept_bytes(), 0, "a view still uses it");
+    assert_eq!(view, Tensor::from_slice(&[7_u8; 5]));
+    drop(view);
+    let small = of_bytes(SIZE / 2);
+    assert_ne!(small.1, place);
+    drop(small);
+    // No more is used and kept than was once used.
+    for i in 0..100 {
+        let large = of_bytes(SIZE - (i << 12));
+        let _ = large.0.shallow_clone().fill_(1);
+        assert!(kept_bytes() + (8 << 20) <= 13 << 20, "{}", kept_bytes());
+    }
+    // A tensor that is resized keeps its elements.
+    let (mut tensor, _) = of_bytes(SIZE / 8);
+    let _ = tensor.fill_(3);
+    let _ = tensor.resize_([SIZE / 4]);
+    assert_eq!(tensor.narrow(0, 0, SIZE / 8).min().int64_value(&[]), 3);
+    let _ = tensor.resize_([16]);
+    drop(tensor);
+    // Many at once: what is kept has a limit.
+    let many: Vec<_> = (0..40).map(|_| of_bytes(SIZE)).collect();
+    drop(many);
+    assert_eq!(kept_bytes(), 256 << 20);
+    let threads: Vec<_> = (0..4)
+        .map(|thread| {
+            std::thread::spawn(move || {
+                for i in 0..200 {
+                    let (mut tensor, _) = of_bytes((1 + (i * 7 + thread) % 16) << 18);
+                    let _ = tensor.fill_(thread);
+                    assert_eq!(tensor.max().int64_value(&[]), thread);
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(kept_bytes() <= 256 << 20);
+}
