@@ -284,6 +284,96 @@
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```
 //!
+//! # Requests: what overlaps forward overlaps backward
+//!
+//! A nonblocking call is two nodes, its start and its wait. The pullback of the wait *starts* the
+//! adjoint, and the pullback of the start *waits* for it. Operations between start and wait are
+//! newer than the start and older than the wait, so their pullbacks run in between, too:
+//!
+//! ```text
+//! forward    [start F ]──▸ local work            ──▸[wait for F ]
+//!                     └─────── F in flight ────────┘
+//! backward   [wait for F*]◂── its pullbacks      ◂──[start F*]
+//!                     └─────── F* in flight ───────┘
+//! ```
+//!
+//! ```
+//! # use mpi4tch::Op;
+//! # use tch::{Kind, Tensor};
+//! # let universe = mpi4tch::initialize()?;
+//! # let world = universe.world();
+//! let x = Tensor::from_slice(&[3.0]).set_requires_grad(true);
+//! let tape = world.tape();
+//! let request = tape.iall_reduce(&x, Op::Sum)?;
+//! let local = x.exp(); // while the sum is on its way
+//! let sum = request.wait()?;
+//! tape.backward(&(&sum + &local).sum(Kind::Double))?;
+//! assert_eq!(x.grad(), local.detach() + f64::from(world.size()));
+//! # Ok::<(), mpi4tch::Error>(())
+//! ```
+//!
+//! # Fields on grids of ranks
+//!
+//! A field on a mesh is cut into blocks, one for each rank of a grid.
+//! [`cartesian`](crate::Communicator::cartesian) puts the ranks in a grid, of which each rank has its
+//! [`coordinates`](crate::Cartesian::coordinates); [`block`](crate::Cartesian::block) says which cells
+//! are whose, [`distribute`](crate::Cartesian::distribute) cuts a field that one rank has, and
+//! [`collect`](crate::Cartesian::collect) joins it again. These two are each other's adjoint.
+//!
+//! ```text
+//!           4 cells        3 cells         a field of 5 × 7 cells on a grid of 2 × 2 ranks:
+//!        ┌──────────────┬───────────┐      the first blocks are longer by one
+//! 3 rows │ rank 0 (0,0) │ 1  (0,1)  │
+//!        ├──────────────┼───────────┤
+//! 2 rows │ rank 2 (1,0) │ 3  (1,1)  │
+//!        └──────────────┴───────────┘
+//! ```
+//!
+//! A stencil at the border of a block needs cells of other ranks.
+//! [`halo_exchange`](crate::Cartesian::halo_exchange) surrounds the block with them. Rank 3 above
+//! receives, with one cell before and after along both axes, on a grid that is not periodic:
+//!
+//! ```text
+//!   0 │ 1   1   1 │ ·        0, 1, 2   cells of these ranks; the corner is of a diagonal neighbour
+//!  ───┼───────────┼───       3         its own block
+//!   2 │ 3   3   3 │ ·        ·         zeros, beyond the edge of the grid
+//!   2 │ 3   3   3 │ ·
+//!  ───┼───────────┼───
+//!   · │ ·   ·   · │ ·
+//! ```
+//!
+//! In the backward pass the ghosts go home: each cell's cotangent is the sum over all ranks that
+//! received a copy of it. A step of the heat equation, and the gradient of its result:
+//!
+//! ```
+//! use mpi4tch::Halo;
+//! use tch::{Device, Kind, Tensor};
+//!
+//! # let universe = mpi4tch::initialize()?;
+//! let tape = universe.world().tape();
+//! let grid = tape.cartesian(&[0, 0], &[true, true], false)?.expect("all ranks are in the grid");
+//! let halos = [0, 1].map(|axis| Halo { axis, along: axis as usize, before: 1, after: 1 });
+//!
+//! let x = Tensor::ones([4, 3], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+//! let wide = grid.halo_exchange(&x, &halos)?;
+//! let at = |i, j| wide.narrow(0, i, 4).narrow(1, j, 3);
+//! let around = at(0, 1) + at(2, 1) + at(1, 0) + at(1, 2);
+//! let y: Tensor = &x + 0.1 * (around - 4.0 * &x);
+//! tape.backward(&y.sum(Kind::Double))?;
+//! // Heat is conserved, so a cell's share of the sum is 1, wherever it is.
+//! assert!(x.grad().allclose(&x.ones_like(), 1e-12, 0.0, false));
+//! # Ok::<(), mpi4tch::Error>(())
+//! ```
+//!
+//! The work on cells within the block can go on while the ghosts are on their way:
+//! [`ihalo_exchange`](crate::Cartesian::ihalo_exchange) starts the exchange and returns a request, and
+//! the adjoint overlaps with the pullbacks of that work. Ranks whose neighbours form no grid make a
+//! [`Graph`](crate::Graph), with [`neighbor_all_gather`](crate::Graph::neighbor_all_gather) and
+//! [`neighbor_all_to_all`](crate::Graph::neighbor_all_to_all), which a grid has too.
+//!
+//! A solver need not be gone back through iteration by iteration: `examples/poisson.rs` adds its
+//! solution as [one node](#a-node-of-your-own), whose pullback is a second solve on the grid.
+//!
 //! ## A time loop that does not fit in memory
 //!
 //! The graph of a loop saves what each step needs for its derivative, so its memory grows with the
@@ -312,34 +402,6 @@
 //! several ranks do together in such a function they must do in the same checkpoint, and it must do the
 //! same each time: the ranks compare the calls of its first run before the backward pass, and those of
 //! a later run with the first.
-//!
-//! # Requests: what overlaps forward overlaps backward
-//!
-//! A nonblocking call is two nodes, its start and its wait. The pullback of the wait *starts* the
-//! adjoint, and the pullback of the start *waits* for it. Operations between start and wait are
-//! newer than the start and older than the wait, so their pullbacks run in between, too:
-//!
-//! ```text
-//! forward    [start F ]──▸ local work            ──▸[wait for F ]
-//!                     └─────── F in flight ────────┘
-//! backward   [wait for F*]◂── its pullbacks      ◂──[start F*]
-//!                     └─────── F* in flight ───────┘
-//! ```
-//!
-//! ```
-//! # use mpi4tch::Op;
-//! # use tch::{Kind, Tensor};
-//! # let universe = mpi4tch::initialize()?;
-//! # let world = universe.world();
-//! let x = Tensor::from_slice(&[3.0]).set_requires_grad(true);
-//! let tape = world.tape();
-//! let request = tape.iall_reduce(&x, Op::Sum)?;
-//! let local = x.exp(); // while the sum is on its way
-//! let sum = request.wait()?;
-//! tape.backward(&(&sum + &local).sum(Kind::Double))?;
-//! assert_eq!(x.grad(), local.detach() + f64::from(world.size()));
-//! # Ok::<(), mpi4tch::Error>(())
-//! ```
 //!
 //! # Second derivatives
 //!

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
             what_goes_backward_comes_from_ahead,
             what_is_refused,
             halos_that_differ,
+            halos_in_another_order,
             blocks_that_do_not_fit,
             a_block_that_is_changed_meanwhile,
         ],
@@ -362,6 +363,21 @@ fn halos_that_differ(context: &Context) -> Result<()> {
         }
     }
     works(&grid)
+}
+
+/// The same halos, in another order, by other numbers of the axes, with an empty one more.
+fn halos_in_another_order(context: &Context) -> Result<()> {
+    let grid = context.world.cartesian(&[0, 0], &[true; 2], false)?.expect("all ranks are in it");
+    let (shape, halos) = (vec![8, 9, 2], vec![halo(0, 0, 1, 2), halo(1, 1, 2, 1)]);
+    let case = Case { grid, shape, halos };
+    let whole = case.whole(Kind::Double)?;
+    let (block, expected) = (case.block(&whole), case.cut(&whole, true));
+    let turned = vec![halo(-2, 1, 2, 1), halo(-3, 0, 1, 2)];
+    let own = if case.grid.rank() % 2 == 0 { &case.halos } else { &turned };
+    for form in FORMS {
+        assert_eq!(form.exchange(&case.grid, &block, own)?, expected, "{form:?}");
+    }
+    Ok(())
 }
 
 /// Blocks beside each other whose other extents differ: memory is safe, and all ranks get the error.

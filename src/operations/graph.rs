@@ -36,7 +36,7 @@ use crate::environment::status::PROC_NULL;
 /// let (rank, size) = (world.rank(), world.size());
 /// let ring = world.graph(&[(rank + size - 1) % size], &[(rank + 1) % size])?;
 /// let heard = ring.neighbor_all_gather(&Tensor::from_slice(&[rank]), 0)?;
-/// assert_eq!(heard, Tensor::from_slice(ring.sources()));
+/// assert_eq!(heard, Tensor::from_slice(&ring.sources()));
 /// # Ok::<(), mpi4tch::Error>(())
 /// ```
 #[derive(Clone, Debug)]

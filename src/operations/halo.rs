@@ -42,7 +42,7 @@ impl Cartesian {
     /// As `MPI_Neighbor_alltoallw` would for each axis, by messages: axis after axis, one message to
     /// each neighbour. What is sent along an axis includes the ghosts along the axes before it, so the
     /// cells of diagonal neighbours come too, at the corners. Collective: every rank must call it, with
-    /// the same halos.
+    /// the same halos, in any order.
     ///
     /// - Shape: extents along an axis with a halo may differ from rank to rank, but are equal on ranks
     ///   that have the same coordinate along its axis of the grid; none is less than a width of the
@@ -52,9 +52,9 @@ impl Cartesian {
     ///   diagonal ones included.
     ///
     /// # Errors
-    /// [`Error::Axis`] if the tensor has no such axis; [`Error::Argument`] if the grid has none, if an
+    /// `Error::Axis` if the tensor has no such axis; `Error::Argument` if the grid has none, if an
     /// axis has two halos, if a width is negative or more than the extent, or if there are more than 7
-    /// halos, and then [`Error::Mismatch`] on the other ranks; [`Error::Mismatch`] on all ranks if the
+    /// halos, and then `Error::Mismatch` on the other ranks; `Error::Mismatch` on all ranks if the
     /// halos or kinds differ, or if blocks beside each other do not fit; and the errors
     /// [common to all](crate#errors).
     ///
@@ -129,39 +129,46 @@ struct Halos {
     grid: Arc<Grid>,
     list: Arc<[Halo]>,
     form: Form,
+    made: OnceLock<Made>,
+}
+
+/// What is made of the halos for a field of a certain shape.
+#[derive(Debug)]
+struct Made {
+    exchange: Arc<Exchange>,
+    /// The shape of the result.
+    shape: Vec<i64>,
     /// The halos in words, which the ranks compare.
-    text: Arc<str>,
-    /// The messages, once the shape is known.
-    exchange: OnceLock<Arc<Exchange>>,
+    text: String,
 }
 
 impl Halos {
     fn new(grid: &Arc<Grid>, list: &[Halo], form: Form) -> Self {
-        let words = list.iter().map(|Halo { axis, along, before, after }| {
-            format!("axis {axis} along {along}: {before} before, {after} after")
-        });
-        let text = words.collect::<Vec<_>>().join("; ").into();
-        Self { grid: Arc::clone(grid), list: list.into(), form, text, exchange: OnceLock::new() }
+        Self { grid: Arc::clone(grid), list: list.into(), form, made: OnceLock::new() }
     }
 
     /// The same halos, for another operator.
     fn again(&self) -> Self {
-        let (grid, list, text) =
-            (Arc::clone(&self.grid), Arc::clone(&self.list), Arc::clone(&self.text));
-        Self { grid, list, form: self.form, text, exchange: OnceLock::new() }
+        Self::new(&self.grid, &self.list, self.form)
     }
 
-    fn terms<'a>(&'a self, exchange: Exchange) -> Terms<'a> {
-        let exchange = self.exchange.get_or_init(|| Arc::new(exchange));
-        let further = Some(("halos", &*self.text));
-        Terms { edges: Some(exchange), further, ..Terms::default() }
+    fn terms(&self, layout: &Layout, shape: &[i64], exchange: Exchange) -> Terms<'_> {
+        let made = self.made.get_or_init(|| Made {
+            exchange: Arc::new(exchange),
+            shape: shape.to_vec(),
+            text: layout.to_string(),
+        });
+        let further = Some(("halos", &*made.text));
+        Terms { edges: Some(&made.exchange), further, ..Terms::default() }
     }
 
-    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, shape: Vec<i64>) -> Result<Plan<'x>> {
-        let Some(exchange) = self.exchange.get() else { unreachable!("the terms come first") };
+    fn plan<'x>(&self, comm: &Communicator, input: Input<'x>) -> Result<Plan<'x>> {
+        let Some(Made { exchange, shape, .. }) = self.made.get() else {
+            unreachable!("the terms come first")
+        };
         Ok(Plan {
             input: input.contiguous()?,
-            shape: shape.into(),
+            shape: shape.clone().into(),
             call: Call::Exchange(Arc::clone(exchange)),
             context: comm.exchanges(),
             finish: Finish::Nothing,
@@ -185,16 +192,15 @@ impl Operator for HaloExchange {
     fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {
         let Self(halos) = self;
         let layout = Layout::around(NAME, &halos.grid, &halos.list, input.shape())?;
-        Ok(halos.terms(match halos.form {
+        let exchange = match halos.form {
             Form::ByAxis => layout.by_axis(comm, &halos.grid),
             Form::AtOnce => layout.at_once(comm, &halos.grid),
-        }))
+        };
+        Ok(halos.terms(&layout, &layout.wide, exchange))
     }
 
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
-        let Self(halos) = self;
-        let layout = Layout::around(NAME, &halos.grid, &halos.list, input.shape())?;
-        halos.plan(comm, input, layout.wide)
+        self.0.plan(comm, input)
     }
 
     fn adjoint(&self, _: &[i64], _: &Agreed) -> Arc<dyn Operator> {
@@ -220,13 +226,11 @@ impl Operator for HaloSum {
     fn terms<'a>(&'a self, comm: &Communicator, input: &Input<'a>) -> Result<Terms<'a>> {
         let Self(halos) = self;
         let layout = Layout::within(NAME, &halos.grid, &halos.list, input.shape())?;
-        Ok(halos.terms(layout.home(comm, &halos.grid)))
+        Ok(halos.terms(&layout, &layout.block, layout.home(comm, &halos.grid)))
     }
 
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, _: &Agreed) -> Result<Plan<'x>> {
-        let Self(halos) = self;
-        let layout = Layout::within(NAME, &halos.grid, &halos.list, input.shape())?;
-        halos.plan(comm, input, layout.block)
+        self.0.plan(comm, input)
     }
 
     fn adjoint(&self, _: &[i64], _: &Agreed) -> Arc<dyn Operator> {

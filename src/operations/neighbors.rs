@@ -62,7 +62,7 @@ impl Graph {
     /// Starts a [`neighbor_all_gather`](Self::neighbor_all_gather).
     ///
     /// As `MPI_Ineighbor_allgather(v)`. Collective: every rank must call it. Shape, kinds: as there. The
-    /// extents travel first, so the start waits for the neighbours to start too.
+    /// extents travel first, so the start waits for all ranks to start too.
     ///
     /// - Adjoint: the wait's pullback starts that of `neighbor_all_gather`, the start's waits for it.
     ///
@@ -138,7 +138,7 @@ impl Graph {
     /// Starts a [`neighbor_all_to_all`](Self::neighbor_all_to_all).
     ///
     /// As `MPI_Ineighbor_alltoall(v)`. Collective: every rank must call it. Shape, kinds: as there. The
-    /// sizes travel first, so the start waits for the neighbours to start too.
+    /// sizes travel first, so the start waits for all ranks to start too.
     ///
     /// - Adjoint: the wait's pullback starts that of `neighbor_all_to_all`, the start's waits for it.
     ///

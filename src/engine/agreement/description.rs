@@ -20,8 +20,14 @@ pub(super) const LAST: &str = "their lines last differed before, in";
 
 /// What a rank sends to others and receives from them. It differs between ranks in any case, so it is
 /// told only if what is sent is not what is received.
-pub(super) const ONE_SIDED: [&str; 4] =
-    ["counts to send", "counts to receive", "blocks to send", "blocks to receive"];
+pub(super) const ONE_SIDED: [&str; 6] = [
+    "counts to send",
+    "counts to receive",
+    "blocks to send",
+    "blocks to receive",
+    "destinations",
+    "sources",
+];
 
 /// How many collective calls the rank has made on the communicator before.
 pub(super) const PLACE: &str = "calls before it on this communicator";

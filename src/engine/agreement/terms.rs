@@ -70,12 +70,23 @@ fn hash(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// The messages as text, such as "[2, 3] to rank 1".
-fn list<'e>(way: &str, edges: impl Iterator<Item = &'e Edge>) -> String {
+/// The messages as a line, such as "[2, 3] to rank 1", or "[1]" for messages without elements. There is
+/// a name for each. `None` without messages.
+fn list<'e>(
+    [blocks, ranks]: [&'static str; 2],
+    way: &str,
+    edges: impl Iterator<Item = &'e Edge>,
+) -> Option<Line> {
+    let edges: Vec<&Edge> = edges.collect();
+    if edges.first()?.region.shape.is_empty() {
+        let peers: Vec<Rank> = edges.iter().map(|edge| edge.peer).collect();
+        return Some((ranks, format!("{peers:?}")));
+    }
     let all: Vec<String> = edges
+        .iter()
         .map(|Edge { peer, region, .. }| format!("{:?} {way} rank {peer}", region.shape))
         .collect();
-    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+    Some((blocks, all.join(", ")))
 }
 
 /// The sizes that a rank tells the others: counts, and a shape.
@@ -209,9 +220,9 @@ impl Terms<'_> {
             lines.push(("counts of every pair", known.to_owned()));
         }
         if let Some(exchange) = self.edges {
-            let [.., sends, receives] = ONE_SIDED;
-            lines.push((sends, list("to", exchange.sends())));
-            lines.push((receives, list("from", exchange.receives())));
+            let [.., sends, receives, destinations, sources] = ONE_SIDED;
+            lines.extend(list([sends, destinations], "to", exchange.sends()));
+            lines.extend(list([receives, sources], "from", exchange.receives()));
         }
         if let Some((name, value)) = self.further {
             lines.push((name, value.to_owned()));

@@ -4,6 +4,7 @@
 //! the cells of its block that lie at its border in that direction. The receiver's ghosts lie on the
 //! other side: those before its block come from the rank before it, by a step of 1.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::Halo;
@@ -23,7 +24,7 @@ const MOST: usize = 7;
 /// The place of a block of a field in the block with its ghosts.
 #[derive(Debug)]
 pub(super) struct Layout {
-    /// The halos that are not empty, in the order given.
+    /// The halos that are not empty, in the order of their axes of the grid.
     widths: Vec<Width>,
     /// The shape of the block.
     pub(super) block: Vec<i64>,
@@ -212,6 +213,16 @@ impl Layout {
     }
 }
 
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Width { axis, along, before, after }) in self.widths.iter().enumerate() {
+            let separator = if i == 0 { "" } else { "; " };
+            write!(f, "{separator}axis {axis} along {along}: {before} before, {after} after")?;
+        }
+        if self.widths.is_empty() { f.write_str("none") } else { Ok(()) }
+    }
+}
+
 /// The halos that are not empty, for a field of this shape.
 fn widths(call: &'static str, grid: &Grid, halos: &[Halo], shape: &[i64]) -> Result<Vec<Width>> {
     let refuse = |message: String| Err(Error::Argument { call, message });
@@ -237,6 +248,7 @@ fn widths(call: &'static str, grid: &Grid, halos: &[Halo], shape: &[i64]) -> Res
         widths.push(Width { axis, along, before, after });
     }
     widths.retain(|width| width.before != 0 || width.after != 0);
+    widths.sort_by_key(|width| width.along);
     Ok(widths)
 }
 
