@@ -36,7 +36,7 @@ bench: ## run the benchmarks
 	@$(call setup)
 	cargo bench $(ARGS)
 
-bench-peers: ## time training steps against PyTorch's DistributedDataParallel; installs 3.4 GB; ROUNDS=3
+bench-peers: ## time programs against PyTorch's DistributedDataParallel, which takes 3.4 GB, and mpi4jax; ROUNDS=3
 	@$(call setup,--pytorch)
 	scripts/bench_peers.sh $(ROUNDS)
 

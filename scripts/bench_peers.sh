@@ -1,56 +1,42 @@
 #!/usr/bin/env bash
-# Times training steps with DataParallel and with PyTorch's DistributedDataParallel on
-# gloo, in rounds in which both programs take turns, and prints medians over the rounds.
-# The argument is the number of rounds. PYTORCH is the folder that has PyTorch.
+# Times programs of ours and of peers in rounds, in which both take turns, and prints
+# medians over the rounds:
+#
+#     training steps with DataParallel, and with PyTorch's DistributedDataParallel on gloo
+#     forward steps of the shallow-water model, and of the same model with mpi4jax
+#
+# The argument is the number of rounds. PYTORCH is the folder that has PyTorch, MPI4JAX the one
+# that has mpi4jax if python3 does not find it by itself. A peer that is missing is left out.
 set -euo pipefail
 
 rounds=${1:-3}
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 
-cargo bench --bench data_parallel --no-run
-for ((round = 1; round <= rounds; round++)); do
-    printf '\n==== Round %d of %d ====\n\n' "$round" "$rounds"
-    cargo bench --quiet --bench data_parallel
-    OMP_NUM_THREADS=1 PYTHONPATH=$PYTORCH python3 -W ignore benches/peers/ddp.py
-done | tee "$output"
+# Runs a benchmark of ours and a peer's program. The second argument is that of medians.awk.
+compare() { # BENCHMARK PEERS COMMAND...
+    local round
+    cargo bench --bench "$1" --no-run
+    for ((round = 1; round <= rounds; round++)); do
+        printf '\n==== Round %d of %d ====\n\n' "$round" "$rounds"
+        cargo bench --quiet --bench "$1"
+        "${@:3}"
+    done | tee "$output"
+    awk -v peers="$2" -f scripts/medians.awk "$output"
+}
 
-# A line of both programs has a model, a way and a time, separated by spaces of which
-# there are at least two.
-awk -F '  +' '
-function median(list,    words, n, i, j, word) {
-    n = split(list, words, " ")
-    for (i = 2; i <= n; i++) {
-        word = words[i] + 0
-        for (j = i - 1; j > 0 && words[j] + 0 > word; j--)
-            words[j + 1] = words[j]
-        words[j + 1] = word
-    }
-    return words[int(n / 2) + 1]
-}
-# The median over the rounds of the ratios to the time of another way.
-function ratio(model, way, other,    times, others, list, n, i) {
-    n = split(all[model, way], times, " ")
-    split(all[model, other], others, " ")
-    for (i = 1; i <= n; i++)
-        list = list " " times[i] / others[i]
-    return median(list)
-}
-$3 ~ /^[0-9.]+ ms/ {
-    if (!(($1, $2) in all))
-        line[++lines] = $1 SUBSEP $2
-    all[$1, $2] = all[$1, $2] " " $3 + 0
-}
-END {
-    ddp = "DistributedDataParallel"
-    view = "DDP, gradient_as_bucket_view"
-    printf "\n\nmedians over the rounds, and as multiples of " ddp ", by default and with views\n\n"
-    printf "%-14s%-28s%12s%12s%12s\n", "model", "way", "step", "of default", "of views"
-    for (i = 1; i <= lines; i++) {
-        split(line[i], words, SUBSEP)
-        model = words[1]
-        way = words[2]
-        printf "%-14s%-28s%9.2f ms%12.2f%12.2f\n", model, way, median(all[model, way]),
-            ratio(model, way, ddp), ratio(model, way, view)
-    }
-}' "$output"
+if [[ -n ${PYTORCH:-} ]]; then
+    compare data_parallel 'DistributedDataParallel=of default;DDP, gradient_as_bucket_view=of views' \
+        env OMP_NUM_THREADS=1 PYTHONPATH="$PYTORCH" python3 -W ignore benches/peers/ddp.py
+else
+    echo 'DistributedDataParallel is left out: PYTORCH is not set ("make bench-peers" installs it and sets it)'
+fi
+
+[[ -z ${MPI4JAX:-} ]] || export PYTHONPATH=$MPI4JAX${PYTHONPATH:+:$PYTHONPATH}
+if python3 -c 'import mpi4jax' 2>/dev/null; then
+    compare shallow_water 'mpi4jax=of mpi4jax' \
+        scripts/mpiexec.sh -n "${MPI4TCH_BENCH_RANKS:-2}" python3 benches/peers/shallow_water.py
+else
+    echo "mpi4jax is left out, as python3 cannot import it. To install it: python3 -m pip install --target \
+FOLDER 'jax[cpu]' mpi4jax, with this MPI's mpicc on PATH or in MPICC; then set MPI4JAX=FOLDER"
+fi

@@ -68,6 +68,7 @@ pub fn median(times: &[f64]) -> f64 {
 }
 
 /// The median of the differences between runs of the same round.
+#[allow(dead_code, reason = "each benchmark uses some of it")]
 pub fn median_difference(times: &[f64], base: &[f64]) -> f64 {
     median(&times.iter().zip(base).map(|(time, base)| time - base).collect::<Vec<_>>())
 }
