@@ -157,6 +157,9 @@ char *mpi4tch_alias(const void *tensor, mpi4tch_tensor *result);
 /* Whether both are the same tensor object, and not only equal or of the same memory. */
 bool mpi4tch_is_same(const void *a, const void *b);
 
+/* Whether several elements of a dense tensor are in the same place in memory. */
+bool mpi4tch_overlaps(const void *tensor);
+
 /* Whether operations are being recorded; in a pullback: whether the pass has create_graph. */
 bool mpi4tch_grad_enabled(void);
 

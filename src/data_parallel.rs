@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tch::{Tensor, nn};
+use tch::{Kind, Tensor, nn};
 
 use crate::autograd::{self, LeafHook};
 use crate::base::error::{Error, Result};
@@ -22,7 +22,7 @@ use crate::engine::tape::{Tape, loss_root};
 use buckets::Buckets;
 use model::Model;
 pub use options::DataParallelOptions;
-use pass::State;
+use pass::{Share, State};
 
 /// A model that all ranks train, each on its part of the data: after
 /// [`backward`](Self::backward) the parameters' gradients are the mean of all ranks' gradients.
@@ -185,6 +185,8 @@ impl DataParallel {
     /// The loss is this rank's own, such as the mean over its part of the batch. If it communicates
     /// on a tape, use [`backward_on`](Self::backward_on).
     ///
+    /// A gradient that the parameter still has is changed in place, so a loss cannot depend on it.
+    ///
     /// # Errors
     /// [`Error::Argument`] if the loss does not have one element, is complex, or does not require
     /// grad, or within another backward pass of this `DataParallel`, and then [`Error::Mismatch`] on
@@ -207,8 +209,8 @@ impl DataParallel {
     /// their number, the result is the gradient of the mean over all samples.
     ///
     /// Collective, as there. The weights travel first, in one small message. Gradients that were
-    /// there before are weighted too. The pass starts from w / Σ w, in the kind of the loss: a loss
-    /// of kind `Half` rounds it.
+    /// there before are weighted too. A rank of weight 0 whose gradients are infinite makes those of all
+    /// ranks NaN: give `None` for a batch that is not to count.
     ///
     /// # Errors
     /// As for `backward`; [`Error::Argument`] if the weight is negative or not finite, and then
@@ -304,7 +306,7 @@ impl DataParallel {
     /// ```
     #[track_caller]
     pub fn accumulate(&self, loss: &Tensor) -> Result<()> {
-        let call = "DataParallel::accumulate";
+        let call = ACCUMULATE;
         self.comm.note((|| {
             let roots = roots(call, Some(loss))?;
             {
@@ -313,8 +315,8 @@ impl DataParallel {
                 state.begin_accumulation();
             }
             let outcome = pass(call, &roots);
-            self.state.lock().end_accumulation();
-            outcome
+            let parted = self.state.lock().end_accumulation();
+            outcome.and(parted)
         })())
     }
 
@@ -331,8 +333,9 @@ impl DataParallel {
             // On a tape, the ranks that are not in this communicator wait for the pass.
             Err(error) => run(Err(error)),
             Ok((roots, turn, share)) => {
+                let (roots, share) = scaled(roots, share);
                 self.state.lock().begin_sums(site, turn, share);
-                let outcome = run(scaled(roots, share));
+                let outcome = run(roots);
                 self.state.lock().end_sums(outcome)
             }
         })
@@ -404,6 +407,8 @@ impl fmt::Debug for DataParallel {
     }
 }
 
+const ACCUMULATE: &str = "DataParallel::accumulate";
+
 /// The roots of a backward pass: tensors and their cotangents.
 type Roots = Vec<(Tensor, Tensor)>;
 
@@ -411,20 +416,33 @@ type Roots = Vec<(Tensor, Tensor)>;
 fn roots(call: &'static str, loss: Option<&Tensor>) -> Result<Roots> {
     let roots = loss_root(call, loss)?;
     if loss.is_some() && roots.is_empty() {
-        let message = "the loss does not require grad; a loss that depends on the parameters is \
-                       needed, or None"
-            .to_owned();
+        let or_none = if call == ACCUMULATE { "" } else { ", or None" };
+        let message = format!(
+            "the loss does not require grad; a loss that depends on the parameters is needed{or_none}"
+        );
         return Err(Error::Argument { call, message });
     }
     Ok(roots)
 }
 
-/// The roots with their cotangents multiplied by this rank's share.
-fn scaled(roots: Roots, share: f64) -> Result<Roots> {
-    let share = Tensor::from(share);
-    let scale =
-        |one: Tensor| -> Result<Tensor> { Ok(one.f_mul(&share)?.f_to_kind(one.f_kind()?)?) };
-    roots.into_iter().map(|(loss, one)| Ok((loss, scale(one)?))).collect()
+/// The roots with their cotangents multiplied by this rank's share of the sum.
+fn scaled(roots: Roots, share: f64) -> (Result<Roots>, Share) {
+    let exact = Share { cotangent: share, correction: 1.0 };
+    let [(loss, one)] = &roots[..] else { return (Ok(roots), exact) };
+    let scaled = |share: f64| -> Result<Tensor> {
+        Ok(one.f_mul(&Tensor::from(share))?.f_to_kind(one.f_kind()?)?)
+    };
+    let rounds = matches!(one.f_kind(), Ok(Kind::Half | Kind::BFloat16));
+    let (cotangent, share) = match scaled(share) {
+        Ok(rounded) if rounds && share != 0.0 => match rounded.f_double_value(&[]) {
+            // Too small for the kind.
+            Ok(0.0) => (scaled(1.0), Share { cotangent: 1.0, correction: share }),
+            Ok(value) => (Ok(rounded), Share { cotangent: value, correction: share / value }),
+            Err(error) => (Err(error.into()), exact),
+        },
+        other => (other, exact),
+    };
+    (cotangent.map(|cotangent| vec![(loss.shallow_clone(), cotangent)]), share)
 }
 
 fn check_weight(call: &'static str, weight: Option<f64>) -> Result<()> {

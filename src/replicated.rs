@@ -261,6 +261,9 @@ impl Replicated {
     /// [`backward`](crate::Tape::backward), collective over the communicator that the tape was made
     /// from.
     ///
+    /// Zero the gradients before a second pass: libtorch adds to them in place, and may have made views
+    /// of one cotangent the gradients of two leaves, as of a and b in `a.view(-1) + b.view(-1)`.
+    ///
     /// # Errors
     /// [`Error::Argument`] if the loss is complex, does not have one element, or does not require
     /// grad; [`Error::Autograd`] if a pullback fails; on a tape, the errors of its `backward`.

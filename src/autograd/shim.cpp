@@ -371,6 +371,10 @@ char *mpi4tch_add_hook(const void *leaf, mpi4tch_hook hook, bool *occupied) {
   });
 }
 
+bool mpi4tch_overlaps(const void *pointer) {
+  return at::has_internal_overlap(tensor(pointer)) == at::MemOverlap::Yes;
+}
+
 bool mpi4tch_has_hook(const void *leaf) {
   const auto *hook = hook_of(tensor(leaf));
   const auto *own = dynamic_cast<const LeafHook *>(hook);

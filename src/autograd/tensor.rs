@@ -138,6 +138,12 @@ pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
     unsafe { shim::mpi4tch_is_same(a.as_ptr().cast(), b.as_ptr().cast()) }
 }
 
+/// Whether several elements of a dense tensor are in the same place in memory.
+pub(crate) fn overlaps(tensor: &Tensor) -> bool {
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call.
+    unsafe { shim::mpi4tch_overlaps(tensor.as_ptr().cast()) }
+}
+
 /// Makes backward passes add to the `grad` of a tensor that requires grad and is no leaf. What is
 /// added has no graph.
 pub(crate) fn retain_grad(call: &'static str, tensor: &Tensor) -> Result<()> {

@@ -100,6 +100,21 @@ impl Bucket {
         Ok(())
     }
 
+    /// Gives each gradient memory of its own, as it may be added to. libtorch makes a cotangent the
+    /// gradient, and views of one cotangent may be the gradients of several parameters.
+    pub(super) fn part(&self, parameters: &[Variable]) -> Result<()> {
+        for (place, &i) in self.members.iter().enumerate() {
+            let leaf = &parameters[i].tensor;
+            let view = self.buffer.as_ref().map(|buffer| &buffer.views[place]);
+            let is_in_bucket =
+                |gradient| view.is_some_and(|view| autograd::is_same(gradient, view));
+            if !is_in_bucket(&leaf.f_grad()?) {
+                part(leaf)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Collects the gradients, zeros for those that are undefined. Returns the tensor to be summed
     /// over the ranks, which is contiguous, and shares its memory with nothing else.
     pub(super) fn collect(&self, parameters: &[Variable]) -> Result<Tensor> {
@@ -185,4 +200,15 @@ impl Bucket {
         }
         Ok(())
     }
+}
+
+/// Replaces the leaf's gradient by a copy if another tensor has the same memory.
+pub(super) fn part(leaf: &Tensor) -> Result<()> {
+    let gradient = leaf.f_grad()?;
+    let metadata = Metadata::of(&gradient);
+    if metadata.is_defined() && metadata.is_strided() && autograd::owners(&gradient).1 > 1 {
+        let _recording = Recording::off();
+        autograd::set_grad(leaf, &gradient.f_alias_copy()?);
+    }
+    Ok(())
 }

@@ -99,6 +99,13 @@ impl Model {
                 Error::Argument { call, message: format!("{name}: {message}") }
             })?;
         }
+        for Variable { name, tensor } in self.parameters.iter().chain(&self.buffers) {
+            if autograd::overlaps(tensor) {
+                return refuse(format!(
+                    "several elements of {name} are in the same place in memory; copy it first"
+                ));
+            }
+        }
         for Variable { name, tensor } in &self.parameters {
             if !tensor.is_leaf() {
                 return refuse(format!("{name} is the result of an operation; a leaf is needed"));

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use super::DataParallelOptions;
+use super::bucket::part;
 use super::buckets::Buckets;
 use super::model::{Model, Variable};
-use crate::autograd;
+use crate::autograd::{self, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::base::site::Site;
@@ -31,8 +32,10 @@ pub(super) struct State {
 
 /// The backward pass that is being carried out.
 enum Pass {
-    /// The gradients are only added up on this rank.
-    Accumulates,
+    /// The gradients are only added up on this rank. `may_nest` is that of [`Sums`].
+    Accumulates {
+        may_nest: bool,
+    },
     Sums(Box<Sums>),
 }
 
@@ -52,6 +55,17 @@ struct Sums {
     under_way: VecDeque<Started>,
     /// The first error.
     outcome: Result<()>,
+    /// See [`Share`].
+    correction: f64,
+}
+
+/// The weight of a rank's gradients.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    /// The loss's cotangent: the weight as a number of the loss's kind.
+    pub(super) cotangent: f64,
+    /// What the gradients are multiplied by besides, as a kind of 16 bits rounds the weight.
+    pub(super) correction: f64,
 }
 
 impl State {
@@ -91,16 +105,21 @@ impl State {
     }
 
     pub(super) fn begin_accumulation(&mut self) {
-        self.pass = Some(Pass::Accumulates);
+        self.pass = Some(Pass::Accumulates { may_nest: autograd::live_pullbacks() != 0 });
     }
 
-    pub(super) fn end_accumulation(&mut self) {
+    pub(super) fn end_accumulation(&mut self) -> Result<()> {
         self.pass = None;
+        self.part_gradients()
     }
 
-    /// Begins a pass that the ranks have agreed on, in which each rank's gradients have the weight
-    /// `weight`.
-    pub(super) fn begin_sums(&mut self, site: Site, turn: Arc<Turn>, weight: f64) {
+    /// See [`Bucket::part`](super::bucket::Bucket::part).
+    fn part_gradients(&self) -> Result<()> {
+        self.buckets.list.iter().try_for_each(|bucket| bucket.part(self.parameters()))
+    }
+
+    /// Begins a pass that the ranks have agreed on.
+    pub(super) fn begin_sums(&mut self, site: Site, turn: Arc<Turn>, share: Share) {
         let mut sums = Sums {
             site,
             turn,
@@ -110,14 +129,15 @@ impl State {
             begun: Vec::with_capacity(self.buckets.list.len()),
             under_way: VecDeque::new(),
             outcome: Ok(()),
+            correction: share.correction,
         };
-        sums.fail(self.weigh(weight));
+        sums.fail(self.weigh(share.cotangent));
         self.pass = Some(Pass::Sums(Box::new(sums)));
     }
 
     fn weigh(&self, weight: f64) -> Result<()> {
         if weight == 1.0 {
-            return Ok(());
+            return self.part_gradients();
         }
         let weight = Tensor::from(weight);
         self.buckets.list.iter().try_for_each(|bucket| bucket.weigh(self.parameters(), &weight))
@@ -129,11 +149,18 @@ impl State {
         let name = &model.parameters[parameter].name;
         let sums = match pass {
             Some(Pass::Sums(sums)) => sums,
-            Some(Pass::Accumulates) => return Ok(()),
+            // Another pass within this one may add to the gradient, which may be a view.
+            Some(Pass::Accumulates { may_nest: true }) => {
+                return part(&model.parameters[parameter].tensor);
+            }
+            Some(Pass::Accumulates { may_nest: false }) => return Ok(()),
             None => return Err(foreign_pass(name)),
         };
         let Some(bucket) = buckets.of_parameter[parameter] else { return Ok(()) };
         sums.added[parameter] += 1;
+        if sums.may_nest && sums.added[parameter] == 1 {
+            part(&model.parameters[parameter].tensor)?;
+        }
         if bucket < sums.begun.len() {
             sums.fail(Err(added_too_late(sums.site, name)));
             return Ok(());
@@ -195,7 +222,11 @@ impl Sums {
             self.fail(Err(error));
             bucket.nothing()
         });
-        let summed = collected.and_then(|collected| {
+        let summed = collected.and_then(|mut collected| {
+            if self.correction != 1.0 {
+                let _recording = Recording::off();
+                let _ = collected.f_mul_scalar_(self.correction)?;
+            }
             let started = sum_in_place(self.site, comm, &collected, &self.turn)?;
             self.under_way.extend(started);
             Ok(collected)

@@ -24,6 +24,25 @@ pub fn half_and_bfloat16(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// The weight of a rank is not a number of these kinds on 3, 5 or 7 ranks.
+pub fn a_loss_of_16_bits(context: &Context) -> Result<()> {
+    let world = &context.world;
+    for kind in [Kind::Half, Kind::BFloat16] {
+        for options in small_buckets() {
+            let w = [Tensor::from_slice(&[1_f32, 2.0]).set_requires_grad(true)];
+            let model = trained(world, &w, options)?;
+            let loss = |w: &Tensor| w.sum(Kind::Float).to_kind(kind);
+            model.accumulate(&loss(&w[0]))?;
+            model.backward(&loss(&w[0]))?;
+            assert_close(world, &w, &[Tensor::from_slice(&[2_f32, 2.0])], 1e-6);
+            w[0].shallow_clone().zero_grad();
+            model.backward_weighted(&loss(&w[0]), 1e-9 + f64::from(world.rank()))?;
+            assert_close(world, &w, &[Tensor::from_slice(&[1_f32, 1.0])], 1e-6);
+        }
+    }
+    Ok(())
+}
+
 pub fn reduced_in_another_kind(context: &Context) -> Result<()> {
     let world = &context.world;
     for (kind, tolerance) in [(Kind::BFloat16, 3e-2), (Kind::Half, 5e-3), (Kind::Double, 1e-5)] {

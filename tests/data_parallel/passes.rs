@@ -1,6 +1,6 @@
 //! Backward passes: several into one step, without a batch, weighted, nested, of others.
 
-use mpi4tch::{DataParallelOptions, Error, Op, Result, testing};
+use mpi4tch::{DataParallel, DataParallelOptions, Error, Op, Result, testing};
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -33,6 +33,54 @@ pub fn several_into_one_step(context: &Context) -> Result<()> {
                 assert_close(world, &w, expected.as_deref().unwrap_or_default(), 1e-12);
             }
         }
+    }
+    Ok(())
+}
+
+/// libtorch makes views of one cotangent the gradients of both parameters, so that what is added to one
+/// is added to the other.
+pub fn gradients_that_share_memory(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let loss = |w: &[Tensor]| {
+        let sum = w[0].view([-1]) + w[1].view([-1]);
+        (sum * Tensor::from_slice(&[1.0, 10.0])).sum(Kind::Double)
+    };
+    type Pass = fn(&DataParallel, &Tensor, bool) -> Result<()>;
+    let passes: [Pass; 4] = [
+        |model, loss, _| {
+            model.accumulate(loss)?;
+            model.backward(None)
+        },
+        |model, loss, _| model.backward(loss),
+        |model, loss, _| model.backward_weighted(loss, 2.0),
+        |model, loss, first| model.backward_weighted(loss, if first { 1.0 } else { 0.0 }),
+    ];
+    for options in small_buckets() {
+        for pass in passes {
+            let w = [0.5, 1.5].map(|x| Tensor::from_slice(&[x, x]).set_requires_grad(true));
+            let model = trained(world, &w, options.clone())?;
+            model.accumulate(&loss(&w))?;
+            pass(&model, &loss(&w), world.rank() == 0)?;
+            let expected = Tensor::from_slice(&[2.0, 20.0]);
+            assert_close(world, &w, &[expected.shallow_clone(), expected], 1e-12);
+        }
+        // Passes that are nested in one.
+        let w = [0.5, 1.5].map(|x| Tensor::from_slice(&[x, x]).set_requires_grad(true));
+        let model = trained(world, &w, options)?;
+        let tape = world.tape();
+        let mut sum = Tensor::from(0.0);
+        for _ in 0..3 {
+            let held = std::sync::Mutex::new(w.each_ref().map(Tensor::shallow_clone));
+            let one = Tensor::from(1.0).set_requires_grad(true);
+            let part = tape.checkpoint(&[&one], move |one| {
+                let held = held.lock().expect("no panic");
+                Ok(vec![loss(&*held) * &one[0]])
+            })?;
+            sum += &part[0];
+        }
+        model.backward_on(&tape, &sum)?;
+        let expected = Tensor::from_slice(&[3.0, 30.0]);
+        assert_close(world, &w, &[expected.shallow_clone(), expected], 1e-12);
     }
     Ok(())
 }
