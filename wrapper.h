@@ -160,6 +160,9 @@ bool mpi4tch_is_same(const void *a, const void *b);
 /* Whether several elements of a dense tensor are in the same place in memory. */
 bool mpi4tch_overlaps(const void *tensor);
 
+/* Whether both have the same storage. */
+bool mpi4tch_shares_memory(const void *a, const void *b);
+
 /* Whether operations are being recorded; in a pullback: whether the pass has create_graph. */
 bool mpi4tch_grad_enabled(void);
 

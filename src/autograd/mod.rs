@@ -24,7 +24,8 @@ pub(crate) use hook::{LeafHook, has_hook, set_grad};
 pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks, panic_text};
 pub(crate) use recording::{Recording, is_recording};
 pub(crate) use tensor::{
-    Metadata, alias, empty, is_same, overlaps, owners, pin, retain_grad, take_grad, unpin, version,
+    Metadata, alias, empty, is_same, overlaps, owners, pin, retain_grad, shares_memory, take_grad,
+    unpin, version,
 };
 
 /// The bindings of `wrapper.h`.

@@ -463,6 +463,11 @@ char *mpi4tch_alias(const void *pointer, mpi4tch_tensor *result) {
 
 bool mpi4tch_is_same(const void *a, const void *b) { return tensor(a).is_same(tensor(b)); }
 
+bool mpi4tch_shares_memory(const void *a, const void *b) {
+  const at::Tensor &x = tensor(a), &y = tensor(b);
+  return x.has_storage() && y.has_storage() && x.is_alias_of(y);
+}
+
 bool mpi4tch_grad_enabled(void) { return c10::GradMode::is_enabled(); }
 
 char *mpi4tch_text(const char *text, size_t length) {

@@ -144,6 +144,12 @@ pub(crate) fn overlaps(tensor: &Tensor) -> bool {
     unsafe { shim::mpi4tch_overlaps(tensor.as_ptr().cast()) }
 }
 
+/// Whether both have the same storage.
+pub(crate) fn shares_memory(a: &Tensor, b: &Tensor) -> bool {
+    // SAFETY: both are valid at::Tensors that outlive the call.
+    unsafe { shim::mpi4tch_shares_memory(a.as_ptr().cast(), b.as_ptr().cast()) }
+}
+
 /// Makes backward passes add to the `grad` of a tensor that requires grad and is no leaf. What is
 /// added has no graph.
 pub(crate) fn retain_grad(call: &'static str, tensor: &Tensor) -> Result<()> {

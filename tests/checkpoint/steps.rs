@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use harness::Test;
-use mpi4tch::{Communicator, Op, Result, testing};
+use mpi4tch::{Communicator, Error, Op, Result, testing};
 use tch::{Device, Kind, Tensor};
 
 use super::{Context, assert_close, error_of, leaf, variable};
@@ -18,6 +18,8 @@ pub fn tests() -> Vec<Test<Context>> {
         shapes_and_kinds_that_change,
         no_steps_and_no_slots,
         second_derivatives_of_a_loop,
+        states_that_are_changed_later,
+        loops_without_end,
     ]
 }
 
@@ -166,4 +168,69 @@ fn second_derivatives_of_a_loop(context: &Context) -> Result<()> {
     };
     testing::gradcheck(&tape, &[&x], |x| f(&x[0]))?;
     testing::gradgradcheck(&tape, &x, f)
+}
+
+/// A kept state that is changed in place is an error when it is needed.
+fn states_that_are_changed_later(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let expect = |error: String, i: usize, j: usize| {
+        let expected = format!(
+            "Tape::checkpoint_steps: tensor {j} of the state before step {i} was changed in place \
+             after the state was kept; return a copy of it from the step"
+        );
+        assert!(error.ends_with(&expected), "{error}");
+    };
+    // Two buffers in turn.
+    let x = variable(&tape, 2)?;
+    let zeros = || Tensor::zeros([2], (Kind::Double, Device::Cpu));
+    let buffers = Mutex::new([zeros(), zeros()]);
+    let y = tape.checkpoint_steps(&[&x], 6, 3, move |i, x| {
+        if x[0].requires_grad() {
+            return Ok(vec![x[0].sin()]);
+        }
+        let buffer = &mut buffers.lock().expect("nobody panicked")[i % 2];
+        buffer.copy_(&x[0].sin());
+        Ok(vec![buffer.shallow_clone()])
+    })?;
+    expect(error_of(tape.backward(&y[0].sum(Kind::Double))), 4, 0);
+    // States that the function has a part in.
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&seen);
+    let y = tape.checkpoint_steps(&[&x], 6, 3, move |_, x| {
+        let y = x[0].sin();
+        if !y.requires_grad() {
+            kept.lock().expect("nobody panicked").push(y.shallow_clone());
+        }
+        Ok(vec![y])
+    })?;
+    for y in seen.lock().expect("nobody panicked").iter_mut() {
+        let _ = y.fill_(0.1);
+    }
+    expect(error_of(tape.backward(&y[0].sum(Kind::Double))), 4, 0);
+    // A part of the state that all steps pass on.
+    let y = tape.checkpoint_steps(&[&x], 6, 3, |i, x| {
+        let factor = if i == 0 { x[0].cos() } else { x[1].shallow_clone() };
+        Ok(vec![&x[0] * &factor, factor])
+    })?;
+    let _ = tch::no_grad(|| y[1].shallow_clone().g_add_scalar_(1.0));
+    expect(error_of(tape.backward(&y[0].sum(Kind::Double))), 4, 1);
+    super::works(context)
+}
+
+/// The number of steps is no promise of their end.
+fn loops_without_end(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    for slots in [1, 2, 3, 1000, usize::MAX] {
+        for steps in [usize::MAX, usize::MAX / 2] {
+            let error = error_of(tape.checkpoint_steps(&[&x], steps, slots, |i, x| {
+                if i > 3 {
+                    return Err(Error::Argument { call: "f", message: "no more".to_owned() });
+                }
+                Ok(vec![x[0].sin()])
+            }));
+            assert_eq!(error, "f: no more", "{steps} steps, {slots} slots");
+        }
+    }
+    super::works(context)
 }

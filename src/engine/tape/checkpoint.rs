@@ -6,6 +6,7 @@ use tch::Tensor;
 use super::Tape;
 use super::calls::Label;
 use super::recomputation::Loop;
+use crate::autograd::Metadata;
 use crate::base::error::{Error, Result};
 
 impl Tape {
@@ -28,6 +29,7 @@ impl Tape {
     /// - Gradients: variables that `f` uses without having them as inputs (in a `Mutex`, since `f` is
     ///   `Sync`) get their gradients in [`backward`](Self::backward). In [`grad`](Self::grad) and under
     ///   `create_graph` they are an error, as a part of the gradient would be lost.
+    /// - Memory: an output that shares memory with an input, or with another output, is copied.
     /// - Adjoint: that of `f`. Second derivatives keep the graph of the second run.
     /// - Nesting: `f` may make checkpoints of the same tape, by a `Weak<Tape>` that it has captured (an
     ///   `Arc` would keep the tape alive through its own graph).
@@ -84,6 +86,8 @@ impl Tape {
     ///   ranks that communicate in the steps must give the same `steps` and `slots`.
     /// - Shape: the number of tensors in the state, their shapes and their kinds may change from step to
     ///   step.
+    /// - Changes in place: states that are kept must not be changed later, by a step that uses a buffer
+    ///   again for instance. The backward pass returns an error if it needs such a state.
     /// - While a step runs, its input and its output are in memory besides the states that are kept.
     /// - Adjoint: that of the loop. Under `create_graph` all steps are run again with one graph, which
     ///   is kept: no memory is saved then. A second pass, after one with `keep_graph`, finds only the
@@ -136,6 +140,9 @@ impl Tape {
             return self.note(Err(error));
         }
         if steps == 0 {
+            if state.iter().any(|x| !Metadata::of(x).is_defined()) {
+                return self.note(Err(Error::Undefined { call: site.call }));
+            }
             return Ok(state.iter().map(|x| x.shallow_clone()).collect());
         }
         let label = Label::Steps { steps, slots };

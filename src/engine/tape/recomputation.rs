@@ -22,7 +22,16 @@ pub(super) type Step = Box<dyn Fn(usize, &[Tensor]) -> Result<Vec<Tensor>> + Sen
 /// A state of the loop, with the state that the random numbers had then.
 struct State {
     tensors: Vec<Tensor>,
+    /// The versions that the tensors had: they must not be changed in place.
+    versions: Vec<i64>,
     generator: Tensor,
+}
+
+impl State {
+    fn new(tensors: Vec<Tensor>, generator: Tensor) -> Self {
+        let versions = versions(&tensors);
+        Self { tensors, versions, generator }
+    }
 }
 
 /// The loop of a checkpoint; a checkpoint of one function is a loop of one step.
@@ -63,25 +72,27 @@ impl Loop {
         }
         let record = tape.in_use();
         let records = autograd::is_recording() && !record.is_first_run();
-        let mut state: Vec<Tensor> =
-            inputs.iter().map(|x| Ok(x.f_detach()?)).collect::<Result<_>>()?;
+        let given: Vec<Tensor> = inputs.iter().map(|x| Ok(x.f_detach()?)).collect::<Result<_>>()?;
+        let mut state: Vec<Tensor> = given.iter().map(Tensor::shallow_clone).collect();
         if !records && !record.is_first_run() {
             for i in 0..self.steps {
                 state = self.run(i, &state)?;
             }
-            return Ok(state);
+            return apart(&given, state);
         }
         let _recording = Recording::off();
         let first = generator(call)?;
-        let places = if records { revolve::kept(self.steps, self.slots) } else { Vec::new() };
+        let mut last = first.shallow_clone();
+        let mut places = revolve::kept(self.steps, self.slots).skip(1).peekable();
         let mut kept = Vec::new();
         let (state, noted) = record
             .run_first(self.label, || {
-                let mut noted = Vec::with_capacity(self.steps);
+                let mut noted = Vec::new();
                 for i in 0..self.steps {
-                    if i > 0 && places.contains(&i) {
+                    if records && places.next_if_eq(&i).is_some() {
                         let tensors = state.iter().map(Tensor::shallow_clone).collect();
-                        kept.push((i, State { tensors, generator: generator(call)? }));
+                        last = generator_like(call, &last)?;
+                        kept.push((i, State::new(tensors, last.shallow_clone())));
                     }
                     let (after, note) = record.run_first(Label::Step(i), || self.run(i, &state))?;
                     state = after;
@@ -90,8 +101,7 @@ impl Loop {
                 Ok((state, noted))
             })?
             .0;
-        let results: Vec<Tensor> =
-            state.iter().map(|y| Ok(y.f_detach()?)).collect::<Result<_>>()?;
+        let results = apart(&given, detached(&state)?)?;
         if !records {
             return Ok(results);
         }
@@ -118,7 +128,7 @@ impl Loop {
     fn run(&self, i: usize, state: &[Tensor]) -> Result<Vec<Tensor>> {
         let call = self.site.call;
         let refuse = |message: String| Err(Error::Argument { call, message });
-        let versions: Vec<i64> = state.iter().map(autograd::version).collect();
+        let before = versions(state);
         let outcome = {
             let _recording = Recording::kept();
             catch_unwind(AssertUnwindSafe(|| (self.step)(i, state)))
@@ -133,8 +143,7 @@ impl Loop {
         if after.iter().any(|y| !Metadata::of(y).is_defined()) {
             return Err(Error::Undefined { call });
         }
-        let changed = state.iter().zip(versions).position(|(x, v)| autograd::version(x) != v);
-        if let Some(j) = changed {
+        if let Some(j) = changed(state, &before) {
             return refuse(format!(
                 "the function changed input {j} in place, which it needs when it is run again"
             ));
@@ -175,6 +184,16 @@ impl Recomputation {
         }
     }
 
+    /// Refuses a state that was changed in place: the gradient would be that of another program.
+    fn check_unchanged(&self, i: usize, state: &State) -> Result<()> {
+        changed(&state.tensors, &state.versions).map_or(Ok(()), |j| {
+            self.refuse(&format!(
+                "tensor {j} of the state before step {i} was changed in place after the state was \
+                 kept; return a copy of it from the step"
+            ))
+        })
+    }
+
     /// Goes back through one step after another.
     fn pull_steps(
         &self,
@@ -183,18 +202,20 @@ impl Recomputation {
         mut cotangents: Vec<Option<Tensor>>,
     ) -> Result<Vec<Option<Tensor>>> {
         let generator = self.generator.lock().shallow_clone();
-        let mut states = vec![(0, State { tensors: inputs, generator })];
+        let mut states = vec![(0, State::new(inputs, generator))];
         states.append(&mut self.kept.lock());
         let new_record =
             || Arc::new(Record::of_checkpoint(record::first_token(), tape.as_origin()));
         let advance = |i: usize, state: &State| {
+            self.check_unchanged(i, state)?;
             let tensors: Vec<Tensor> = detached(&state.tensors)?;
             let (record, _recording) = (new_record(), Recording::off());
             let (tensors, generator) =
                 self.run_again(tape, &record, i, &tensors, &state.generator)?;
-            Ok::<_, Error>(State { tensors: detached(&tensors)?, generator })
+            Ok::<_, Error>(State::new(detached(&tensors)?, generator))
         };
         let pull = |i: usize, state: &State| {
+            self.check_unchanged(i, state)?;
             let requires = |(j, x): (usize, &Tensor)| {
                 if i == 0 { self.require[j] } else { carries_gradient(&Metadata::of(x)) }
             };
@@ -291,7 +312,7 @@ impl Recomputation {
                     return self.refuse_other(&now, before);
                 }
             }
-            Ok((after, generator(call)?))
+            Ok((after, generator_like(call, random)?))
         })
     }
 
@@ -350,4 +371,32 @@ struct Roots {
 
 fn detached(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
     tensors.iter().map(|x| Ok(x.f_detach()?)).collect()
+}
+
+fn versions(tensors: &[Tensor]) -> Vec<i64> {
+    tensors.iter().map(autograd::version).collect()
+}
+
+/// The first of the tensors that was changed in place since it had this version.
+fn changed(tensors: &[Tensor], versions: &[i64]) -> Option<usize> {
+    tensors.iter().zip(versions).position(|(x, version)| autograd::version(x) != *version)
+}
+
+/// The state of the random numbers. One that is equal to the last one shares its memory.
+fn generator_like(call: &'static str, last: &Tensor) -> Result<Tensor> {
+    let now = generator(call)?;
+    Ok(if now.f_equal(last)? { last.shallow_clone() } else { now })
+}
+
+/// The results, of which those that share memory with an input or with one another are copied: the
+/// graph knows nothing of that memory, and a change of one of them in place would change the other.
+fn apart(inputs: &[Tensor], mut results: Vec<Tensor>) -> Result<Vec<Tensor>> {
+    for i in 0..results.len() {
+        let (before, rest) = results.split_at_mut(i);
+        let y = &mut rest[0];
+        if inputs.iter().chain(before.iter()).any(|x| autograd::shares_memory(x, y)) {
+            *y = y.f_alias_copy()?;
+        }
+    }
+    Ok(results)
 }

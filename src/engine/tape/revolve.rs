@@ -16,12 +16,33 @@ fn repetitions(steps: usize, slots: usize) -> usize {
     if slots == 1 {
         return steps.saturating_sub(1);
     }
-    let (mut most, mut r) = (1_u128, 0);
-    while most < steps as u128 {
-        r += 1;
-        most = most.saturating_mul((slots + r) as u128) / r as u128;
+    let (mut low, mut high) = (0, 1);
+    while !is_enough(high, slots, steps) {
+        (low, high) = (high, 2 * high);
     }
-    r
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if is_enough(middle, slots, steps) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    low
+}
+
+/// Whether C(s + r, s) ≥ n. Each factor of the product is at least 2, so there are few before it is
+/// large enough, and it does not overflow before.
+fn is_enough(r: usize, slots: usize, steps: usize) -> bool {
+    let (fewer, more) = (r.min(slots) as u128, r.max(slots) as u128);
+    let mut most = 1_u128;
+    for i in 1..=fewer {
+        if most >= steps as u128 {
+            break;
+        }
+        most = most.saturating_mul(more + i) / i;
+    }
+    most >= steps as u128
 }
 
 /// How many steps to run from a kept state to the next one to keep, if `steps` steps, two or more, are
@@ -43,23 +64,18 @@ fn split(steps: usize, slots: usize) -> usize {
     low
 }
 
-/// The numbers of the steps before which the first run keeps the state, from 0 on.
-pub(super) fn kept(steps: usize, slots: usize) -> Vec<usize> {
-    let mut kept = vec![0];
-    let mut place = 0;
-    for free in (2..=slots).rev() {
+/// The numbers of the steps before which the first run keeps the state, from 0 on, in their order.
+pub(super) fn kept(steps: usize, slots: usize) -> impl Iterator<Item = usize> {
+    let next = move |&(place, free): &(usize, usize)| {
         // The program after the loop counts as a step.
-        let left = steps + 1 - place;
-        if left < 2 {
-            break;
+        let left = (steps - place).saturating_add(1);
+        if free < 2 || left < 2 {
+            return None;
         }
-        place += split(left, free);
-        if place >= steps {
-            break;
-        }
-        kept.push(place);
-    }
-    kept
+        let next = place + split(left, free);
+        (next < steps).then_some((next, free - 1))
+    };
+    std::iter::successors(Some((0, slots)), next).map(|(place, _)| place)
 }
 
 /// Goes back through the steps, the last one first. `kept` has the states in memory, with the numbers
@@ -124,7 +140,7 @@ mod tests {
     /// How many steps are run in both passes, and the most states that lived at once.
     fn run(steps: usize, slots: usize) -> (usize, usize) {
         let (live, count, most) = (Rc::new(Cell::new(0)), Cell::new(steps), Cell::new(0));
-        let places = kept(steps, slots);
+        let places: Vec<usize> = kept(steps, slots).collect();
         assert!(places.len() <= slots, "{places:?} with {slots} slots");
         let kept = places.iter().map(|&place| (place, State::new(place, &live))).collect();
         let note = || {
@@ -222,5 +238,9 @@ mod tests {
             assert_eq!(formula(steps, slots), count, "{steps} steps, {slots} slots");
         }
         assert_eq!(run(100_000, 100_000).0, 200_000);
+        for slots in [1, 2, 3, 1000, usize::MAX] {
+            let places: Vec<usize> = kept(usize::MAX, slots).take(3).collect();
+            assert!(places.is_sorted() && places[0] == 0, "{places:?} with {slots} slots");
+        }
     }
 }
