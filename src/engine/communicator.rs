@@ -110,6 +110,9 @@ impl Communicator {
     /// The communicator of a handle that was just made from this one. It is on the same tape.
     pub(crate) fn child(&self, handle: Arc<Handle>) -> Self {
         let (record, is_compared) = (self.record.clone(), self.is_compared);
+        if let Some(record) = &record {
+            record.note_made(handle.identity());
+        }
         Self { record, is_compared, ..Self::new(handle, &self.inner.flights) }
     }
 
@@ -281,7 +284,7 @@ impl Communicator {
             && self.origin.is_none()
             && self.admission.is_none()
         {
-            record.note_call(call);
+            record.note_call(call, caller, self.identity());
         }
         let backward = matches!(self.pass, Pass::Backward);
         Site { call, at: self.origin.unwrap_or(caller), backward, number, seal: 0 }

@@ -11,6 +11,7 @@
 //! [`Request`](crate::Request). A collective is written once, for both.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use tch::Tensor;
@@ -30,6 +31,7 @@ use crate::engine::execution;
 use crate::engine::flight::Start;
 use crate::engine::request::settle_messages;
 use crate::engine::tape::{self, Traffic};
+use crate::environment::status::Envelope;
 
 /// A map on the tuple of all ranks' tensors, carried out by one MPI call or, if it does not
 /// [communicate](Self::communicates), by none.
@@ -348,7 +350,9 @@ impl<'x> Ready<'x> {
         };
         let records = comm.records(input.view());
         let subject = Some((input.datatype(), records));
-        let terms = match operator.terms(comm, &input) {
+        let terms = operator.terms(comm, &input);
+        note_arguments(comm, &input, &terms);
+        let terms = match terms {
             Ok(terms) => terms,
             Err(error) => return Err(Proposal::refuse(site, comm, error)),
         };
@@ -360,6 +364,26 @@ impl<'x> Ready<'x> {
         let proposal = Proposal::begin(site, comm, subject, Ok(terms))?;
         let start = proposal.map_or(Start::Now, |proposal| Start::Agreed(Box::new(proposal)));
         Ok((Self { plan, agreed, records, turn: None }, start))
+    }
+}
+
+/// Notes the arguments of a call in a checkpoint, which must be the same when it is run again. Those of
+/// a part of a call that was agreed on are not noted.
+#[inline]
+pub(crate) fn note_arguments(comm: &Communicator, input: &Input, terms: &Result<Terms>) {
+    let is_whole = !matches!(comm.admission(), Some(Admission::Granted(_) | Admission::Compared));
+    if let (Some(record), Ok(terms)) = (comm.tape_record(), terms)
+        && is_whole
+        && comm.is_forward()
+    {
+        record.note_arguments(|| {
+            let mut hasher = DefaultHasher::new();
+            (input.shape(), input.datatype().scalar_type()).hash(&mut hasher);
+            terms.hash(&mut hasher);
+            terms.pairs.map(|pairs| (pairs.send, pairs.receive)).hash(&mut hasher);
+            (terms.told.map(|told| (told.counts, told.shape)), terms.told_each).hash(&mut hasher);
+            hasher.finish()
+        });
     }
 }
 
@@ -388,13 +412,28 @@ fn negotiate<'x>(
 ) -> Result<(Input<'x>, Agreed, Option<Arc<Turn>>)> {
     let call = operator.name();
     if !operator.traffic().is_collective() {
+        tape::refuse_message_on_no_tape(site, comm)?;
         let input = Input::new(call, x)?;
-        operator.terms(comm, &input)?;
+        let terms = operator.terms(comm, &input);
+        note_arguments(comm, &input, &terms);
+        terms?;
+        if let Traffic::Messages { send, .. } = operator.traffic()
+            && let Some(record) = comm.tape_record()
+        {
+            // The wildcards of a receive have been noted before the call.
+            record.note_arguments(|| {
+                let mut hasher = DefaultHasher::new();
+                send.as_ref().and_then(Envelope::known).hash(&mut hasher);
+                hasher.finish()
+            });
+        }
         return Ok((input, Agreed::default(), None));
     }
     if !operator.communicates() {
         let input = Input::new(call, x)?;
-        let terms = operator.terms(comm, &input)?;
+        let terms = operator.terms(comm, &input);
+        note_arguments(comm, &input, &terms);
+        let terms = terms?;
         // A tape compares the call in place of an agreement, as the adjoint may communicate.
         let subject = Some((input.datatype(), comm.records(input.view())));
         let seal = if comm.is_on_tape() { fingerprint(site, comm, subject, terms) } else { 0 };
@@ -409,6 +448,8 @@ fn negotiate<'x>(
     };
     let records = operator.recorded_by().is_none() && comm.records(input.view());
     let subject = Some((input.datatype(), records));
-    let (agreed, turn) = agree(site, comm, subject, operator.terms(comm, &input), exchanges, way)?;
+    let terms = operator.terms(comm, &input);
+    note_arguments(comm, &input, &terms);
+    let (agreed, turn) = agree(site, comm, subject, terms, exchanges, way)?;
     Ok((input, agreed, Some(turn)))
 }

@@ -28,7 +28,8 @@ use crate::engine::agreement::{Admission, Agreed, Proposal};
 use crate::engine::communicator::Communicator;
 use crate::engine::dummies::join_dummies;
 use crate::engine::execution::Started;
-use crate::engine::operator::{Derivative, Mode, Operator, Ready, agree_on_parts};
+use crate::engine::operator::{Derivative, Mode, Operator, Ready, agree_on_parts, note_arguments};
+use crate::engine::tape::{self, Traffic};
 use nodes::Nodes;
 use order::{Due, Owed};
 pub(crate) use order::{forget_tape, settle_messages, settle_tape};
@@ -106,6 +107,8 @@ struct Part {
     comm: Communicator,
     /// The node of the wait, if the operation is recorded.
     owed: Option<Owed>,
+    /// The run of a checkpoint that has started it, if it has a result.
+    run: Option<u64>,
 }
 
 /// The mode of calls that are only started.
@@ -140,7 +143,9 @@ impl Mode for Nonblocking {
             }
             None => None,
         };
-        let part = Part { started, comm: comm.clone(), owed };
+        let is_send = matches!(operator.traffic(), Traffic::Messages { receive: None, .. });
+        let run = if is_send { None } else { tape::current_run() };
+        let part = Part { started, comm: comm.clone(), owed, run };
         Ok(Request { parts: vec![part], finish: None })
     }
 
@@ -154,7 +159,9 @@ impl Mode for Nonblocking {
         let begin = || {
             let input = Input::new(site.call, x).map_err(|e| Proposal::refuse(site, comm, e))?;
             let subject = Some((input.datatype(), comm.records(input.view())));
-            Proposal::begin(site, comm, subject, operator.terms(comm, &input))
+            let terms = operator.terms(comm, &input);
+            note_arguments(comm, &input, &terms);
+            Proposal::begin(site, comm, subject, terms)
         };
         if operator.exchanges_sizes() {
             return agree_on_parts(operator, site, comm, x, Way::Polls);
@@ -342,7 +349,9 @@ impl std::fmt::Debug for Request {
 
 impl Part {
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
+        let start = self.started.flight.site();
         let y = self.started.result(site);
+        let y = y.and_then(|y| tape::refuse_after_run(start, self.run).map(|()| y));
         self.comm.note(match &self.owed {
             Some(owed) => y.and_then(|y| owed.0.result(site, comm, y)),
             None => y,

@@ -33,6 +33,7 @@ use pass::BackwardPass;
 pub(crate) use pass::loss_root;
 pub(crate) use passage::outlived;
 pub(crate) use record::{Pulled, Record, add_node, carries_gradient, note, tapes_used};
+pub(crate) use run::{current_run, refuse_after_run, refuse_message_on_no_tape};
 
 /// A communicator that records its operations. The backward pass carries out the adjoints of all of
 /// them, in reverse order, on every rank.

@@ -121,7 +121,7 @@ impl Communicator {
         if op.changes_in_place(self, x) {
             return apply_in_place(&AllReduce::new(op), self, x);
         }
-        replace(Site::new("all_reduce"), self, x, |comm, x| comm.all_reduce(x, op))
+        replace(self.site("all_reduce"), self, x, |comm, x| comm.all_reduce(x, op))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::engine::communicator::Communicator;
 use crate::engine::dummies::join_dummies;
 use crate::engine::operator::{Blocking, Mode, apply};
 use crate::engine::request::{Nonblocking, Request};
+use crate::engine::tape::refuse_message_on_no_tape;
 use crate::environment::error_code::check;
 use crate::environment::status::{Envelope, PROC_NULL, Source, Status, TagMatch};
 use operators::{Receive, Send, SendReceive};
@@ -274,6 +275,7 @@ impl Communicator {
     #[track_caller]
     pub fn probe(&self, source: impl Into<Source>, tag: impl Into<TagMatch>) -> Result<Status> {
         let site = self.site("probe");
+        refuse_message_on_no_tape(site, self)?;
         let envelope = self.envelope(source, tag)?;
         self.check_envelope(site.call, "source", &envelope)?;
         let (source, tag) = envelope.to_mpi();

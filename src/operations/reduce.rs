@@ -10,7 +10,6 @@ use crate::autograd::Metadata;
 use crate::base::error::Result;
 use crate::base::op::Op;
 use crate::base::rank::Rank;
-use crate::base::site::Site;
 use crate::call::buffer::Input;
 use crate::call::{Call, Finish, Plan};
 use crate::engine::agreement::{Agreed, Terms};
@@ -117,7 +116,7 @@ impl Communicator {
         if IN_PLACE && op.changes_in_place(self, x) {
             return apply_in_place(&Reduce { op, root }, self, x);
         }
-        replace(Site::new("reduce"), self, x, |comm, x| comm.reduce(x, op, root))
+        replace(self.site("reduce"), self, x, |comm, x| comm.reduce(x, op, root))
     }
 }
 

@@ -1,10 +1,10 @@
 //! What would lose a gradient, or leave ranks waiting, is an error where it can be known.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use harness::Test;
-use mpi4tch::{Communicator, Error, Op, Result};
+use mpi4tch::{Communicator, Error, Op, Result, Source, TagMatch};
 use tch::{Kind, Tensor};
 
 use super::{Context, assert_close, error_of, leaf, variable, works};
@@ -18,7 +18,13 @@ pub fn tests() -> Vec<Test<Context>> {
         other_checkpoints_on_other_ranks,
         other_steps_on_other_ranks,
         messages_that_cross_the_border,
-        communicators_of_another_tape_or_none,
+        communicators_of_another_tape,
+        messages_on_no_tape,
+        other_arguments_in_the_second_run,
+        another_communicator_in_the_second_run,
+        requests_that_outlive_their_checkpoint,
+        outputs_that_are_inputs,
+        captured_graphs,
         results_that_are_no_inputs,
         passes_in_a_checkpoint,
         passes_that_are_not_the_tapes,
@@ -99,9 +105,28 @@ fn other_calls_in_the_second_run(context: &Context) -> Result<()> {
     });
     let y = tape.checkpoint(&[&x], f)?;
     let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
-    let expected = "in the backward pass the function made other calls than in its first run: 2 calls, \
-                    not the same 1";
-    assert!(error.ends_with(expected), "{error}");
+    let start = "in the backward pass the function made other calls than in its first run: call 2, \
+                 broadcast at tests/checkpoint/refusals.rs:";
+    let end = ", is one more than the 1 call of the first run";
+    assert!(error.contains(start) && error.ends_with(end), "{error}");
+    let f = changing(&tape, |comm, is_again, x| {
+        let y = comm.all_reduce(x, Op::Sum)?;
+        Ok(vec![if is_again { comm.all_reduce(&y, Op::Sum)? } else { comm.broadcast(&y, 0)? }])
+    });
+    let y = tape.checkpoint(&[&x], f)?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    let (start, middle) =
+        ("first run: call 2 is all_reduce at tests/", ", and was broadcast at tests/");
+    assert!(error.contains(start) && error.contains(middle), "{error}");
+    let f = changing(&tape, |comm, is_again, x| {
+        let y = comm.all_reduce(x, Op::Sum)?;
+        let y = comm.all_reduce(&y, Op::Sum)?;
+        Ok(vec![if is_again { y } else { comm.broadcast(&y, 0)? }])
+    });
+    let y = tape.checkpoint(&[&x], f)?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    let expected = "first run: 2 calls, without call 3, broadcast at tests/checkpoint/refusals.rs:";
+    assert!(error.contains(expected), "{error}");
     works(context)
 }
 
@@ -180,7 +205,7 @@ fn messages_that_cross_the_border(context: &Context) -> Result<()> {
     works(context)
 }
 
-fn communicators_of_another_tape_or_none(context: &Context) -> Result<()> {
+fn communicators_of_another_tape(context: &Context) -> Result<()> {
     let world = &context.world;
     let (tape, other) = (world.tape(), world.tape());
     let x = variable(&tape, 2)?;
@@ -191,14 +216,6 @@ fn communicators_of_another_tape_or_none(context: &Context) -> Result<()> {
     let expected =
         " on another tape, in a checkpoint; put its communicator on the checkpoint's tape";
     assert!(error.ends_with(expected), "{error}");
-    let comm = world.clone();
-    let y = tape.checkpoint(&[&x], move |x| {
-        let (right, left) = neighbours(&comm);
-        Ok(vec![comm.sendrecv(&x[0], right, &x[0], left, 1)?])
-    })?;
-    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
-    let expected = " on no tape, in a checkpoint; put its communicator on the checkpoint's tape";
-    assert!(error.ends_with(expected), "{error}");
     works(context)
 }
 
@@ -206,7 +223,7 @@ fn results_that_are_no_inputs(context: &Context) -> Result<()> {
     let tape = context.world.tape();
     let x = variable(&tape, 2)?;
     let sum = tape.all_reduce(&x, Op::Sum)?;
-    let captured = std::sync::Mutex::new(sum);
+    let captured = Mutex::new(sum);
     let y = tape.checkpoint(&[&x], move |x| {
         Ok(vec![&x[0] * &*captured.lock().expect("nobody panicked")])
     })?;
@@ -263,6 +280,11 @@ fn undefined_tensors(context: &Context) -> Result<()> {
     assert_eq!(error, expected);
     let error = error_of(tape.checkpoint(&[], |_| Ok(vec![Tensor::new()])));
     assert_eq!(error, expected);
+    let error =
+        error_of(tape.checkpoint_steps(&[&Tensor::new()], 0, 1, |_, _| unreachable!("no step")));
+    let expected =
+        "Tape::checkpoint_steps: the tensor is undefined, like a gradient that was never computed";
+    assert_eq!(error, expected);
     tape.backward(None)
 }
 
@@ -283,5 +305,171 @@ fn changes_in_place(context: &Context) -> Result<()> {
     let _ = z.shallow_clone().g_add_scalar_(1.0);
     let error = error_of(tape.backward(&loss));
     assert!(error.contains("modified by an inplace operation"), "{error}");
+    works(context)
+}
+
+/// A message on no tape would be sent again in the backward pass, in the context of the program's own.
+fn messages_on_no_tape(context: &Context) -> Result<()> {
+    type Messages = fn(&Communicator) -> Result<()>;
+    let calls: [(&str, Messages); 6] = [
+        ("send", |comm| comm.send(&Tensor::from(7), neighbours(comm).0, 5).map(drop)),
+        ("send", |comm| comm.isend(&Tensor::from(7), neighbours(comm).0, 5)?.wait().map(drop)),
+        ("recv", |comm| comm.recv(&Tensor::from(7), neighbours(comm).1, 5).map(drop)),
+        ("recv", |comm| comm.irecv(&Tensor::from(7), Source::Any, 5)?.wait().map(drop)),
+        ("sendrecv", |comm| {
+            let (right, left) = neighbours(comm);
+            comm.sendrecv(&Tensor::from(7), right, &Tensor::from(7), left, 5).map(drop)
+        }),
+        ("probe", |comm| comm.probe(Source::Any, TagMatch::Any).map(drop)),
+    ];
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    for (name, call) in calls {
+        let comm = context.world.clone();
+        let outcome = tape.checkpoint(&[&x], move |x| {
+            call(&comm)?;
+            Ok(vec![x[0].sin()])
+        });
+        let error = error_of(outcome);
+        let start = format!("{name}: called at tests/checkpoint/refusals.rs:");
+        let end = " on no tape, in a checkpoint; put its communicator on the checkpoint's tape";
+        assert!(error.starts_with(&start) && error.ends_with(end), "{error}");
+    }
+    works(context)
+}
+
+/// A function that makes a call with other arguments in its second run.
+fn other_arguments_in_the_second_run(context: &Context) -> Result<()> {
+    type Calls = fn(&Communicator, bool, &Tensor) -> Result<Tensor>;
+    let cases: [(&str, Calls); 6] = [
+        ("all_reduce", |comm, again, x| comm.all_reduce(x, if again { Op::Sum } else { Op::Mean })),
+        ("all_reduce", |comm, again, x| {
+            let mut y = x * 1.0;
+            comm.all_reduce_(&mut y, if again { Op::Sum } else { Op::Mean })?;
+            Ok(y)
+        }),
+        ("broadcast", |comm, again, x| comm.broadcast(x, if again { 0 } else { comm.size() - 1 })),
+        ("sendrecv", |comm, again, x| {
+            let (right, left) = neighbours(comm);
+            comm.sendrecv(x, right, x, left, if again { 3 } else { 4 })
+        }),
+        ("all_reduce", |comm, again, x| {
+            let x = if again { x.repeat([2]) } else { x.shallow_clone() };
+            Ok(comm.all_reduce(&x, Op::Sum)?.narrow(0, 0, 2))
+        }),
+        ("all_gather", |comm, again, x| {
+            let x = x.reshape([1, 2]);
+            Ok(comm.all_gather(&x, i64::from(again))?.reshape([-1]).narrow(0, 0, 2))
+        }),
+    ];
+    for (i, (name, calls)) in cases.into_iter().enumerate() {
+        // Messages may be left on a communicator whose backward pass has failed.
+        let tape = context.world.duplicate()?.tape();
+        if name == "broadcast" && tape.size() == 1 {
+            continue;
+        }
+        let x = variable(&tape, 2)?;
+        let (comm, runs) = (Communicator::clone(&tape), AtomicUsize::new(0));
+        let y = tape.checkpoint(&[&x], move |x| {
+            let y = comm.all_reduce(&x[0], Op::Sum)?;
+            Ok(vec![calls(&comm, runs.fetch_add(1, Ordering::Relaxed) > 0, &y)?])
+        })?;
+        let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+        let start = format!(
+            "in the backward pass the function made other calls than in its first run: call 2, \
+             {name} at tests/checkpoint/refusals.rs:"
+        );
+        let end = ", has other arguments or is on another communicator";
+        assert!(error.contains(&start) && error.ends_with(end), "{i}: {error}");
+    }
+    works(context)
+}
+
+fn another_communicator_in_the_second_run(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 2)?;
+    let (one, other) = (Communicator::clone(&tape), tape.duplicate()?);
+    let runs = AtomicUsize::new(0);
+    let y = tape.checkpoint(&[&x], move |x| {
+        let is_again = runs.fetch_add(1, Ordering::Relaxed) > 0;
+        let comm = if is_again { &other } else { &one };
+        Ok(vec![comm.all_reduce(&x[0], Op::Sum)?])
+    })?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    let end = ", has other arguments or is on another communicator";
+    assert!(error.ends_with(end), "{error}");
+    // One that is made in the checkpoint is another one in each run, and no error.
+    let x = variable(&tape, 2)?;
+    let comm = Communicator::clone(&tape);
+    let y = tape.checkpoint_steps(&[&x], 4, 2, move |_, x| {
+        Ok(vec![comm.duplicate()?.all_reduce(&x[0], Op::Mean)?])
+    })?;
+    tape.backward(&y[0].sum(Kind::Double))?;
+    assert_close(&[x.grad()], &[x.ones_like()]);
+    works(context)
+}
+
+/// The result of a request that is waited for after the run that has started it has no graph.
+fn requests_that_outlive_their_checkpoint(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    for is_on_tape in [true, false] {
+        let x = variable(&tape, 2)?;
+        let comm = if is_on_tape { Communicator::clone(&tape) } else { context.world.clone() };
+        let request = Arc::new(Mutex::new(None));
+        let kept = Arc::clone(&request);
+        let y = tape.checkpoint(&[&x], move |x| {
+            let request = comm.iall_reduce(&x[0].square(), Op::Mean)?;
+            *kept.lock().expect("nobody panicked") = Some(request);
+            Ok(vec![x[0].sin()])
+        })?;
+        let request = request.lock().expect("nobody panicked").take().expect("it is there");
+        let error = error_of(request.wait());
+        let start = "all_reduce: started at tests/checkpoint/refusals.rs:";
+        let end = " in a checkpoint that has ended; wait for it there, and return its result as an \
+                   output";
+        assert!(error.starts_with(start) && error.ends_with(end), "{error}");
+        tape.backward(&y[0].sum(Kind::Double))?;
+        assert_close(&[x.grad()], &[x.detach().cos()]);
+    }
+    works(context)
+}
+
+/// A change of an output must not change an input, or another output.
+fn outputs_that_are_inputs(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 3)?;
+    let before = x.detach().copy();
+    let outputs = tape.checkpoint(&[&x], |x| {
+        let y = x[0].sin();
+        Ok(vec![x[0].shallow_clone(), x[0].narrow(0, 0, 2), y.shallow_clone(), y])
+    })?;
+    for y in &outputs[..3] {
+        let _ = tch::no_grad(|| y.shallow_clone().fill_(9.0));
+    }
+    assert_close(&[x.detach(), outputs[3].detach()], &[before.shallow_clone(), before.sin()]);
+    tape.backward(&outputs[3].sum(Kind::Double))?;
+    assert_close(&[x.grad()], &[before.cos()]);
+    works(context)
+}
+
+/// A captured tensor with a graph of its own, which the pass of the checkpoint frees.
+fn captured_graphs(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let (w, x) = (variable(&tape, 2)?, variable(&tape, 2)?);
+    let expected = "a checkpoint frees the graph of a tensor that its function has captured; make the \
+                    tensor an input";
+    let square = w.square();
+    let captured = Mutex::new(square.shallow_clone());
+    let y = tape.checkpoint(&[&x], move |x| {
+        Ok(vec![&x[0] * &*captured.lock().expect("nobody panicked")])
+    })?;
+    let error = error_of(tape.backward(&(&y[0] * &square).sum(Kind::Double)));
+    assert!(error.contains("a second time") && error.contains(expected), "{error}");
+    let captured = Mutex::new(w.square());
+    let y = tape.checkpoint_steps(&[&x], 3, 2, move |_, x| {
+        Ok(vec![&x[0] * &*captured.lock().expect("nobody panicked")])
+    })?;
+    let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+    assert!(error.contains("a second time") && error.contains(expected), "{error}");
     works(context)
 }

@@ -77,7 +77,26 @@ impl Communicator {
     }
 }
 
+/// The error, with its likely reason if it is libtorch's for a graph that was freed: a checkpoint goes
+/// back through the graphs of the tensors that its function has captured, and frees them.
+fn explained(error: Error, has_checkpoints: bool) -> Error {
+    match error {
+        Error::Autograd { call, message }
+            if has_checkpoints && message.contains("backward through the graph a second time") =>
+        {
+            let reason = "a checkpoint frees the graph of a tensor that its function has captured; \
+                          make the tensor an input";
+            Error::Autograd { call, message: format!("{message}: {reason}") }
+        }
+        error => error,
+    }
+}
+
 impl Record {
+    fn has_checkpoints(&self) -> bool {
+        !self.state().calls.runs().is_empty()
+    }
+
     /// Goes back from the roots to the leaves, and adds to their gradients.
     pub(super) fn backward(
         self: &Arc<Self>,
@@ -85,9 +104,11 @@ impl Record {
         roots: Result<Roots>,
     ) -> Result<()> {
         let create_graph = pass.options.create_graph;
+        let has_checkpoints = self.has_checkpoints();
         self.carry_out(pass, roots, |outputs, cotangents, first_token| {
             let keeps = pass.keeps();
-            autograd::backward(pass.site.call, outputs, cotangents, keeps, create_graph)?;
+            autograd::backward(pass.site.call, outputs, cotangents, keeps, create_graph)
+                .map_err(|error| explained(error, has_checkpoints))?;
             Ok(((), autograd::take_grad(first_token)))
         })
     }
@@ -101,13 +122,15 @@ impl Record {
     ) -> Result<Vec<Tensor>> {
         let call = pass.site.call;
         let roots = roots.and_then(|roots| check_inputs(call, inputs).map(|()| roots));
+        let has_checkpoints = self.has_checkpoints();
         let gradients = self.carry_out(pass, roots, |outputs, cotangents, first_token| {
             // The first token is an input as well, so that libtorch visits every node on the way to
             // it.
             let inputs: Vec<&Tensor> = inputs.iter().copied().chain([first_token]).collect();
             let (keeps, create_graph) = (pass.keeps(), pass.options.create_graph);
             let mut gradients =
-                autograd::grad(call, outputs, cotangents, &inputs, keeps, create_graph)?;
+                autograd::grad(call, outputs, cotangents, &inputs, keeps, create_graph)
+                    .map_err(|error| explained(error, has_checkpoints))?;
             let token = gradients.pop().flatten();
             Ok((gradients, token))
         })?;

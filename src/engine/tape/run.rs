@@ -2,13 +2,15 @@
 //!
 //! The first run notes its calls among those of the tape, for the comparison before the backward pass.
 //! When the checkpoint is run again, the communicators of the tape use another record, whose token
-//! belongs to that run. Each run also notes the names of its calls, which must be the same again, and
-//! what the wildcards of its messages matched, so that they match the same again.
+//! belongs to that run. Each run also notes its calls with their arguments, which must be the same
+//! again, and what the wildcards of its messages matched, so that they match the same again.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -16,7 +18,7 @@ use super::calls::Label;
 use super::record::Record;
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
-use crate::communicator::Handle;
+use crate::communicator::{Handle, Identity};
 use crate::engine::communicator::Communicator;
 use crate::environment::status::{Envelope, Source, TagMatch};
 
@@ -44,15 +46,36 @@ struct Run {
 /// What is noted of a run.
 #[derive(Debug, Default)]
 pub(super) struct Noted {
-    /// How many calls there were.
-    calls: usize,
-    /// A hash of their names.
-    names: u64,
+    calls: Vec<NotedCall>,
+    /// A hash of the arguments that are known before the next call.
+    ahead: u64,
+    /// The communicators that were made.
+    made: Vec<Identity>,
     /// The receives and probes with wildcards.
     wildcards: Vec<Envelope>,
 }
 
+/// A call on a tape in a run.
+#[derive(Clone, Copy, Debug)]
+struct NotedCall {
+    call: &'static str,
+    at: &'static Location<'static>,
+    /// A hash of its arguments.
+    arguments: u64,
+}
+
+impl fmt::Display for NotedCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.call, self.at)
+    }
+}
+
+/// The numbers of the runs that have not ended, on all threads.
+static ACTIVE: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+
 thread_local! {
+    /// The numbers of the runs on this thread, each within the one before.
+    static RUNS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     /// How many checkpoints are run again on this thread, each within the one before.
     static AGAIN: Cell<usize> = const { Cell::new(0) };
 }
@@ -89,12 +112,46 @@ impl Record {
         self.runs.is_busy.store(is_busy, Ordering::Relaxed);
     }
 
+    /// Whether calls are noted.
+    #[inline]
+    fn notes(&self) -> bool {
+        self.runs.is_busy.load(Ordering::Relaxed) || self.run().is_some()
+    }
+
     /// Notes a call in the runs that are going on.
     #[inline]
-    pub(crate) fn note_call(self: &Arc<Self>, call: &'static str) {
-        if self.runs.is_busy.load(Ordering::Relaxed) || self.run().is_some() {
+    pub(crate) fn note_call(
+        self: &Arc<Self>,
+        call: &'static str,
+        at: &'static Location<'static>,
+        on: Identity,
+    ) {
+        if self.notes() {
             for run in &mut *self.in_use().runs.running.lock() {
-                run.noted.add(call);
+                run.noted.add(call, at, on);
+            }
+        }
+    }
+
+    /// Notes arguments of the last call, whose hash `arguments` computes.
+    #[inline]
+    pub(crate) fn note_arguments(self: &Arc<Self>, arguments: impl FnOnce() -> u64) {
+        if !self.notes() {
+            return;
+        }
+        let arguments = arguments();
+        for run in &mut *self.in_use().runs.running.lock() {
+            if let Some(call) = run.noted.calls.last_mut() {
+                call.arguments = hash(&(call.arguments, arguments));
+            }
+        }
+    }
+
+    /// Notes a communicator that was made.
+    pub(crate) fn note_made(self: &Arc<Self>, identity: Identity) {
+        if self.notes() {
+            for run in &mut *self.in_use().runs.running.lock() {
+                run.noted.made.push(identity);
             }
         }
     }
@@ -114,6 +171,11 @@ impl Record {
     /// is run again, the wildcards are what they matched in the first run.
     fn envelope(self: &Arc<Self>, source: Source, tag: TagMatch) -> Result<Envelope> {
         let mut envelope = Envelope::new(source, tag);
+        if self.notes() {
+            for run in &mut *self.in_use().runs.running.lock() {
+                run.noted.ahead = hash(&(run.noted.ahead, source, tag));
+            }
+        }
         if source != Source::Any && tag != TagMatch::Any {
             return Ok(envelope);
         }
@@ -162,7 +224,7 @@ impl Record {
         self.runs.running.lock().push(Run { noted: Noted::default(), first: None });
         self.update_busy();
         let place = self.state().calls.enter(label);
-        let mut end = End(self, Some(place));
+        let (_active, mut end) = (Active::new(), End(self, Some(place)));
         let y = f()?;
         Ok((y, end.end()))
     }
@@ -192,19 +254,12 @@ impl Record {
         self.runs.again.lock().push(Arc::clone(record));
         self.update_busy();
         AGAIN.set(AGAIN.get() + 1);
-        let _end = End(self, record);
+        let (_active, _end) = (Active::new(), End(self, record));
         let y = f()?;
         let (running, first) = (record.runs.running.lock(), &first[i]);
         match running.last() {
-            Some(Run { noted, .. }) if !noted.is_like(first) => {
-                let (now, before) = (noted.calls, first.calls);
-                let message = format!(
-                    "in the backward pass the function made other calls than in its first run: \
-                     {now} calls, not the same {before}"
-                );
-                Err(Error::Argument { call: site.call, message })
-            }
-            _ => Ok(y),
+            Some(Run { noted, .. }) => noted.check_like(site, first).map(|()| y),
+            None => Ok(y),
         }
     }
 
@@ -231,18 +286,91 @@ impl Drop for Outside {
     }
 }
 
+/// A run, until it is dropped.
+struct Active(u64);
+
+impl Active {
+    fn new() -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        ACTIVE.lock().push(number);
+        RUNS.with_borrow_mut(|runs| runs.push(number));
+        Self(number)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        ACTIVE.lock().retain(|number| *number != self.0);
+        RUNS.with_borrow_mut(|runs| runs.retain(|number| *number != self.0));
+    }
+}
+
+/// The run of a checkpoint that a call on this thread belongs to, if there is one.
+pub(crate) fn current_run() -> Option<u64> {
+    RUNS.with_borrow(|runs| runs.last().copied())
+}
+
+/// Refuses the wait for a call that was started in a run of a checkpoint that has ended: its result has
+/// no graph there, and no part in the gradient.
+pub(crate) fn refuse_after_run(start: Site, run: Option<u64>) -> Result<()> {
+    if run.is_none_or(|run| ACTIVE.lock().contains(&run)) {
+        return Ok(());
+    }
+    let message = format!(
+        "started at {} in a checkpoint that has ended; wait for it there, and return its result as an \
+         output",
+        start.at
+    );
+    Err(Error::Argument { call: start.call, message })
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Noted {
-    fn add(&mut self, call: &'static str) {
-        let mut hasher = DefaultHasher::new();
-        (self.names, call).hash(&mut hasher);
-        self.names = hasher.finish();
-        self.calls += 1;
+    fn add(&mut self, call: &'static str, at: &'static Location<'static>, on: Identity) {
+        // A communicator that was made in the run is another one in each run.
+        let place = self.made.iter().position(|made| *made == on);
+        let arguments = hash(&(self.ahead, place, place.is_none().then_some(on)));
+        self.ahead = 0;
+        self.calls.push(NotedCall { call, at, arguments });
     }
 
-    fn is_like(&self, other: &Self) -> bool {
-        (self.calls, self.names, self.wildcards.len())
-            == (other.calls, other.names, other.wildcards.len())
+    /// Refuses other calls than those of the first run.
+    fn check_like(&self, site: Site, first: &Self) -> Result<()> {
+        let is_like = |(now, before): (&NotedCall, &NotedCall)| {
+            (now.call, now.arguments) == (before.call, before.arguments)
+        };
+        let (count, count_before) = (self.calls.len(), first.calls.len());
+        let same = self.calls.iter().zip(&first.calls).take_while(|&pair| is_like(pair)).count();
+        let number = same + 1;
+        let difference = match (self.calls.get(same), first.calls.get(same)) {
+            (None, None) => return Ok(()),
+            (Some(now), Some(before)) if now.call == before.call => {
+                format!("call {number}, {now}, has other arguments or is on another communicator")
+            }
+            (Some(now), Some(before)) => format!("call {number} is {now}, and was {before}"),
+            (Some(now), None) => {
+                let before = calls_text(count_before);
+                format!("call {number}, {now}, is one more than the {before} of the first run")
+            }
+            (None, Some(before)) => {
+                format!("{}, without call {number}, {before}", calls_text(count))
+            }
+        };
+        let message = format!(
+            "in the backward pass the function made other calls than in its first run: {difference}"
+        );
+        Err(Error::Argument { call: site.call, message })
     }
+}
+
+fn calls_text(count: usize) -> String {
+    if count == 1 { "1 call".to_owned() } else { format!("{count} calls") }
 }
 
 impl Communicator {
@@ -262,9 +390,20 @@ impl Communicator {
 
 /// Refuses a recorded call that the backward pass of a checkpoint that is run again would lose.
 pub(super) fn refuse_in_checkpoint(site: Site, place: &str) -> Result<()> {
-    if AGAIN.get() == 0 {
-        return Ok(());
+    if AGAIN.get() == 0 { Ok(()) } else { refuse(site, place) }
+}
+
+/// Refuses a message on no tape in a checkpoint. It would be sent again in the backward pass, among
+/// the messages of the program.
+#[inline]
+pub(crate) fn refuse_message_on_no_tape(site: Site, comm: &Communicator) -> Result<()> {
+    if comm.is_forward() && comm.record().is_none() && current_run().is_some() {
+        return refuse(site, "on no tape");
     }
+    Ok(())
+}
+
+fn refuse(site: Site, place: &str) -> Result<()> {
     let message = format!(
         "called at {} {place}, in a checkpoint; put its communicator on the checkpoint's tape",
         site.at
