@@ -11,7 +11,7 @@
 //! [`Request`](crate::Request). A collective is written once, for both.
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use tch::Tensor;
@@ -376,13 +376,12 @@ pub(crate) fn note_arguments(comm: &Communicator, input: &Input, terms: &Result<
         && is_whole
         && comm.is_forward()
     {
-        record.note_arguments(|| {
-            let mut hasher = DefaultHasher::new();
-            (input.shape(), input.datatype().scalar_type()).hash(&mut hasher);
-            terms.hash(&mut hasher);
-            terms.pairs.map(|pairs| (pairs.send, pairs.receive)).hash(&mut hasher);
-            (terms.told.map(|told| (told.counts, told.shape)), terms.told_each).hash(&mut hasher);
-            hasher.finish()
+        record.note_arguments(|hasher| {
+            (input.shape(), input.datatype().scalar_type()).hash(hasher);
+            terms.hash(hasher);
+            terms.pairs.map(|pairs| (pairs.send, pairs.receive)).hash(hasher);
+            (terms.told.map(|told| (told.counts, told.shape)), terms.told_each).hash(hasher);
+            terms.told_along.map(|(_, words)| words).hash(hasher);
         });
     }
 }
@@ -421,11 +420,7 @@ fn negotiate<'x>(
             && let Some(record) = comm.tape_record()
         {
             // The wildcards of a receive have been noted before the call.
-            record.note_arguments(|| {
-                let mut hasher = DefaultHasher::new();
-                send.as_ref().and_then(Envelope::known).hash(&mut hasher);
-                hasher.finish()
-            });
+            record.note_arguments(|hasher| send.as_ref().and_then(Envelope::known).hash(hasher));
         }
         return Ok((input, Agreed::default(), None));
     }

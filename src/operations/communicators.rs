@@ -1,5 +1,7 @@
 //! Making communicators, and exchanging them with other libraries.
 
+use std::hash::Hash;
+
 use mpi_sys::MPI_Comm;
 
 use crate::base::error::{Error, Result};
@@ -76,7 +78,11 @@ impl Communicator {
             _ => Ok(Terms::default()),
         };
         let color = color.unwrap_or(mpi_sys::MPI_UNDEFINED);
-        self.make(self.site("split"), terms, "MPI_Comm_split", |parent, made| {
+        let site = self.site("split");
+        if let Some(record) = self.tape_record() {
+            record.note_arguments(|hasher| (color, key).hash(hasher));
+        }
+        self.make(site, terms, "MPI_Comm_split", |parent, made| {
             // SAFETY: `make` gives a live communicator, and room for the new one; it gets here with
             // a valid color only.
             unsafe { mpi_sys::MPI_Comm_split(parent, color, key, made) }
@@ -244,6 +250,9 @@ impl Communicator {
         // The ranks must be in the same call: they intersect, entry by entry, which children are
         // dead.
         let way = self.environment().way();
+        if let (Some(record), Ok(terms)) = (self.tape_record(), &terms) {
+            record.note_arguments(|hasher| terms.hash(hasher));
+        }
         let (_, turn) = self.note(agree(site, &self.plain(), None, terms, true, way))?;
         let mut dead = self.handle().dead();
         if !dead.is_empty() {

@@ -341,7 +341,7 @@ fn messages_on_no_tape(context: &Context) -> Result<()> {
 /// A function that makes a call with other arguments in its second run.
 fn other_arguments_in_the_second_run(context: &Context) -> Result<()> {
     type Calls = fn(&Communicator, bool, &Tensor) -> Result<Tensor>;
-    let cases: [(&str, Calls); 6] = [
+    let cases: [(&str, Calls); 9] = [
         ("all_reduce", |comm, again, x| comm.all_reduce(x, if again { Op::Sum } else { Op::Mean })),
         ("all_reduce", |comm, again, x| {
             let mut y = x * 1.0;
@@ -356,6 +356,24 @@ fn other_arguments_in_the_second_run(context: &Context) -> Result<()> {
         ("all_reduce", |comm, again, x| {
             let x = if again { x.repeat([2]) } else { x.shallow_clone() };
             Ok(comm.all_reduce(&x, Op::Sum)?.narrow(0, 0, 2))
+        }),
+        ("all_reduce", |comm, again, x| {
+            let kind = if again { Kind::Float } else { Kind::Double };
+            Ok(comm.all_reduce(&x.to_kind(kind), Op::Sum)?.to_kind(Kind::Double))
+        }),
+        ("recv", |comm, again, x| {
+            let (right, left) = neighbours(comm);
+            let sent = comm.isend(x, right, 3)?;
+            let y = if again {
+                comm.recv(x, left, 3)?
+            } else {
+                comm.irecv(x, left, TagMatch::Any)?.wait()?
+            };
+            sent.wait().map(|_| y)
+        }),
+        ("split", |comm, again, x| {
+            let made = comm.split(Some(0), if again { comm.rank() } else { -comm.rank() - 1 })?;
+            made.expect("all have a color").all_reduce(x, Op::Sum)
         }),
         ("all_gather", |comm, again, x| {
             let x = x.reshape([1, 2]);
@@ -375,8 +393,9 @@ fn other_arguments_in_the_second_run(context: &Context) -> Result<()> {
             Ok(vec![calls(&comm, runs.fetch_add(1, Ordering::Relaxed) > 0, &y)?])
         })?;
         let error = error_of(tape.backward(&y[0].sum(Kind::Double)));
+        let number = if name == "recv" { 3 } else { 2 };
         let start = format!(
-            "in the backward pass the function made other calls than in its first run: call 2, \
+            "in the backward pass the function made other calls than in its first run: call {number}, \
              {name} at tests/checkpoint/refusals.rs:"
         );
         let end = ", has other arguments or is on another communicator";

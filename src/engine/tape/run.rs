@@ -133,13 +133,15 @@ impl Record {
         }
     }
 
-    /// Notes arguments of the last call, whose hash `arguments` computes.
+    /// Notes arguments of the last call: those that `arguments` hashes.
     #[inline]
-    pub(crate) fn note_arguments(self: &Arc<Self>, arguments: impl FnOnce() -> u64) {
+    pub(crate) fn note_arguments(self: &Arc<Self>, arguments: impl FnOnce(&mut DefaultHasher)) {
         if !self.notes() {
             return;
         }
-        let arguments = arguments();
+        let mut hasher = DefaultHasher::new();
+        arguments(&mut hasher);
+        let arguments = hasher.finish();
         for run in &mut *self.in_use().runs.running.lock() {
             if let Some(call) = run.noted.calls.last_mut() {
                 call.arguments = hash(&(call.arguments, arguments));
