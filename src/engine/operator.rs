@@ -351,7 +351,7 @@ impl<'x> Ready<'x> {
         let records = comm.records(input.view());
         let subject = Some((input.datatype(), records));
         let terms = operator.terms(comm, &input);
-        note_arguments(comm, &input, &terms);
+        note_arguments(comm, &input, &terms, operator.recorded_by().is_some());
         let terms = match terms {
             Ok(terms) => terms,
             Err(error) => return Err(Proposal::refuse(site, comm, error)),
@@ -370,7 +370,12 @@ impl<'x> Ready<'x> {
 /// Notes the arguments of a call in a checkpoint, which must be the same when it is run again. Those of
 /// a part of a call that was agreed on are not noted.
 #[inline]
-pub(crate) fn note_arguments(comm: &Communicator, input: &Input, terms: &Result<Terms>) {
+pub(crate) fn note_arguments(
+    comm: &Communicator,
+    input: &Input,
+    terms: &Result<Terms>,
+    tells_recording: bool,
+) {
     let is_whole = !matches!(comm.admission(), Some(Admission::Granted(_) | Admission::Compared));
     if let (Some(record), Ok(terms)) = (comm.tape_record(), terms)
         && is_whole
@@ -378,10 +383,7 @@ pub(crate) fn note_arguments(comm: &Communicator, input: &Input, terms: &Result<
     {
         record.note_arguments(|hasher| {
             (input.shape(), input.datatype().scalar_type()).hash(hasher);
-            terms.hash(hasher);
-            terms.pairs.map(|pairs| (pairs.send, pairs.receive)).hash(hasher);
-            (terms.told.map(|told| (told.counts, told.shape)), terms.told_each).hash(hasher);
-            terms.told_along.map(|(_, words)| words).hash(hasher);
+            terms.hash_arguments(tells_recording, hasher);
         });
     }
 }
@@ -414,7 +416,7 @@ fn negotiate<'x>(
         tape::refuse_message_on_no_tape(site, comm)?;
         let input = Input::new(call, x)?;
         let terms = operator.terms(comm, &input);
-        note_arguments(comm, &input, &terms);
+        note_arguments(comm, &input, &terms, operator.recorded_by().is_some());
         terms?;
         if let Traffic::Messages { send, .. } = operator.traffic()
             && let Some(record) = comm.tape_record()
@@ -427,7 +429,7 @@ fn negotiate<'x>(
     if !operator.communicates() {
         let input = Input::new(call, x)?;
         let terms = operator.terms(comm, &input);
-        note_arguments(comm, &input, &terms);
+        note_arguments(comm, &input, &terms, operator.recorded_by().is_some());
         let terms = terms?;
         // A tape compares the call in place of an agreement, as the adjoint may communicate.
         let subject = Some((input.datatype(), comm.records(input.view())));
@@ -444,7 +446,7 @@ fn negotiate<'x>(
     let records = operator.recorded_by().is_none() && comm.records(input.view());
     let subject = Some((input.datatype(), records));
     let terms = operator.terms(comm, &input);
-    note_arguments(comm, &input, &terms);
+    note_arguments(comm, &input, &terms, operator.recorded_by().is_some());
     let (agreed, turn) = agree(site, comm, subject, terms, exchanges, way)?;
     Ok((input, agreed, Some(turn)))
 }

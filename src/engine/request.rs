@@ -160,7 +160,7 @@ impl Mode for Nonblocking {
             let input = Input::new(site.call, x).map_err(|e| Proposal::refuse(site, comm, e))?;
             let subject = Some((input.datatype(), comm.records(input.view())));
             let terms = operator.terms(comm, &input);
-            note_arguments(comm, &input, &terms);
+            note_arguments(comm, &input, &terms, operator.recorded_by().is_some());
             Proposal::begin(site, comm, subject, terms)
         };
         if operator.exchanges_sizes() {

@@ -251,7 +251,7 @@ impl Communicator {
         // dead.
         let way = self.environment().way();
         if let (Some(record), Ok(terms)) = (self.tape_record(), &terms) {
-            record.note_arguments(|hasher| terms.hash(hasher));
+            record.note_arguments(|hasher| terms.hash_arguments(false, hasher));
         }
         let (_, turn) = self.note(agree(site, &self.plain(), None, terms, true, way))?;
         let mut dead = self.handle().dead();

@@ -10,6 +10,7 @@ use crate::call::blocks::{axis_of, balanced_block};
 use crate::call::buffer::Input;
 use crate::engine::agreement::{Admission, Agreed, Terms, Told, agree, refuse};
 use crate::engine::communicator::Communicator;
+use crate::engine::operator::note_arguments;
 
 impl Cartesian {
     /// Cuts the `x` of `root` into blocks, one for each rank: axis `axes[i]` of the tensor along axis
@@ -166,6 +167,7 @@ impl Cartesian {
             told: Some(Told { counts: [0; 2], shape: shape.unwrap_or_default() }),
             ..Terms::default()
         });
+        note_arguments(comm, &input, &terms, false);
         let subject = Some((input.datatype(), comm.records(input.view())));
         let way = comm.environment().way();
         let (agreed, turn) = agree(site, comm, subject, terms, true, way)?;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use harness::Test;
-use mpi4tch::{Communicator, Error, Op, Result, testing};
+use mpi4tch::{Communicator, Error, Op, Replicated, Result, testing};
 use tch::{Device, Kind, Tensor};
 
 use super::{Context, assert_close, error_of, leaf, variable};
@@ -20,6 +20,7 @@ pub fn tests() -> Vec<Test<Context>> {
         second_derivatives_of_a_loop,
         states_that_are_changed_later,
         loops_without_end,
+        calls_whose_root_decides_on_recording,
     ]
 }
 
@@ -232,5 +233,24 @@ fn loops_without_end(context: &Context) -> Result<()> {
             assert_eq!(error, "f: no more", "{steps} steps, {slots} slots");
         }
     }
+    super::works(context)
+}
+
+/// A step that is only run to get to a state has no graph. So it tells the other ranks another thing
+/// than the first run, and makes the same calls.
+fn calls_whose_root_decides_on_recording(context: &Context) -> Result<()> {
+    fn step(comm: &Communicator, x: &Tensor) -> Result<Tensor> {
+        let y = comm.all_reduce(&x.sin(), Op::Mean)?;
+        Ok(Replicated::broadcast(comm, &y, 0)?.tensor() * 1.0)
+    }
+    let tape = context.world.tape();
+    let (x, z) = (variable(&tape, 2)?, variable(&tape, 2)?);
+    let plain = leaf(&x);
+    let y = (0..6).try_fold(plain.shallow_clone(), |y, _| step(&tape, &y))?;
+    tape.backward(&(y * &z).sum(Kind::Double))?;
+    let comm = Communicator::clone(&tape);
+    let y = tape.checkpoint_steps(&[&x], 6, 2, move |_, x| Ok(vec![step(&comm, &x[0])?]))?;
+    tape.backward(&(&y[0] * &z).sum(Kind::Double))?;
+    assert_close(&[x.grad()], &[plain.grad()]);
     super::works(context)
 }

@@ -153,6 +153,18 @@ impl Hash for Terms<'_> {
 }
 
 impl Terms<'_> {
+    /// Hashes this rank's arguments, to compare the call with the same call in another run. The
+    /// elements of the tensor may differ by rounding, and so they are left out, as are the counts if
+    /// they tell whether the call is recorded.
+    pub(crate) fn hash_arguments(&self, tells_recording: bool, hasher: &mut impl Hasher) {
+        let Self { op, root, axes, counts, shape, also_free, pairs, further, .. } = self;
+        (op, root, axes, counts, shape, also_free, further).hash(hasher);
+        pairs.map(|pairs| (pairs.send, pairs.receive)).hash(hasher);
+        self.told.map(|told| told.shape).hash(hasher);
+        self.told.filter(|_| !tells_recording).map(|told| told.counts).hash(hasher);
+        (self.told_each, self.told_along.map(|(_, words)| words)).hash(hasher);
+    }
+
     /// The terms of one axis, counted from the start.
     pub(crate) fn axis(axis: usize) -> [Option<i64>; 2] {
         [i64::try_from(axis).ok(), None]
