@@ -1,11 +1,12 @@
 //! [`Tape::checkpoint`] and [`Tape::checkpoint_steps`]: less memory for the graph, against running a
 //! function again in the backward pass.
 
+use parking_lot::ReentrantMutex;
 use tch::Tensor;
 
 use super::Tape;
 use super::calls::Label;
-use super::recomputation::Loop;
+use super::recomputation::{Loop, Step};
 use crate::autograd::Metadata;
 use crate::base::error::{Error, Result};
 
@@ -26,8 +27,7 @@ impl Tape {
     ///   numbers on the CPU is in the same state then, and wildcards of receives match what they
     ///   matched in the first run. Work that has other effects is done twice.
     /// - Shape: any number of inputs and outputs of any shape and kind. None needs to require grad.
-    /// - Gradients: variables that `f` uses without having them as inputs (in a `Mutex`, since `f` is
-    ///   `Sync`) get their gradients in [`backward`](Self::backward). In [`grad`](Self::grad) and under
+    /// - Gradients: variables that `f` has captured and that are not its inputs get their gradients in [`backward`](Self::backward). In [`grad`](Self::grad) and under
     ///   `create_graph` they are an error, as a part of the gradient would be lost.
     /// - Memory: an output that shares memory with an input, or with another output, is copied.
     /// - Adjoint: that of `f`. Second derivatives keep the graph of the second run.
@@ -64,10 +64,10 @@ impl Tape {
     pub fn checkpoint(
         &self,
         inputs: &[&Tensor],
-        f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+        f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + 'static,
     ) -> Result<Vec<Tensor>> {
         let site = self.site("Tape::checkpoint");
-        let step = Box::new(move |_: usize, inputs: &[Tensor]| f(inputs));
+        let step: Step = ReentrantMutex::new(Box::new(move |_, inputs| f(inputs)));
         let whole = Loop { site, label: Label::Function, steps: 1, slots: 1, step };
         self.note(whole.record(&self.record, self, inputs))
     }
@@ -131,7 +131,7 @@ impl Tape {
         state: &[&Tensor],
         steps: usize,
         slots: usize,
-        step: impl Fn(usize, &[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+        step: impl Fn(usize, &[Tensor]) -> Result<Vec<Tensor>> + Send + 'static,
     ) -> Result<Vec<Tensor>> {
         let site = self.site("Tape::checkpoint_steps");
         if slots == 0 {
@@ -146,7 +146,8 @@ impl Tape {
             return Ok(state.iter().map(|x| x.shallow_clone()).collect());
         }
         let label = Label::Steps { steps, slots };
-        let whole = Loop { site, label, steps, slots, step: Box::new(step) };
+        let step: Step = ReentrantMutex::new(Box::new(step));
+        let whole = Loop { site, label, steps, slots, step };
         self.note(whole.record(&self.record, self, state))
     }
 }

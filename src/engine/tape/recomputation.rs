@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, ReentrantMutex};
 use tch::{Kind, Tensor};
 
 use super::calls::Label;
@@ -16,8 +16,9 @@ use crate::base::site::Site;
 use crate::engine::communicator::Communicator;
 use crate::engine::request::settle_tape;
 
-/// A function that is run again in the backward pass: a step of a loop.
-pub(super) type Step = Box<dyn Fn(usize, &[Tensor]) -> Result<Vec<Tensor>> + Send + Sync>;
+/// A function that is run again in the backward pass: a step of a loop. One thread runs it at a time, as
+/// tensors that it has captured are not `Sync`.
+pub(super) type Step = ReentrantMutex<Box<dyn Fn(usize, &[Tensor]) -> Result<Vec<Tensor>> + Send>>;
 
 /// A state of the loop, with the state that the random numbers had then.
 struct State {
@@ -131,7 +132,7 @@ impl Loop {
         let before = versions(state);
         let outcome = {
             let _recording = Recording::kept();
-            catch_unwind(AssertUnwindSafe(|| (self.step)(i, state)))
+            catch_unwind(AssertUnwindSafe(|| (self.step.lock())(i, state)))
         };
         let after = match outcome {
             Ok(outcome) => outcome?,
