@@ -36,13 +36,14 @@ impl Tape {
     /// - Random numbers on devices other than the CPU are not repeated.
     ///
     /// # Errors
-    /// [`Error::Undefined`] if an input or an output is undefined; [`Error::Argument`] if `f` panics, or
-    /// changes an input in place; the error of `f` if it returns one. The other ranks are not told, and
+    /// [`Error::Undefined`] if an input or an output is undefined; [`Error::Argument`] if `f` panics,
+    /// changes an input in place, or sends or receives a message on no tape; the error of `f` if it returns one. The other ranks are not told, and
     /// wait if they need this one: see [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// The backward pass fails with [`Error::Tape`] on all ranks if the ranks' calls differ, and with
-    /// [`Error::Autograd`] if `f` fails when it is run again, or if it then makes other calls, returns
-    /// other shapes or kinds, or records calls on another tape, or messages on none.
+    /// [`Error::Autograd`] if `f` fails when it is run again, or if it then makes other calls, gives them
+    /// other arguments, returns other shapes or kinds, or records calls on another tape. The wait for a
+    /// call that `f` has started is an [`Error::Argument`] after the end of `f`.
     ///
     /// # Examples
     /// ```

@@ -97,7 +97,7 @@ impl Loop {
                     }
                     let (after, note) = record.run_first(Label::Step(i), || self.run(i, &state))?;
                     state = after;
-                    noted.push(note);
+                    noted.push(note.finished(noted.last()));
                 }
                 Ok((state, noted))
             })?

@@ -46,7 +46,9 @@ struct Run {
 /// What is noted of a run.
 #[derive(Debug, Default)]
 pub(super) struct Noted {
-    calls: Vec<NotedCall>,
+    /// The calls, shared with other runs where they are the same: small pieces of memory that stay would
+    /// keep the allocator from using the memory of the tensors between them again.
+    calls: Arc<Vec<NotedCall>>,
     /// A hash of the arguments that are known before the next call.
     ahead: u64,
     /// The communicators that were made.
@@ -56,7 +58,7 @@ pub(super) struct Noted {
 }
 
 /// A call on a tape in a run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct NotedCall {
     call: &'static str,
     at: &'static Location<'static>,
@@ -143,7 +145,7 @@ impl Record {
         arguments(&mut hasher);
         let arguments = hasher.finish();
         for run in &mut *self.in_use().runs.running.lock() {
-            if let Some(call) = run.noted.calls.last_mut() {
+            if let Some(call) = Arc::make_mut(&mut run.noted.calls).last_mut() {
                 call.arguments = hash(&(call.arguments, arguments));
             }
         }
@@ -339,7 +341,16 @@ impl Noted {
         let place = self.made.iter().position(|made| *made == on);
         let arguments = hash(&(self.ahead, place, place.is_none().then_some(on)));
         self.ahead = 0;
-        self.calls.push(NotedCall { call, at, arguments });
+        Arc::make_mut(&mut self.calls).push(NotedCall { call, at, arguments });
+    }
+
+    /// What is needed of it after the run, of which another one has ended before.
+    pub(super) fn finished(mut self, last: Option<&Self>) -> Self {
+        self.made = Vec::new();
+        if let Some(last) = last.filter(|last| last.calls == self.calls) {
+            self.calls = Arc::clone(&last.calls);
+        }
+        self
     }
 
     /// Refuses other calls than those of the first run.
@@ -348,7 +359,7 @@ impl Noted {
             (now.call, now.arguments) == (before.call, before.arguments)
         };
         let (count, count_before) = (self.calls.len(), first.calls.len());
-        let same = self.calls.iter().zip(&first.calls).take_while(|&pair| is_like(pair)).count();
+        let same = self.calls.iter().zip(&*first.calls).take_while(|&pair| is_like(pair)).count();
         let number = same + 1;
         let difference = match (self.calls.get(same), first.calls.get(same)) {
             (None, None) => return Ok(()),
