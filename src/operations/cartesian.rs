@@ -4,8 +4,9 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use super::communicators::null;
-use super::graph::{Graph, Neighbors};
+use super::graph::Graph;
 use super::grid::Grid;
+use super::neighbors::Neighbors;
 use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::call::blocks::balanced_block;

@@ -28,6 +28,8 @@ mod graph;
 mod grid;
 mod group;
 mod halo;
+mod neighbor_all_gather;
+mod neighbor_all_to_all;
 mod neighbors;
 mod point_to_point;
 #[cfg(feature = "rsmpi")]

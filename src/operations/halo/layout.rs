@@ -15,8 +15,8 @@ use crate::call::blocks::{axis_of, check_shape};
 use crate::call::{Edge, Exchange, Region, Source, Stage};
 use crate::engine::communicator::Communicator;
 use crate::environment::status::PROC_NULL;
-use crate::operations::graph::{Part, tag};
 use crate::operations::grid::Grid;
+use crate::operations::neighbors::{Part, tag};
 
 /// The most halos of a tensor: the tag of a message has its direction, of 3⁷.
 const MOST: usize = 7;
