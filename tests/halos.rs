@@ -368,7 +368,7 @@ fn halos_that_differ(context: &Context) -> Result<()> {
 /// The same halos, in another order, by other numbers of the axes, with an empty one more.
 fn halos_in_another_order(context: &Context) -> Result<()> {
     let grid = context.world.cartesian(&[0, 0], &[true; 2], false)?.expect("all ranks are in it");
-    let (shape, halos) = (vec![8, 9, 2], vec![halo(0, 0, 1, 2), halo(1, 1, 2, 1)]);
+    let (shape, halos) = (vec![16, 17, 2], vec![halo(0, 0, 1, 2), halo(1, 1, 2, 1)]);
     let case = Case { grid, shape, halos };
     let whole = case.whole(Kind::Double)?;
     let (block, expected) = (case.block(&whole), case.cut(&whole, true));

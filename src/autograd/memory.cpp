@@ -13,6 +13,14 @@
 
 #include <c10/util/Exception.h>
 
+// Makes AddressSanitizer report whoever uses memory that is kept.
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(data, size) static_cast<void>(0)
+#define ASAN_UNPOISON_MEMORY_REGION(data, size) static_cast<void>(0)
+#endif
+
 namespace {
 
 // As many bytes at most are kept.
@@ -65,6 +73,7 @@ class Memory final : public c10::Allocator {
         kept.erase(best);
         kept_size -= block.size;
         use(block.size);
+        ASAN_UNPOISON_MEMORY_REGION(block.data, size);
         return block;
       }
     }
@@ -100,6 +109,7 @@ class Memory final : public c10::Allocator {
     {
       const std::lock_guard<std::mutex> lock(mutex);
       used_size -= block.size;
+      ASAN_POISON_MEMORY_REGION(block.data, block.size);
       kept.push_back(block);
       kept_size += block.size;
       // What is used and kept is never more than what was once used, so that keeping memory does
@@ -126,6 +136,7 @@ class Memory final : public c10::Allocator {
       }
     }
     for (const Block &block : oldest) {
+      ASAN_UNPOISON_MEMORY_REGION(block.data, block.size);
       std::free(block.data);
     }
   }
