@@ -99,10 +99,10 @@ impl Tape {
     ///
     /// | states kept | peak of memory | time of both passes | steps run |
     /// | --- | --- | --- | --- |
-    /// | 10 | 74 MiB | 4.5 s | 4640 |
-    /// | 30 | 113 MiB | 3.5 s | 3475 |
-    /// | 100 | 259 MiB | 3.0 s | 2900 |
-    /// | the whole graph | 2017 MiB | 11.9 s | 1000 |
+    /// | 10 | 58 MiB | 3.9 s | 4640 |
+    /// | 30 | 94 MiB | 3.4 s | 3475 |
+    /// | 100 | 265 MiB | 3.1 s | 2900 |
+    /// | the whole graph | 2012 MiB | 1.8 s | 1000 |
     ///
     /// (Two shared cores, so the times are rough. The time of the whole graph includes first use of all its memory.)
     ///
