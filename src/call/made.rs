@@ -5,12 +5,12 @@ use std::any::Any;
 use mpi_sys::MPI_Request;
 
 use super::exchange::UnderWay;
-use super::message::{Arrival, Header, Look, is_truncation};
+use super::message::{Arrival, Awaited, Header, is_truncation};
 use crate::base::error::Result;
 use crate::base::way::Way;
 use crate::call::buffer::Pinned;
 use crate::environment::error_code::check;
-use crate::environment::status::Status;
+use crate::environment::status::{Pattern, Status};
 
 /// What must be kept of a call after it has been made: the requests of nonblocking functions, the
 /// memory that they use, and the status of a message.
@@ -18,10 +18,10 @@ pub(crate) struct Made {
     way: Way,
     /// The requests that have not completed.
     requests: Vec<MPI_Request>,
-    /// Whether a receive may probe for the message first, as the call waits for it anyway.
-    pub(super) looks: bool,
-    /// The receive that is yet to be started, when its message has been probed.
-    pub(super) look: Option<Look>,
+    /// Whether a receive may wait for its message before it is handed to MPI.
+    pub(super) probes: bool,
+    /// The receive that waits for its message.
+    pub(super) awaited: Option<Awaited>,
     /// The exchange whose stage is under way.
     pub(super) exchange: Option<UnderWay>,
     /// The status of the message that was received.
@@ -40,8 +40,8 @@ impl Made {
         Self {
             way,
             requests: Vec::new(),
-            looks: false,
-            look: None,
+            probes: false,
+            awaited: None,
             exchange: None,
             arrival: None,
             header: None,
@@ -50,9 +50,10 @@ impl Made {
         }
     }
 
-    /// For messages that are started and then waited for at once.
-    pub(crate) fn looking() -> Self {
-        Self { looks: true, ..Self::new(Way::Polls) }
+    /// For messages whose receive is handed to MPI when [`probe`](Self::probe) finds that its message
+    /// has come, if the library may write beyond its buffer otherwise.
+    pub(crate) fn probing() -> Self {
+        Self { probes: true, ..Self::new(Way::Polls) }
     }
 
     pub(crate) fn way(&self) -> Way {
@@ -79,20 +80,42 @@ impl Made {
     /// Whether all that was started has ended, as far as [`test`](Self::test) has seen.
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
-        self.requests.is_empty() && self.look.is_none() && self.exchange.is_none()
+        self.requests.is_empty() && self.awaited.is_none() && self.exchange.is_none()
     }
 
-    /// Tests whether all that was started has ended.
+    /// Probes for the message that is awaited, and starts to receive it if it has come. Returns whether
+    /// no message is awaited any more. If other receives come before this one, `is_free` tells which
+    /// messages none of them takes.
+    ///
+    /// # Safety
+    /// MPI can be called, and the buffers are still valid.
+    pub(crate) unsafe fn probe(
+        &mut self,
+        is_free: Option<&dyn Fn(&Pattern) -> bool>,
+    ) -> Result<bool> {
+        let Some(awaited) = self.awaited.take() else { return Ok(true) };
+        // SAFETY: passed on to the caller.
+        let has_come = unsafe { awaited.receive(self, is_free) }?;
+        if !has_come {
+            self.awaited = Some(awaited);
+        }
+        Ok(has_come)
+    }
+
+    /// Hands the receive to MPI, even if its message has not come.
+    ///
+    /// # Safety
+    /// As for [`probe`](Self::probe).
+    pub(crate) unsafe fn post(&mut self) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        self.awaited.take().map_or(Ok(()), |awaited| unsafe { awaited.post(self) })
+    }
+
+    /// Tests whether all that was started has ended. It does not [probe](Self::probe).
     ///
     /// # Safety
     /// MPI can be called, and the buffers of the started calls are still valid.
     pub(crate) unsafe fn test(&mut self) -> Result<bool> {
-        if let Some(look) = self.look.take() {
-            // SAFETY: passed on to the caller.
-            if !unsafe { look.receive(self) }? {
-                self.look = Some(look);
-            }
-        }
         while let Some(request) = self.requests.first_mut() {
             let mut done = 0;
             let mut status = Status::none();
@@ -123,7 +146,7 @@ impl Made {
     /// # Safety
     /// MPI can be called.
     pub(crate) unsafe fn cancel(&mut self) {
-        self.look = None;
+        self.awaited = None;
         for request in &mut self.requests {
             // SAFETY: the request of a receive, which has not completed yet.
             unsafe { mpi_sys::MPI_Cancel(request) };

@@ -11,7 +11,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use mpi_sys::{MPI_Aint, MPI_Datatype, MPI_Status};
+use mpi_sys::{MPI_Aint, MPI_Comm, MPI_Datatype, MPI_Status};
 use tch::Tensor;
 
 use super::buffers::{Buffers, as_int};
@@ -25,7 +25,7 @@ use crate::base::tag::Tag;
 use crate::communicator::Handle;
 use crate::environment::datatype::Datatype;
 use crate::environment::error_code::checked;
-use crate::environment::status::{Envelope, Status};
+use crate::environment::status::{Envelope, Pattern, Status};
 
 /// The description of its elements that a message has before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,14 +53,19 @@ impl Header {
 
 /// Whether the library may write beyond the buffer of a receive. Open MPI copies a large message as
 /// a whole to a buffer without gaps, even if the buffer is too small for it (seen in 4.1, between
-/// processes that share memory). So a call that waits for its message probes it for its length
-/// first (`MPI_Improbe`, `MPI_Imrecv`). A call that only starts to receive cannot wait for that; it
-/// adds two bytes of the crate's own to the end of the buffer, with a gap between them.
+/// processes that share memory). There are two ways to receive nevertheless:
 ///
-/// The gap makes Open MPI copy twice. Measured by `cargo bench --bench messages` on 2 ranks of one
-/// machine, an exchange of 8 MiB takes 1.7 ms as a sendrecv, which probes, 5.1 ms if it is started,
-/// with a gap, and 1.7 ms with raw MPI. In some runs the gap costs nothing.
+/// - The message is probed for its length, and received when it has come (`MPI_Improbe`,
+///   `MPI_Imrecv`). A blocking receive does so, and a started one of many elements, which every wait
+///   and every start of the crate goes on with (`engine/flight/expected.rs`).
+/// - The receive is handed to MPI at once, with two bytes of the crate's own at the end of the buffer,
+///   and a gap between them. The gap makes Open MPI copy twice: measured by `cargo bench --bench
+///   messages` on 2 ranks of one machine, an exchange of 8 MiB took 5.1 ms with a gap, and 1.7 ms
+///   with probing and with raw MPI.
 const OVERRUNS: bool = matches!(mpi_sys::VENDOR, mpi_sys::Vendor::OpenMpi);
+
+/// From how many bytes on a started receive is worth its probing.
+const PROBED_FROM: i64 = 4096;
 
 /// A message to send or to receive: the arguments of the call besides the buffer.
 #[derive(Clone, Debug)]
@@ -91,6 +96,16 @@ impl Message {
         });
         Self { peer, tag, count, header }
     }
+
+    pub(super) fn pattern(&self, context: MPI_Comm) -> Pattern {
+        Pattern { context, source: self.peer, tag: self.tag }
+    }
+
+    /// Whether a started receive of it, of elements of `size` bytes, is worth its probing.
+    pub(super) fn is_worth_probing(&self, size: usize) -> bool {
+        let bytes = self.count.saturating_mul(i64::try_from(size).unwrap_or(i64::MAX));
+        OVERRUNS && self.peer != mpi_sys::MPI_PROC_NULL && bytes >= PROBED_FROM
+    }
 }
 
 impl Buffers {
@@ -109,10 +124,15 @@ impl Buffers {
     }
 
     pub(super) fn receive(&self, made: &mut Made, message: &Message) -> Result<()> {
-        if OVERRUNS && made.looks {
-            made.look = Some(Look { buffers: *self, message: message.clone() });
+        if OVERRUNS && made.probes {
+            made.awaited = Some(Awaited { buffers: *self, message: message.clone() });
             return Ok(());
         }
+        self.receive_unseen(made, message)
+    }
+
+    /// Receives a message whose length is not known.
+    fn receive_unseen(&self, made: &mut Made, message: &Message) -> Result<()> {
         let Layout { start, count, datatype, _made: _held } =
             self.incoming(made, message, OVERRUNS)?;
         let (peer, tag, mut request) = (message.peer, message.tag, mpi_sys::MPI_REQUEST_NULL);
@@ -189,37 +209,62 @@ impl Buffers {
     }
 }
 
-/// A receive that is to be started when its message has been probed.
-pub(super) struct Look {
+/// A receive that is handed to MPI when its message has come.
+pub(super) struct Awaited {
     buffers: Buffers,
     message: Message,
 }
 
-impl Look {
-    /// Probes for the message, and starts to receive it if it is there.
+impl Awaited {
+    pub(super) fn pattern(&self) -> Pattern {
+        self.message.pattern(self.buffers.context)
+    }
+
+    /// Probes for the message, and starts to receive it if it has come. If other receives come before
+    /// this one, `is_free` tells which messages, of a source and with a tag, none of them takes.
     ///
     /// # Safety
     /// MPI can be called, and the buffers are valid until the receive has ended.
-    pub(super) unsafe fn receive(&self, made: &mut Made) -> Result<bool> {
-        let Self { buffers, message } = self;
+    pub(super) unsafe fn receive(
+        &self,
+        made: &mut Made,
+        is_free: Option<&dyn Fn(&Pattern) -> bool>,
+    ) -> Result<bool> {
+        let Pattern { context, mut source, mut tag } = self.pattern();
         let (mut found, mut handle) = (0, mpi_sys::MPI_MESSAGE_NULL);
-        let (peer, tag, mut status) = (message.peer, message.tag, Status::none());
-        // SAFETY: the context is a communicator; the others outlive the call.
+        let mut status = Status::none();
+        if let Some(is_free) = is_free {
+            // SAFETY: the context is a communicator; the others outlive the call.
+            unsafe { checked!(MPI_Iprobe(source, tag, context, &mut found, &mut status)) }?;
+            (source, tag) = (status.MPI_SOURCE, status.MPI_TAG);
+            if found == 0 || !is_free(&Pattern { context, source, tag }) {
+                return Ok(false);
+            }
+        }
+        // SAFETY: as above.
         unsafe {
-            checked!(MPI_Improbe(peer, tag, buffers.context, &mut found, &mut handle, &mut status))
+            checked!(MPI_Improbe(source, tag, context, &mut found, &mut handle, &mut status))
         }?;
         if found == 0 {
             return Ok(false);
         }
-        let too_long = Status::of(&status).bytes > buffers.bytes(message);
+        let too_long = Status::of(&status).bytes > self.buffers.bytes(&self.message);
         let Layout { start, count, datatype, _made: _held } =
-            buffers.incoming(made, message, too_long)?;
+            self.buffers.incoming(made, &self.message, too_long)?;
         let mut request = mpi_sys::MPI_REQUEST_NULL;
         // SAFETY: the buffer has room for what the layout describes, until the started call has
         // ended; the others outlive this one.
         unsafe { checked!(MPI_Imrecv(start, count, datatype, &mut handle, &mut request)) }?;
         made.started(request);
         Ok(true)
+    }
+
+    /// Hands the receive to MPI, before its message has come.
+    ///
+    /// # Safety
+    /// As for [`receive`](Self::receive).
+    pub(super) unsafe fn post(&self, made: &mut Made) -> Result<()> {
+        self.buffers.receive_unseen(made, &self.message)
     }
 }
 

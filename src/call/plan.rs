@@ -19,7 +19,7 @@ use crate::call::blocks::{Blocks, Parts, elements};
 use crate::call::buffer::{Input, Output, Pinned};
 use crate::communicator::Handle;
 use crate::environment::datatype::Datatype;
-use crate::environment::status::Envelope;
+use crate::environment::status::{Envelope, Pattern};
 
 /// An MPI call with everything that it reads and writes.
 pub(crate) struct Plan<'x> {
@@ -146,6 +146,14 @@ impl Launch {
     /// Whether it is a receive, which can be cancelled.
     pub(crate) fn receives(&self) -> bool {
         matches!(self.call, Call::Receive(_))
+    }
+
+    /// The messages that the receive takes, and whether it is worth its probing; `None` if the call is no
+    /// receive.
+    pub(crate) fn pattern(&self) -> Option<(Pattern, bool)> {
+        let Call::Receive(message) = &self.call else { return None };
+        let Buffers { context, size, .. } = self.buffers;
+        Some((message.pattern(context), message.is_worth_probing(size)))
     }
 
     /// Starts the call.
@@ -371,7 +379,11 @@ impl<'x> Plan<'x> {
         let outcome = outcome.and_then(|()| {
             environment.wait_until(site, || {
                 // SAFETY: `wait_until` gives permission to call MPI; the buffers outlive this call.
-                unsafe { made.test() }
+                unsafe {
+                    let is_free = |found: &Pattern| !environment.expects(found);
+                    let others = environment.are_expected();
+                    Ok(made.probe(others.then_some(&is_free))? && made.test()?)
+                }
             })
         });
         if !made.has_ended() {

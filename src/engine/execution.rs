@@ -22,7 +22,7 @@ pub(crate) fn run(
 ) -> Result<Tensor> {
     match turn {
         Some(turn) => plan.run(site, comm.handle(), Made::new(turn.way()), || turn.made()),
-        None => plan.run(site, comm.handle(), Made::looking(), || ()),
+        None => plan.run(site, comm.handle(), Made::probing(), || ()),
     }
 }
 

@@ -9,7 +9,9 @@
 //! A collective call that the ranks are still agreeing on waits in the queue of its communicator.
 //! Every wait and every start of this crate advances the heads of all queues
 //! ([`StartedCalls::advance`]), so that a rank that waits on one communicator does not hold up the
-//! ranks of another.
+//! ranks of another. The same goes on with receives that wait for their messages ([`expected`]).
+
+mod expected;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::base::check::Check;
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::way::Way;
@@ -26,8 +29,9 @@ use crate::call::{Launch, Made};
 use crate::communicator::Identity;
 use crate::engine::agreement::{Proposal, Turn};
 use crate::engine::communicator::Communicator;
-use crate::environment::StartedCalls;
-use crate::environment::watch;
+use crate::environment::status::Pattern;
+use crate::environment::{Environment, StartedCalls, watch};
+use expected::Expected;
 
 /// A call that was started.
 pub(crate) struct Flight(Arc<StartedCall>);
@@ -97,7 +101,11 @@ impl Flight {
     ) -> Result<Self> {
         let (environment, flights) = (comm.environment(), comm.flights());
         let receives = launch.receives();
+        let awaited = flights.awaited(environment, &launch);
         let (stage, now) = match start {
+            Start::Now if awaited.is_some() => {
+                (Stage::UnderWay(Made::probing()), Some((launch, None)))
+            }
             Start::Now => (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, None))),
             Start::InTurn(turn) => {
                 (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, Some(turn))))
@@ -126,6 +134,9 @@ impl Flight {
                 }
                 if let Some(turn) = turn {
                     turn.made();
+                }
+                if let Some(pattern) = awaited {
+                    flights.expect(pattern, &flight.0);
                 }
             }
             None => flights.queue(&flight.0),
@@ -280,6 +291,7 @@ struct List {
     orphans: VecDeque<Arc<StartedCall>>,
     /// Calls that the ranks are still agreeing on, by communicator.
     queues: BTreeMap<Identity, VecDeque<Arc<StartedCall>>>,
+    expected: Expected,
 }
 
 impl Flights {
@@ -304,6 +316,22 @@ impl Flights {
         let mut list = self.list();
         list.queues.entry(call.comm.identity()).or_default().push_back(Arc::clone(call));
         call.comm.environment().note_queued();
+    }
+
+    /// The messages that a receive is to wait for before it is handed to MPI; `None` if it is handed to
+    /// MPI at once.
+    fn awaited(&self, environment: &Environment, launch: &Launch) -> Option<Pattern> {
+        let (pattern, is_worth_probing) = launch.pattern()?;
+        let List { expected, .. } = &*self.list();
+        // It must not come before one that was started earlier and takes the same messages.
+        let is_later = expected.overlaps(&pattern);
+        let may_wait = !environment.is_shared() && environment.check() != Check::None;
+        (is_later || may_wait && is_worth_probing && expected.has_room()).then_some(pattern)
+    }
+
+    /// Adds a receive that waits for its message.
+    fn expect(&self, pattern: Pattern, call: &Arc<StartedCall>) {
+        self.list().expected.add(pattern, call);
     }
 
     /// Queues a proposal without a call: the agreement goes on, so that the other ranks learn that
@@ -347,9 +375,10 @@ impl Flights {
 }
 
 impl StartedCalls for Flights {
-    /// Advances the first calls of each queue, and takes those off whose agreement is over.
+    /// Advances the first calls of each queue, and takes those off whose agreement is over. Then starts
+    /// to receive messages that have come.
     unsafe fn advance(&self) {
-        let List { queues, .. } = &mut *self.list();
+        let List { queues, expected, .. } = &mut *self.list();
         queues.retain(|_, queue| {
             let mut window = WINDOW.min(queue.len());
             while let Some(first) = queue.front() {
@@ -370,6 +399,17 @@ impl StartedCalls for Flights {
             }
             !queue.is_empty()
         });
+        // SAFETY: passed on to the caller.
+        unsafe { expected.advance() };
+    }
+
+    fn expects(&self, found: &Pattern) -> bool {
+        self.list().expected.overlaps(found)
+    }
+
+    unsafe fn post(&self) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.list().expected.post() };
     }
 
     unsafe fn end(&self) -> Vec<String> {

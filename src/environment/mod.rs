@@ -27,6 +27,7 @@ use crate::base::thread_level::ThreadLevel;
 use crate::environment::error_code::{check, checked};
 use datatype::Handles;
 use library::Library;
+use status::Pattern;
 use watch::Watch;
 
 /// The state of MPI on this rank, which all communicators share: whether and on which threads MPI
@@ -58,6 +59,11 @@ pub(crate) struct Environment {
     started: Arc<dyn StartedCalls>,
     /// How many started calls wait for their turn.
     queued: AtomicUsize,
+    /// How many started receives wait for their messages, and are not known to MPI.
+    expected: AtomicUsize,
+    /// Whether the program may make blocking MPI calls of its own, in which no call of this crate goes
+    /// on.
+    is_shared: AtomicBool,
     watch: Arc<Watch>,
     /// Whether threads other than `main` have called MPI.
     has_threads: AtomicBool,
@@ -72,11 +78,20 @@ pub(crate) struct Environment {
 
 /// The calls that were started and have not ended.
 pub(crate) trait StartedCalls: fmt::Debug + Send + Sync {
-    /// Goes on with those that wait for their turn.
+    /// Goes on with those that wait for their turn or for a message.
     ///
     /// # Safety
     /// MPI can be called.
     unsafe fn advance(&self);
+
+    /// Whether a receive that waits for its message takes the one that was found.
+    fn expects(&self, found: &Pattern) -> bool;
+
+    /// Hands the receives that wait for their messages to MPI.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn post(&self);
 
     /// Waits for a moment until all have ended, when no other call is made any more. Returns a line
     /// for each that has not.
@@ -147,13 +162,47 @@ impl Environment {
         self.queued.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Goes on with the started calls that wait for their turn.
+    /// Whether started receives wait for their messages. They go on while other calls wait and start.
+    #[inline]
+    pub(crate) fn are_expected(&self) -> bool {
+        self.expected.load(Ordering::Relaxed) != 0
+    }
+
+    /// Notes how many started receives wait for their messages.
+    pub(crate) fn note_expected(&self, count: usize) {
+        self.expected.store(count, Ordering::Relaxed);
+    }
+
+    /// Whether a started receive that waits for its message takes the one that was found.
+    pub(crate) fn expects(&self, found: &Pattern) -> bool {
+        self.are_expected() && self.started.expects(found)
+    }
+
+    /// Notes that the program may make MPI calls of its own. They may wait for ranks that wait for this
+    /// one to receive, so from now on every receive is known to MPI when its start returns.
+    pub(crate) fn share(&self, call: &'static str) {
+        self.is_shared.store(true, Ordering::Relaxed);
+        // Where MPI cannot be called, no message can be received either.
+        if self.are_expected()
+            && let Ok(_permission) = self.enter(call)
+        {
+            // SAFETY: `enter` gave permission to call MPI.
+            unsafe { self.started.post() };
+        }
+    }
+
+    /// Whether the program may make MPI calls of its own.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
+    /// Goes on with the started calls that wait for their turn or for a message.
     ///
     /// # Safety
     /// MPI can be called.
     #[inline]
     pub(crate) unsafe fn advance(&self) {
-        if self.are_queued() {
+        if self.are_queued() || self.are_expected() {
             // SAFETY: passed on to the caller.
             unsafe { self.started.advance() };
         }

@@ -85,6 +85,8 @@ impl Environment {
             freed_at_end: Mutex::default(),
             started,
             queued: AtomicUsize::new(0),
+            expected: AtomicUsize::new(0),
+            is_shared: AtomicBool::new(!owner),
             watch,
             has_threads: AtomicBool::new(false),
             left: Mutex::default(),

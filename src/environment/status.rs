@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use mpi_sys::MPI_Status;
+use mpi_sys::{MPI_Comm, MPI_Status};
 use tch::Kind;
 
 use crate::base::rank::Rank;
@@ -109,6 +109,30 @@ impl Status {
     pub fn count(&self, kind: Kind) -> Option<i64> {
         let size = i64::try_from(kind.elt_size_in_bytes()).ok().filter(|&size| size > 0)?;
         (self.bytes % size == 0).then_some(self.bytes / size)
+    }
+}
+
+/// The messages that a receive takes: those in a context, of a rank or of any, with a tag or with any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pattern {
+    pub(crate) context: MPI_Comm,
+    /// A rank or `MPI_ANY_SOURCE`.
+    pub(crate) source: Rank,
+    /// A tag or `MPI_ANY_TAG`.
+    pub(crate) tag: Tag,
+}
+
+// SAFETY: the handle is only compared, and passed to MPI.
+unsafe impl Send for Pattern {}
+
+impl Pattern {
+    /// Whether some message is taken by both. A pattern without wildcards stands for the messages with
+    /// its source and tag.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let any = |a, b, any| a == b || a == any || b == any;
+        self.context == other.context
+            && any(self.source, other.source, mpi_sys::MPI_ANY_SOURCE)
+            && any(self.tag, other.tag, mpi_sys::MPI_ANY_TAG)
     }
 }
 

@@ -210,6 +210,7 @@ impl Communicator {
     #[must_use]
     #[doc(alias = "MPI_Comm_c2f")]
     pub fn to_fortran(&self) -> i32 {
+        self.environment().share("to_fortran");
         self.handle().fortran()
     }
 
@@ -217,6 +218,10 @@ impl Communicator {
     ///
     /// It is valid until this communicator and its clones are dropped, and no longer than the
     /// universe. Do not free it.
+    ///
+    /// A program with a handle may wait in calls of its own, in which those of this crate do not go on.
+    /// So from now on, every started receive is handed to MPI at once. With Open MPI, that takes up to
+    /// three times as long for large messages.
     ///
     /// # Examples
     /// ```
@@ -233,6 +238,7 @@ impl Communicator {
     #[must_use]
     #[doc(alias = "MPI_Comm")]
     pub fn as_raw(&self) -> MPI_Comm {
+        self.environment().share("as_raw");
         self.context()
     }
 
@@ -269,6 +275,7 @@ impl Communicator {
     #[track_caller]
     fn take_in(call: &'static str, comm: MPI_Comm) -> Result<Self> {
         let runtime = Runtime::current(call)?;
+        runtime.environment.share(call);
         let handle = Handle::duplicate_of_foreign(Site::new(call), comm, &runtime.environment)?;
         Ok(Self::new(handle, &runtime.flights))
     }

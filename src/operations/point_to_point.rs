@@ -19,7 +19,7 @@ use crate::engine::operator::{Blocking, Mode, apply};
 use crate::engine::request::{Nonblocking, Request};
 use crate::engine::tape::refuse_message_on_no_tape;
 use crate::environment::error_code::check;
-use crate::environment::status::{Envelope, PROC_NULL, Source, Status, TagMatch};
+use crate::environment::status::{Envelope, PROC_NULL, Pattern, Source, Status, TagMatch};
 use operators::{Receive, Send, SendReceive};
 
 impl Communicator {
@@ -286,7 +286,14 @@ impl Communicator {
             check("MPI_Iprobe", unsafe {
                 mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
             })?;
-            Ok((found != 0).then(|| Status::of(&status).without(Header::bytes(self.handle()))))
+            let (source, tag) = (status.MPI_SOURCE, status.MPI_TAG);
+            // That a receive was started for is no more to be seen.
+            let is_free = || {
+                let context = self.context();
+                !self.environment().expects(&Pattern { context, source, tag })
+            };
+            Ok((found != 0 && is_free())
+                .then(|| Status::of(&status).without(Header::bytes(self.handle()))))
         })?;
         envelope.resolve(probed);
         Ok(probed)

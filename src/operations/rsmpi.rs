@@ -61,6 +61,7 @@ impl TryFrom<&Communicator> for SimpleCommunicator {
     #[track_caller]
     fn try_from(comm: &Communicator) -> Result<Self> {
         let site = comm.site("SimpleCommunicator::try_from");
+        comm.environment().share(site.call);
         let turn = agree_on(site, comm)?;
         let made = comm.environment().call(site, || duplicate(comm));
         if made.is_ok() {

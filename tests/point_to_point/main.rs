@@ -6,6 +6,7 @@ mod common;
 mod receives;
 mod refused;
 mod shifts;
+mod started;
 mod ways;
 
 use std::process::ExitCode;
@@ -13,6 +14,6 @@ use std::process::ExitCode;
 use common::start;
 
 fn main() -> ExitCode {
-    let tests = [shifts::tests(), receives::tests(), refused::tests()];
+    let tests = [shifts::tests(), receives::tests(), refused::tests(), started::tests()];
     harness::run(start, tests.into_iter().flatten().collect())
 }
