@@ -2,8 +2,8 @@
 # Runs the tests of the workspace on each MPI of MPI4TCH_TEST_MPIS (separated by
 # colons), and prints the sum at the end. Arguments go to `cargo test`, except a first
 #
-#     --all     every rank count of the harness, and messages of more than 2³¹
-#               elements, which take 11 GB of memory
+#     --all     every rank count of the harness, all cases, and messages of more than
+#               2³¹ elements, which take 11 GB of memory
 #
 # Without it, the tests run on a few rank counts, or on those of MPI4TCH_TEST_RANKS.
 # Each count covers cases that smaller ones do not:
@@ -24,12 +24,13 @@ if [[ ${1:-} == --all ]]; then
     shift
     is_short=false
     ranks=(1,2,3,4,5,7 1,2,3,4,5,7)
-    export MPI4TCH_TEST_LARGE=1 MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
+    export MPI4TCH_TEST_ALL=1 MPI4TCH_TEST_LARGE=1 MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
 fi
 
-of_no_mpi=(harness layers readme setup)
+of_no_mpi=(harness layers linear_regression readme setup)
 
 # Options of cargo that select the library's unit tests, and all test files but those of `of_no_mpi`.
+# With these, cargo does not build the examples, which linear_regression runs.
 select_tests_of_mpi() {
     local file name
     selected=(--lib)
