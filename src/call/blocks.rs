@@ -56,6 +56,11 @@ impl Parts {
         self.counts.iter().fold(0, |sum: i64, count| sum.saturating_add(*count))
     }
 
+    /// The largest count of a part.
+    pub(crate) fn longest(&self) -> i64 {
+        self.counts.iter().copied().max().unwrap_or(0)
+    }
+
     /// The count of each part, if it is the same for all.
     pub(crate) fn common_count(&self) -> Option<i64> {
         let (first, rest) = self.counts.split_first()?;

@@ -1,5 +1,6 @@
 //! Calls the MPI function of a [`Call`]: a collective function here, those of messages in
-//! [`message`](super::message) and [`exchange`](super::exchange).
+//! [`message`](super::message) and [`exchange`](super::exchange), and the sum of blocks in
+//! [`reduce_scatter`](super::reduce_scatter).
 
 use std::ffi::{c_int, c_void};
 
@@ -97,7 +98,7 @@ impl Buffers {
             Call::AllToAll { send, receive, largest, common } => {
                 self.all_to_all(made, send, receive, *largest, *common)
             }
-            Call::ReduceScatter { parts, op } => self.reduce_scatter(made, parts, *op),
+            Call::ReduceScatter { parts, op, sums } => self.reduce_scatter(made, parts, *op, *sums),
             Call::Barrier => mpi!(made, MPI_Barrier | MPI_Ibarrier(context)),
             Call::Send(message) => self.send(made, message),
             Call::Receive(message) => self.receive(made, message),
@@ -250,11 +251,14 @@ impl Buffers {
         )
     }
 
-    fn reduce_scatter(&self, made: &mut Made, parts: &Parts, op: MPI_Op) -> Result<()> {
+    fn reduce_scatter(&self, made: &mut Made, parts: &Parts, op: MPI_Op, sums: bool) -> Result<()> {
         let Self { send, receive, datatype, context, .. } = *self;
         let Some(ints) = Ints::of(made, parts, self.largest.min(LARGEST_REDUCED)) else {
             return wide::reduce_scatter(self, made, parts, op);
         };
+        if let Some(summing) = self.summing(parts).filter(|_| sums) {
+            return self.sum_scatter(made, parts, summing);
+        }
         match ints.common {
             Some(common) => mpi!(
                 made,

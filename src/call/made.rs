@@ -24,6 +24,8 @@ pub(crate) struct Made {
     pub(super) awaited: Option<Awaited>,
     /// The exchange whose stage is under way.
     pub(super) exchange: Option<UnderWay>,
+    /// Local work that is left when the requests have completed.
+    then: Option<Box<dyn FnOnce() + Send>>,
     /// The status of the message that was received.
     pub(super) arrival: Option<Arrival>,
     /// The header that was sent along with that message.
@@ -43,6 +45,7 @@ impl Made {
             probes: false,
             awaited: None,
             exchange: None,
+            then: None,
             arrival: None,
             header: None,
             lists: Vec::new(),
@@ -65,6 +68,11 @@ impl Made {
         self.requests.push(request);
     }
 
+    /// Keeps local work, to be done when what was started has completed.
+    pub(super) fn then(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.then = Some(Box::new(work));
+    }
+
     /// Keeps the tensors that the call reads and writes.
     pub(super) fn pin(&mut self, pinned: [Pinned; 2]) {
         self.pinned = Some(pinned);
@@ -80,7 +88,10 @@ impl Made {
     /// Whether all that was started has ended, as far as [`test`](Self::test) has seen.
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
-        self.requests.is_empty() && self.awaited.is_none() && self.exchange.is_none()
+        self.requests.is_empty()
+            && self.awaited.is_none()
+            && self.exchange.is_none()
+            && self.then.is_none()
     }
 
     /// Probes for the message that is awaited, and starts to receive it if it has come. Returns whether
@@ -137,6 +148,9 @@ impl Made {
             if !unsafe { exchange.go_on(self) }? {
                 self.exchange = Some(exchange);
             }
+        }
+        if let Some(work) = self.then.take() {
+            work();
         }
         Ok(self.has_ended())
     }

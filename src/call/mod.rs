@@ -12,6 +12,7 @@ mod exchange;
 mod made;
 mod message;
 mod plan;
+mod reduce_scatter;
 mod region;
 #[cfg(large_count)]
 #[path = "wide_counts.rs"]

@@ -57,8 +57,8 @@ pub(crate) enum Call {
     /// `MPI_Alltoall(v)`; `largest` is the number of elements of the largest buffer on any rank. If
     /// `common`, all parts on all ranks have the same count.
     AllToAll { send: Parts, receive: Parts, largest: i64, common: bool },
-    /// `MPI_Reduce_scatter(_block)`.
-    ReduceScatter { parts: Parts, op: MPI_Op },
+    /// `MPI_Reduce_scatter(_block)`; if `sums`, the op is a sum, and `MPI_Alltoallv` may take its place.
+    ReduceScatter { parts: Parts, op: MPI_Op, sums: bool },
     /// `MPI_Barrier`.
     Barrier,
     /// `MPI_Send`.

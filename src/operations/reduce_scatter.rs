@@ -24,7 +24,9 @@ impl Communicator {
     /// Combines `x` over all ranks with `op`, and cuts the result along `axis` into one block per
     /// rank, of the extents `counts`.
     ///
-    /// Wraps `MPI_Reduce_scatter_block`, or `MPI_Reduce_scatter` where the counts differ.
+    /// Wraps `MPI_Reduce_scatter_block`, or `MPI_Reduce_scatter` where the counts differ. A `Sum` of
+    /// blocks of 4 KiB and more is made by `MPI_Alltoallv` and added up by this crate, which is faster
+    /// (see `src/call/reduce_scatter.rs` for measurements) and sends as much.
     /// Collective: every rank must call it. If `counts` is an `i64`, this rank's own count, then
     /// the counts travel first, in one small message. If it is a slice, the counts of all ranks,
     /// then nothing but the data travels. See [`Counts`].
@@ -71,7 +73,7 @@ impl Communicator {
 
     /// Starts a [`reduce_scatter`](Self::reduce_scatter).
     ///
-    /// Wraps `MPI_Ireduce_scatter(_block)`. Collective: every rank must call it. Shape, kinds: as
+    /// Wraps `MPI_Ireduce_scatter(_block)`, or `MPI_Ialltoallv` as there. Collective: every rank must call it. Shape, kinds: as
     /// there. If `counts` is an `i64`, the counts travel first, so the start waits for the other
     /// ranks to start too; with a slice it does not.
     ///
@@ -175,7 +177,8 @@ impl Operator for ReduceScatter {
         let blocks = self.blocks(input.shape(), agreed)?;
         let own = blocks.counts[index(comm.rank())];
         let shape = blocks.shape_with(input.shape(), own);
-        let call = Call::ReduceScatter { parts: blocks.parts(input.shape()), op };
+        let (parts, sums) = (blocks.parts(input.shape()), matches!(self.op, Op::Sum | Op::Mean));
+        let call = Call::ReduceScatter { parts, op, sums };
         let input = self.op.operand(input)?.packed(&blocks)?;
         Ok(Plan {
             input,

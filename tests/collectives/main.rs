@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod large_blocks;
 mod large_extents;
 mod table;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
             sweep(operation, &context.world.tape(), false)
         }));
     }
+    tests.extend(large_blocks::tests());
     tests.extend(large_extents::tests());
     harness::run(start, tests)
 }

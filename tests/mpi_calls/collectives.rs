@@ -14,6 +14,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         all_reduce,
         reduce_and_broadcast,
         all_gather_and_reduce_scatter,
+        large_blocks,
         gather_and_scatter,
         all_to_all,
         all_to_all_v,
@@ -90,6 +91,24 @@ fn all_gather_and_reduce_scatter(context: &Context) -> Result<()> {
             assert_calls(context, &whole, &f, false, [reduce, gather])?;
         }
     }
+    Ok(())
+}
+
+/// Large blocks are exchanged in pieces of a MiB, and added up by this crate; no rank sends its own.
+fn large_blocks(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let others = i64::from(world.size()) - 1;
+    if others == 0 {
+        return Ok(());
+    }
+    let own = 3 << 16;
+    let counts = vec![own; world.size().unsigned_abs() as usize];
+    let x = matrix(context, own * (others + 1), 1)?.set_requires_grad(true);
+    let (y, made) = calls(|| world.reduce_scatter(&x, 0, &counts, Op::Sum))?;
+    assert_eq!(names(&made), ["MPI_Alltoallv"; 2]);
+    assert_eq!(made.iter().map(|call| call.volume).sum::<i64>(), others * own * 8);
+    let (_, made) = calls(|| testing::vjp(&[&y], &[&y.ones_like()], &[&x], false))?;
+    assert_eq!(names(&made), ["MPI_Allgather"]);
     Ok(())
 }
 
