@@ -69,7 +69,7 @@
 //! | [`gather`](Communicator::gather), [`igather`](Communicator::igather) | `MPI_Gather(v)` | `scatter` | [all](datatype) |
 //! | [`scatter`](Communicator::scatter), [`iscatter`](Communicator::iscatter) | `MPI_Scatter(v)` | `gather` | [all](datatype) |
 //! | [`all_gather`](Communicator::all_gather), [`iall_gather`](Communicator::iall_gather) | `MPI_Allgather(v)` | `reduce_scatter` | [all](datatype) |
-//! | [`reduce_scatter`](Communicator::reduce_scatter), [`ireduce_scatter`](Communicator::ireduce_scatter) | `MPI_Reduce_scatter(_block)` | `all_gather` | [by op](Op#kinds) |
+//! | [`reduce_scatter`](Communicator::reduce_scatter), [`ireduce_scatter`](Communicator::ireduce_scatter) | `MPI_Reduce_scatter(_block)`; a `Sum` of large blocks `MPI_Alltoallv` | `all_gather` | [by op](Op#kinds) |
 //! | [`all_to_all`](Communicator::all_to_all), [`iall_to_all`](Communicator::iall_to_all) | `MPI_Alltoall(v)` | `all_to_all` | [all](datatype) |
 //! | [`all_to_all_v`](Communicator::all_to_all_v), [`iall_to_all_v`](Communicator::iall_to_all_v) | `MPI_Alltoallv` | `all_to_all_v` | [all](datatype) |
 //! | [`scan`](Communicator::scan), [`exscan`](Communicator::exscan), [`iscan`](Communicator::iscan), [`iexscan`](Communicator::iexscan) | `MPI_Scan`, `MPI_Exscan` | the same with reversed ranks | [by op](Op#kinds) |
@@ -130,7 +130,7 @@
 //! the feature `rsmpi`, conversions from the crate `mpi` duplicate communicators of other
 //! libraries.
 //!
-//! The adjoint of each linear operation is one MPI call of the same volume. Tensors may have any
+//! The adjoint of each linear operation is one exchange of the same volume. Tensors may have any
 //! layout. Results are contiguous and share no storage with the arguments; only the result of a
 //! send is the tensor that was sent, and `vary` and `shard` of a replicated tensor share its memory. A method whose name ends with an underscore changes its
 //! argument in place, by torch's rules. If blocks may differ from rank to rank, their sizes travel

@@ -3,6 +3,7 @@
 use std::any::Any;
 
 use mpi_sys::MPI_Request;
+use tch::Tensor;
 
 use super::exchange::UnderWay;
 use super::message::{Arrival, Awaited, Header, is_truncation};
@@ -33,7 +34,16 @@ pub(crate) struct Made {
     /// Lists of counts and the like, which MPI reads until the requests have completed.
     lists: Vec<Box<dyn Any + Send>>,
     /// The tensors that MPI reads and writes until then, unless the caller keeps them.
-    pinned: Option<[Pinned; 2]>,
+    kept: Option<Kept>,
+}
+
+/// The tensors that a started call reads and writes.
+#[expect(dead_code, reason = "held for its Drop")]
+pub(super) struct Kept {
+    /// What it reads, if it does. The program has it, too.
+    pub(super) input: Option<Pinned>,
+    /// What it writes. If it is not the input, nobody else has it until the call has ended.
+    pub(super) output: Tensor,
 }
 
 impl Made {
@@ -49,7 +59,7 @@ impl Made {
             arrival: None,
             header: None,
             lists: Vec::new(),
-            pinned: None,
+            kept: None,
         }
     }
 
@@ -74,8 +84,8 @@ impl Made {
     }
 
     /// Keeps the tensors that the call reads and writes.
-    pub(super) fn pin(&mut self, pinned: [Pinned; 2]) {
-        self.pinned = Some(pinned);
+    pub(super) fn keep_tensors(&mut self, kept: Kept) {
+        self.kept = Some(kept);
     }
 
     /// Keeps a list that MPI reads until the end of the call, whether it is blocking or not.

@@ -9,6 +9,7 @@ use mpi_sys::{MPI_Comm, MPI_Op};
 use tch::{Kind, Scalar, Tensor};
 
 use super::buffers::Buffers;
+use super::made::Kept;
 use super::{Exchange, Made, Message, message};
 use crate::autograd::{self, Recording};
 use crate::base::error::{Error, Result};
@@ -138,8 +139,7 @@ impl Finish {
 pub(crate) struct Launch {
     buffers: Buffers,
     call: Call,
-    /// The tensors that the call reads and writes.
-    pinned: [Pinned; 2],
+    kept: Kept,
 }
 
 impl Launch {
@@ -161,9 +161,9 @@ impl Launch {
     /// # Safety
     /// MPI can be called, and `made` is kept until the call has ended.
     pub(crate) unsafe fn run(self, made: &mut Made) -> Result<()> {
-        made.pin(self.pinned);
+        made.keep_tensors(self.kept);
         // SAFETY: MPI can be called. The buffers are as large as the plan says, and the output is
-        // new, so it does not overlap the input. Both are pinned for as long as `made` is kept.
+        // new, so it does not overlap the input. Both are kept for as long as `made` is.
         unsafe { self.buffers.call(&self.call, made) }
     }
 }
@@ -246,10 +246,12 @@ impl<'x> Plan<'x> {
     ) -> Result<(Launch, Completion)> {
         let output = self.output(site, comm)?;
         let buffers = self.buffers(comm, self.input.data(), output.data());
-        let pinned =
-            [Pinned::new(site.call, self.input.sent())?, Pinned::new(site.call, output.tensor())?];
+        // A receive does not read the tensor that it is given.
+        let reads = !matches!(self.call, Call::Receive(_));
+        let input = reads.then(|| Pinned::new(site.call, self.input.sent())).transpose()?;
+        let kept = Kept { input, output: output.tensor().shallow_clone() };
         let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, pinned };
+        let launch = Launch { buffers, call: self.call, kept };
         // Of the tensor that a receive is given, only the shape and kind are used.
         let given = (!launch.receives()).then(|| (x.shallow_clone(), autograd::version(x)));
         let written = output.into_tensor();
@@ -267,9 +269,9 @@ impl<'x> Plan<'x> {
     ) -> Result<(Launch, Completion)> {
         assert_eq!(self.input.data(), data.cast_const(), "the tensor itself is sent");
         let buffers = self.buffers(comm, mpi_sys::MPI_IN_PLACE.cast_const(), data);
-        let pinned = [Pinned::new(site.call, x)?, Pinned::new(site.call, x)?];
+        let kept = Kept { input: Some(Pinned::new(site.call, x)?), output: x.shallow_clone() };
         let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, pinned };
+        let launch = Launch { buffers, call: self.call, kept };
         let written = x.shallow_clone();
         Ok((launch, Completion { written, finish: self.finish, datatype, given: None }))
     }

@@ -26,7 +26,7 @@ impl Communicator {
     /// - Shape: at least one axis. Extents along `axis` may differ from rank to rank, and may be
     ///   zero; the other extents are equal. The result's extent along `axis` is the sum.
     /// - Kinds: every kind of [`datatype`](crate::datatype), equal on all ranks.
-    /// - Adjoint: `x̄ = reduce_scatter(ȳ, axis, Sum)`, one call, with the counts known.
+    /// - Adjoint: `x̄ = reduce_scatter(ȳ, axis, Sum)`, one exchange, with the counts known.
     ///
     /// # Errors
     /// `Error::Axis` if there is no such axis; `Error::Mismatch` on all ranks if extents along
