@@ -462,6 +462,8 @@
 //!   backward pass is marked as such, with the line of the forward call. A rank that prints nothing
 //!   is in no call: look there for the dead branch. Without the variable, a rank that has waited
 //!   for a minute prints the same once, and goes on waiting.
+//! - `MPI4TCH_TRACE=<folder>` writes a [timeline](crate#timelines) of all ranks: where they wait for each
+//!   other, and what the backward pass does.
 //! - Use [`run`](crate::run): a rank whose program returns an error prints it and ends the job. If
 //!   `main` itself returns the error, Rust prints it only after MPI has been finalized, which waits
 //!   for the other ranks, and these may be waiting for this one.

@@ -243,6 +243,39 @@
 //! are on different lines of the program. The last that did so is printed too, as the ranks may
 //! have diverged there.
 //!
+//! # Timelines
+//!
+//! With `MPI4TCH_TRACE=<folder>` the program writes `timeline.json` to the folder when MPI is finalized:
+//! what each rank did, and when, to be opened with [Perfetto](https://ui.perfetto.dev) or
+//! `chrome://tracing`. The folder is made if it is missing. It is enough if one rank has the variable.
+//!
+//! Each rank has a line for each of its threads. On it are the calls, and in them the waits for other
+//! ranks. A started call is at its start and at its wait, and has a line of its own between the two.
+//! Arrows lead from the start of a send to the end of the receive that took the message, and from a call
+//! to its adjoint. The clocks of the ranks are compared with that of rank 0 at the start and at the end;
+//! how far they may still be off is written beside the rank's name.
+//!
+//! Until then each rank writes its events to a file of its own, `timeline.rank<N>.json`, a few times per
+//! second. If the program ends otherwise, by [`Communicator::abort`], `MPI4TCH_TIMEOUT` or a crash, these
+//! files are left, with all but the last moment. They can be opened too, but their clocks are not aligned,
+//! and they have no arrows.
+//!
+//! Calls are also spans of the crate [`tracing`](https://docs.rs/tracing), named `call`, at the level
+//! `DEBUG`, for any subscriber that the program has; the file does not need one. They have these fields,
+//! which are the arguments of the slices in the file:
+//!
+//! | field | |
+//! | --- | --- |
+//! | `call`, `started`, `pass` | the method; whether it was only started; `forward`, `backward`, `pullback` (of a [custom](Communicator::custom) node) or `checkpoint` (that is run again) |
+//! | `number`, `adjoint_of` | the call's number among this rank's calls; that of the call whose adjoint it is |
+//! | `line`, `communicator` | the line of the program; the communicator: two numbers that its ranks have in common, and the call that made it |
+//! | `bytes`, `kind` | the size of the larger of the tensors that it reads and writes; their kind |
+//! | `to`, `from`, `tag`, `root` | the rank that a message goes to, the one that it came from, its tag; the root |
+//! | `tape` | the call's number among those on its [`Tape`] |
+//! | `waited_us` | how long it has waited for other ranks, in microseconds. What MPI waits for in a blocking function is not counted. |
+//!
+//! While nobody listens, a call costs two loads and a few branches more.
+//!
 //! # Threads
 //!
 //! The [`ThreadLevel`] that was obtained decides which threads may call MPI; a call from another

@@ -66,6 +66,27 @@ fn a_value_that_means_nothing_is_an_error_on_all_ranks() {
 }
 
 #[test]
+fn a_folder_that_cannot_be_written_is_an_error_on_all_ranks() {
+    let needed = "the path of a folder, there or to be made, in which files can be written";
+    // Below a file, and a file itself: the others could write theirs, and remove what they have written.
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("settings");
+    let good = folder.to_str().unwrap();
+    let file = env::current_exe().unwrap();
+    let file = file.to_str().unwrap();
+    let below = format!("{file}/folder");
+    for bad in [file, &below] {
+        let told =
+            "the ranks disagree on a call:  refused: initialize: a setting on rank 1".to_owned();
+        let own = format!("initialize: MPI4TCH_TRACE is \"{bad}\"; it may be {needed}");
+        let expected = [told.clone(), own.clone(), told];
+        assert_eq!(said(&format!("MPI4TCH_TRACE,{good},{bad},{good}")), expected);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+        // A rank without the variable is given the folder of one that has it.
+        assert_eq!(said(&format!("MPI4TCH_TRACE,,{bad},")), [0; 3].map(|_| own.clone()));
+    }
+}
+
+#[test]
 fn a_value_that_is_not_utf_8_is_an_error_on_all_ranks() {
     let told = "the ranks disagree on a call:  refused: initialize: a setting on rank 1";
     let check =

@@ -72,6 +72,19 @@ pub(crate) enum Call {
     Exchange(Arc<Exchange>),
 }
 
+impl Call {
+    /// The root, if it has one.
+    pub(crate) fn root(&self) -> Option<Rank> {
+        match self {
+            Self::Reduce { root, .. }
+            | Self::Broadcast { root }
+            | Self::Gather { root, .. }
+            | Self::Scatter { root, .. } => Some(*root),
+            _ => None,
+        }
+    }
+}
+
 /// How the result is made from the output, once MPI has written it.
 #[derive(Debug)]
 pub(crate) enum Finish {

@@ -38,6 +38,11 @@ impl Identity {
         Ok(Self { leader, number })
     }
 
+    /// The name as two numbers.
+    pub(crate) fn numbers(self) -> [i64; 2] {
+        [self.leader, self.number]
+    }
+
     #[cfg(test)]
     pub(crate) const fn of_test(number: i64) -> Self {
         Self { leader: 0, number }

@@ -45,6 +45,8 @@ pub struct Communicator {
     /// The line that calls are reported at, if not their caller's: in the backward pass, and where
     /// one operation is carried out by another.
     origin: Option<&'static Location<'static>>,
+    /// The number of the call whose pullback makes the calls, or 0.
+    adjoint_of: u64,
     /// The reason why its calls need no agreement of their own.
     admission: Option<Admission>,
 }
@@ -91,6 +93,7 @@ impl Communicator {
             record: None,
             is_compared: false,
             origin: None,
+            adjoint_of: 0,
             admission: None,
         }
     }
@@ -154,6 +157,7 @@ impl Communicator {
     /// ```
     #[doc(alias = "MPI_Abort")]
     pub fn abort(&self, code: i32) -> ! {
+        self.environment().flush_timeline();
         // Without `Environment::enter`: another thread may hold the permission and wait for ever.
         if self.environment().is_open() {
             // SAFETY: MPI has not been finalized, and the program ends here.
@@ -186,7 +190,8 @@ impl Communicator {
 
     /// The same communicator, for the backward pass of the call at `site`.
     pub(crate) fn backward(&self, site: Site) -> Self {
-        Self { pass: Pass::Backward, origin: Some(site.at), ..self.plain() }
+        let (origin, adjoint_of) = (Some(site.at), site.number);
+        Self { pass: Pass::Backward, origin, adjoint_of, ..self.plain() }
     }
 
     /// The same communicator, for the calls of a pullback of the user's. They are ordinary calls,
@@ -266,6 +271,11 @@ impl Communicator {
     /// backward pass.
     pub(crate) fn is_compared(&self) -> bool {
         self.is_compared
+    }
+
+    /// The number of the call whose pullback makes the calls, or 0.
+    pub(crate) fn adjoint_of(&self) -> u64 {
+        self.adjoint_of
     }
 
     /// Whether its calls are those of the forward pass.

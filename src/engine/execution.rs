@@ -10,6 +10,7 @@ use crate::call::{Completion, Made, Plan};
 use crate::engine::agreement::Turn;
 use crate::engine::communicator::Communicator;
 use crate::engine::flight::{Flight, Start};
+use crate::engine::trace::{Traced, UnderWay};
 
 /// Makes the call and waits for its end. `turn` is the turn of a collective call, which is made in
 /// the way that the ranks agreed on.
@@ -42,6 +43,7 @@ pub(crate) fn run_in_place(
 pub(crate) struct Started {
     pub(crate) flight: Flight,
     completion: Completion,
+    traced: UnderWay,
 }
 
 impl Started {
@@ -55,7 +57,7 @@ impl Started {
     ) -> Result<Self> {
         let (launch, completion) = plan.into_launch(site, comm.handle(), x)?;
         let flight = Flight::start(site, comm, launch, start)?;
-        Ok(Self { flight, completion })
+        Ok(Self { flight, completion, traced: UnderWay::untraced() })
     }
 
     /// Starts the call, to change `x`, the tensor that was planned for, which is contiguous. `data`
@@ -68,7 +70,12 @@ impl Started {
     ) -> Result<Self> {
         let (launch, completion) = plan.into_launch_in_place(site, comm.handle(), x, data)?;
         let flight = Flight::start(site, comm, launch, Start::Now)?;
-        Ok(Self { flight, completion })
+        Ok(Self { flight, completion, traced: UnderWay::untraced() })
+    }
+
+    /// Ends the start's part of the call's span.
+    pub(crate) fn traced_by(self, traced: Traced) -> Self {
+        Self { traced: traced.start(), ..self }
     }
 
     /// The tensor that MPI writes.
@@ -78,8 +85,10 @@ impl Started {
 
     /// Waits for the end of the call at `site`, and returns its result.
     pub(crate) fn result(self, site: Site) -> Result<Tensor> {
-        let start = self.flight.site();
-        let made = self.flight.landed(site)?;
-        self.completion.result(start, &made)
+        let Self { flight, completion, traced } = self;
+        let _traced = traced.wait(site);
+        let start = flight.site();
+        let made = flight.landed(site)?;
+        completion.result(start, &made)
     }
 }

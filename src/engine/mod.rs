@@ -12,3 +12,4 @@ pub(crate) mod reduction;
 pub(crate) mod request;
 pub(crate) mod runtime;
 pub(crate) mod tape;
+pub(crate) mod trace;

@@ -31,6 +31,7 @@ use crate::engine::execution;
 use crate::engine::flight::Start;
 use crate::engine::request::settle_messages;
 use crate::engine::tape::{self, Traffic};
+use crate::engine::trace::Traced;
 use crate::environment::status::Envelope;
 
 /// A map on the tuple of all ranks' tensors, carried out by one MPI call or, if it does not
@@ -197,7 +198,8 @@ impl Mode for Blocking {
     ) -> Result<Tensor> {
         let site = comm.site(operator.name());
         let way = comm.environment().way();
-        let Ready { plan, agreed, records, turn } = Ready::new(operator, site, comm, x, way)?;
+        let Ready { plan, agreed, records, turn, mut traced } =
+            Ready::new(operator, site, comm, x, way)?;
         if !records {
             return execution::run(plan, site, comm, turn.as_deref());
         }
@@ -212,6 +214,7 @@ impl Mode for Blocking {
             let saved = pulled.saved(site, comm)?;
             Ok(vec![Some(derivative.pull::<Self>(comm, &saved, pulled.cotangent())?)])
         })?;
+        traced.note_place(comm);
         Ok(y)
     }
 
@@ -264,7 +267,8 @@ fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor)
         return Ok(x.f_copy_(&y)?);
     }
     let way = comm.environment().way();
-    let Ready { plan, agreed, records, turn } = Ready::new(operator, site, comm, x, way)?;
+    let ready = Ready::new(operator, site, comm, x, way)?;
+    let Ready { plan, agreed, records, turn, traced: _traced } = ready;
     let Some(turn) = turn else { unreachable!("what changes in place is collective") };
     let adjoint = records.then(|| Linear(operator.adjoint(plan.input.shape(), &agreed)));
     execution::run_in_place(plan, site, comm, (&mut x.shallow_clone(), target.data()), &turn)?;
@@ -301,6 +305,7 @@ pub(crate) struct Ready<'x> {
     pub(crate) records: bool,
     /// The turn of the call, if it is collective.
     turn: Option<Arc<Turn>>,
+    pub(crate) traced: Traced,
 }
 
 impl<'x> Ready<'x> {
@@ -312,6 +317,7 @@ impl<'x> Ready<'x> {
         x: &'x Tensor,
         way: Way,
     ) -> Result<Self> {
+        let mut traced = Traced::begin(site, comm);
         let (input, agreed, turn) = negotiate(operator, site, comm, x, way)?;
         let records = match operator.recorded_by() {
             None => comm.records(input.view()),
@@ -321,7 +327,22 @@ impl<'x> Ready<'x> {
         if let Some(turn) = turn.as_deref().filter(|_| operator.plans_alone()) {
             plan = agree_on_outcome(site, comm, turn, plan);
         }
-        Ok(Self { plan: plan?, agreed, records, turn })
+        let plan = plan?;
+        traced.describe(&plan, || operator.traffic());
+        Ok(Self { plan, agreed, records, turn, traced })
+    }
+
+    /// The plan of an operator that is part of a call that the ranks have agreed on, without autograd.
+    pub(crate) fn as_part(
+        operator: &dyn Operator,
+        site: Site,
+        comm: &Communicator,
+        x: &'x Tensor,
+    ) -> Result<(Plan<'x>, Traced)> {
+        let mut traced = Traced::begin(site, comm);
+        let plan = operator.plan(comm, Input::new(site.call, x)?, &Agreed::default())?;
+        traced.describe(&plan, || operator.traffic());
+        Ok((plan, traced))
     }
 
     /// As [`new`](Self::new), for a call that is only started. The plan is made before the ranks
@@ -343,6 +364,7 @@ impl<'x> Ready<'x> {
             let start = ready.turn.take().map_or(Start::Now, Start::InTurn);
             return Ok((ready, start));
         }
+        let mut traced = Traced::begin(site, comm);
         operator.prepare(site, comm)?;
         let input = match Input::new(operator.name(), x) {
             Ok(input) => input,
@@ -361,9 +383,10 @@ impl<'x> Ready<'x> {
             Ok(plan) => plan,
             Err(error) => return Err(Proposal::refuse(site, comm, error)),
         };
+        traced.describe(&plan, || operator.traffic());
         let proposal = Proposal::begin(site, comm, subject, Ok(terms))?;
         let start = proposal.map_or(Start::Now, |proposal| Start::Agreed(Box::new(proposal)));
-        Ok((Self { plan, agreed, records, turn: None }, start))
+        Ok((Self { plan, agreed, records, turn: None, traced }, start))
     }
 }
 

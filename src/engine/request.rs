@@ -126,7 +126,7 @@ impl Mode for Nonblocking {
     ) -> Result<Request> {
         let site = comm.site(operator.name());
         let (ready, start) = Ready::to_start(operator, site, comm, x)?;
-        let Ready { plan, agreed, records, .. } = ready;
+        let Ready { plan, agreed, records, mut traced, .. } = ready;
         let site = Site { seal: start.seal(), ..site };
         // The request must not keep the admission, which is for the start alone.
         let comm = &comm.unadmitted();
@@ -139,12 +139,14 @@ impl Mode for Nonblocking {
         let owed = match nodes {
             Some(nodes) => {
                 let node = nodes.add_start(site, comm, operator.traffic(), x)?;
+                traced.note_place(comm);
                 Some(Owed(Due::new(site, comm, operator.traffic(), node, started.written())))
             }
             None => None,
         };
         let is_send = matches!(operator.traffic(), Traffic::Messages { receive: None, .. });
         let run = if is_send { None } else { tape::current_run() };
+        let started = started.traced_by(traced);
         let part = Part { started, comm: comm.clone(), owed, run };
         Ok(Request { parts: vec![part], finish: None })
     }
@@ -351,6 +353,8 @@ impl Part {
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
         let start = self.started.flight.site();
         let y = self.started.result(site);
+        // The wait is a part of the call, whose adjoint its pullback starts.
+        let site = Site { number: start.number, ..site };
         let y = y.and_then(|y| tape::refuse_after_run(start, self.run).map(|()| y));
         self.comm.note(match &self.owed {
             Some(owed) => y.and_then(|y| owed.0.result(site, comm, y)),

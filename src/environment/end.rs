@@ -68,7 +68,13 @@ impl Environment {
         }
         if is_finalized().unwrap_or(true) {
             // The program itself has finalized MPI, so nothing may be freed any more.
+            self.flush_timeline();
             return Vec::new();
+        }
+        // A rank that panics would wait for ranks that wait for it.
+        match &self.timeline {
+            Some(timeline) if !std::thread::panicking() => timeline.merge(),
+            _ => self.flush_timeline(),
         }
         // SAFETY: MPI is not finalized, and `enter` lets no other call of this crate in any more.
         let mut left = unsafe { self.started.end() };

@@ -9,6 +9,7 @@ pub(crate) mod library;
 pub(crate) mod own_ops;
 mod start;
 pub(crate) mod status;
+pub(crate) mod trace;
 mod wait;
 pub(crate) mod watch;
 
@@ -28,6 +29,7 @@ use crate::environment::error_code::{check, checked};
 use datatype::Handles;
 use library::Library;
 use status::Pattern;
+use trace::Timeline;
 use watch::Watch;
 
 /// The state of MPI on this rank, which all communicators share: whether and on which threads MPI
@@ -65,6 +67,8 @@ pub(crate) struct Environment {
     /// on.
     is_shared: AtomicBool,
     watch: Arc<Watch>,
+    /// With `MPI4TCH_TRACE`.
+    timeline: Option<Arc<Timeline>>,
     /// Whether threads other than `main` have called MPI.
     has_threads: AtomicBool,
     /// A line for each message that a communicator had left when it was freed, and for each started

@@ -8,10 +8,12 @@ use parking_lot::{Mutex, RwLock};
 
 use super::datatype::Handles;
 use super::library::{self, Library};
+use super::trace::{self, Timeline};
 use super::watch::{Limits, Watch};
 use super::{Environment, StartedCalls, flag, is_finalized, return_errors};
 use crate::base::check::Check;
 use crate::base::error::{Error, Result};
+use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::base::tag::Tag;
 use crate::base::thread_level::ThreadLevel;
@@ -59,10 +61,10 @@ impl Environment {
     fn create(
         version: String,
         owner: bool,
-        settings: (Check, Arc<Watch>),
+        settings: Settings,
         started: Arc<dyn StartedCalls>,
     ) -> Result<Self> {
-        let (check_level, watch) = settings;
+        let Settings { check, watch, timeline } = settings;
         let mut level = 0;
         // SAFETY: MPI is initialized; `level` outlives the call.
         unsafe { checked!(MPI_Query_thread(&mut level)) }?;
@@ -78,7 +80,7 @@ impl Environment {
             library: Library::query(version, level)?,
             owner,
             level,
-            check: check_level,
+            check,
             main: std::thread::current().id(),
             calls: RwLock::new(()),
             finalized: AtomicBool::new(false),
@@ -88,6 +90,7 @@ impl Environment {
             expected: AtomicUsize::new(0),
             is_shared: AtomicBool::new(!owner),
             watch,
+            timeline,
             has_threads: AtomicBool::new(false),
             left: Mutex::default(),
             last_error: Mutex::default(),
@@ -96,10 +99,18 @@ impl Environment {
     }
 }
 
+/// What environment variables say.
+struct Settings {
+    check: Check,
+    watch: Arc<Watch>,
+    timeline: Option<Arc<Timeline>>,
+}
+
 /// Reads the settings from environment variables: how much of their calls the ranks compare, which
-/// is the most that any rank's variable says, and the watch with this rank's limits. An invalid
-/// value on one rank is an error on all. Collective.
-fn agreed_settings() -> Result<(Check, Arc<Watch>)> {
+/// is the most that any rank's variable says, the watch with this rank's limits, and the timeline,
+/// which all ranks have if any rank's variable names a folder. An invalid value on one rank is an error
+/// on all. Collective.
+fn agreed_settings() -> Result<Settings> {
     let (mut rank, mut size) = (0, 0);
     // SAFETY: MPI is initialized; `rank` outlives the call.
     unsafe { checked!(MPI_Comm_rank(mpi_sys::MPI_COMM_WORLD, &mut rank)) }?;
@@ -107,33 +118,44 @@ fn agreed_settings() -> Result<(Check, Arc<Watch>)> {
     unsafe { checked!(MPI_Comm_size(mpi_sys::MPI_COMM_WORLD, &mut size)) }?;
     let limits = Limits::from_environment();
     let watch = limits.as_ref().ok().map(|&limits| Watch::start(limits, rank, size));
-    let own = limits.and_then(|_| Check::from_environment());
-    // The level of checks, and the last rank that has an invalid value.
+    let own = limits.and_then(|_| {
+        let check = Check::from_environment()?;
+        Ok((check, trace::folder_from_environment()?))
+    });
+    // The level of checks, the last rank that has an invalid value, and the last that has a folder.
     let mut most = match &own {
-        Ok(level) => [*level as c_int, -1],
-        Err(_) => [0, rank],
+        Ok((level, folder)) => [*level as c_int, -1, folder.as_ref().map_or(-1, |_| rank)],
+        Err(_) => [0, rank, -1],
     };
     let _watched = watch.as_ref().map(|watch| watch.enter(Site::new("initialize")));
-    // SAFETY: two integers on every rank, combined in their place.
+    // SAFETY: three integers on every rank, combined in their place.
     unsafe {
         checked!(MPI_Allreduce(
             mpi_sys::MPI_IN_PLACE,
             most.as_mut_ptr().cast(),
-            2,
+            3,
             mpi_sys::MPI_INT,
             mpi_sys::MPI_MAX,
             mpi_sys::MPI_COMM_WORLD,
         ))
     }?;
-    own?;
-    let [level, malformed] = most;
+    let (_, folder) = own?;
+    let [level, malformed, traced] = most;
     let (Some(watch), true) = (watch.clone(), malformed < 0) else {
-        let differences = format!("\n  refused: initialize: a setting on rank {malformed}");
-        return Err(Error::Mismatch { differences });
+        return Err(refused_on(malformed));
     };
     let levels = [Check::None, Check::Local, Check::Collective];
     let level = levels.into_iter().find(|&check| check as c_int == level);
-    Ok((level.unwrap_or(Check::Collective), watch))
+    let timeline = match traced {
+        ..0 => None,
+        teller => Some(trace::open(folder, teller, (rank, size))?.map_err(refused_on)?),
+    };
+    Ok(Settings { check: level.unwrap_or(Check::Collective), watch, timeline })
+}
+
+/// The error on other ranks than the one whose setting is invalid.
+fn refused_on(rank: Rank) -> Error {
+    Error::Mismatch { differences: format!("\n  refused: initialize: a setting on rank {rank}") }
 }
 
 /// `MPI_TAG_UB`.

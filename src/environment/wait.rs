@@ -19,6 +19,7 @@ impl Environment {
         mut poll: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
         let _watched = self.watch().enter(site);
+        let _traced = self.note_wait(site);
         let mut spins = 0;
         loop {
             {

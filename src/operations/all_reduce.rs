@@ -15,7 +15,9 @@ use crate::call::{Call, Finish, Plan};
 use crate::engine::agreement::{Agreed, Terms, Turn};
 use crate::engine::communicator::Communicator;
 use crate::engine::execution::{self, Started};
-use crate::engine::operator::{Blocking, Mode, Operator, apply_in_place, apply_nonlinear, replace};
+use crate::engine::operator::{
+    Blocking, Mode, Operator, Ready, apply_in_place, apply_nonlinear, replace,
+};
 use crate::engine::reduction;
 use crate::engine::request::{Nonblocking, Request};
 
@@ -148,15 +150,18 @@ pub(crate) fn sum_in_place(
 ) -> Result<Option<Started>> {
     let _recording = Recording::off();
     let target = InPlace::new(site.call, x)?;
-    let input = Input::new(site.call, x)?;
-    let plan = AllReduce::of(site.call, Op::Sum).plan(comm, input, &Agreed::default())?;
+    let operator = AllReduce::of(site.call, Op::Sum);
+    let (plan, traced) = Ready::as_part(&operator, site, comm, x)?;
     let mut x = x.shallow_clone();
     let started = match turn.way() {
         Way::Waits => {
             execution::run_in_place(plan, site, comm, (&mut x, target.data()), turn)?;
             None
         }
-        Way::Polls => Some(Started::in_place(plan, site, comm, (&x, target.data()))?),
+        Way::Polls => {
+            let started = Started::in_place(plan, site, comm, (&x, target.data()))?;
+            Some(started.traced_by(traced))
+        }
     };
     target.bump_version(&mut x)?;
     Ok(started)

@@ -11,6 +11,7 @@ use crate::communicator::Handle;
 use crate::engine::agreement::{Terms, agree};
 use crate::engine::communicator::Communicator;
 use crate::engine::runtime::Runtime;
+use crate::engine::trace::Traced;
 
 impl Communicator {
     /// A communicator of the same ranks with contexts of its own: a message on one of the two is
@@ -253,6 +254,7 @@ impl Communicator {
         function: &'static str,
         create: impl FnOnce(MPI_Comm, *mut MPI_Comm) -> i32,
     ) -> Result<Option<Self>> {
+        let _traced = Traced::begin(site, self);
         // The ranks must be in the same call: they intersect, entry by entry, which children are
         // dead.
         let way = self.environment().way();

@@ -127,6 +127,11 @@ impl Calls {
         calls.collectives
     }
 
+    /// How many calls there are.
+    pub(super) fn count(&self) -> usize {
+        self.by_communicator.iter().map(|calls| calls.entries.len()).sum()
+    }
+
     /// A number whose sum over all ranks of the tape, with wrapping, is zero if on each
     /// communicator all its ranks recorded the same collective calls in the same order, and a
     /// receive for each send.

@@ -14,6 +14,7 @@ use crate::base::site::Site;
 use crate::communicator::Identity;
 use crate::engine::agreement::{Terms, agree};
 use crate::engine::communicator::Communicator;
+use crate::engine::trace::Traced;
 
 /// A backward pass and its options.
 #[derive(Clone, Copy)]
@@ -173,6 +174,7 @@ impl Record {
                 "called in a checkpoint of the tape, whose calls it cannot go through yet";
             return Err(Error::Argument { call: pass.site.call, message: message.to_owned() });
         }
+        let _traced = Traced::begin(pass.site, comm);
         let outcome = self.agree(comm, pass, roots).and_then(|roots| {
             let create_graph = pass.options.create_graph;
             let (first, last) = {

@@ -161,6 +161,11 @@ impl Record {
         self.state().generation
     }
 
+    /// How many calls it has.
+    pub(crate) fn call_count(&self) -> usize {
+        self.state().calls.count()
+    }
+
     /// Whether calls on the tape are recorded. In a pullback they are recorded if the token's
     /// cotangent requires grad.
     pub(crate) fn is_recording(&self) -> bool {
