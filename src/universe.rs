@@ -261,6 +261,7 @@ const PANICKED: i32 = 101;
 #[doc(alias = "MPI_Finalize")]
 #[doc(alias = "MPI_Abort")]
 #[must_use = "it is for main to return"]
+#[track_caller]
 pub fn run<E: fmt::Display>(program: fn(&Universe) -> std::result::Result<(), E>) -> ExitCode {
     let universe = match initialize() {
         Ok(universe) => universe,

@@ -15,6 +15,10 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
+#[path = "../examples/timeline.rs"]
+#[expect(dead_code, reason = "its main is another program's")]
+mod timeline;
+
 const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// The bytes of most tensors here: three doubles.
@@ -51,6 +55,9 @@ fn rank() {
     }
     if job::is_rank_of("spans") {
         spans();
+    }
+    if job::is_rank_of("picture") {
+        pictures();
     }
 }
 
@@ -143,9 +150,14 @@ fn program(universe: &Universe) -> Result<()> {
     Ok(())
 }
 
-/// A folder that is not there.
+/// The folder of a test.
+fn place(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("timeline").join(name)
+}
+
+/// The same, which is not there any more.
 fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("timeline").join(name);
+    let folder = place(name);
     let _ = fs::remove_dir_all(&folder);
     folder
 }
@@ -477,6 +489,43 @@ fn a_job_that_is_aborted_leaves_its_events() {
         };
         assert!(events.iter().any(|event| event["name"] == "all_reduce"), "{events:?}");
     }
+}
+
+/// The example's picture of a file. On one rank, in a process of its own.
+fn pictures() {
+    let out = folder("picture");
+    let universe = mpi4tch::initialize().expect("MPI starts");
+    let draw = |file: &Path, pass| {
+        let arguments = timeline::Arguments { file: file.to_owned(), pass, out: out.clone() };
+        timeline::run(&universe, &arguments).map_err(|error| error.to_string())
+    };
+    let file = place("pictured").join("timeline.json");
+    draw(&file, 1).expect("it can be drawn");
+    let picture = fs::File::open(out.join("timeline.png")).expect("it is there");
+    let mut reader =
+        png::Decoder::new(std::io::BufReader::new(picture)).read_info().expect("a PNG");
+    let mut pixels = vec![0; reader.output_buffer_size().expect("it is small")];
+    let _ = reader.next_frame(&mut pixels).expect("a PNG");
+    // Forward, backward, waits, local work, the pass.
+    let colors = [[0, 114, 178], [213, 94, 0], [205; 3], [170, 222, 203], [240, 228, 66]];
+    for color in colors {
+        let count = pixels.chunks_exact(3).filter(|pixel| *pixel == color).count();
+        // More than the square before the color's name.
+        assert!(count > 13 * 13, "{count} of {color:?}");
+    }
+    let error = draw(&file, 2).expect_err("there is one pass");
+    assert_eq!(error, "there are 1 backward passes on rank 0");
+    let error = draw(&out, 1).expect_err("a folder is no timeline");
+    assert!(error.starts_with(&format!("cannot read {}: ", out.display())), "{error}");
+}
+
+#[test]
+fn the_example_draws_a_timeline() {
+    let folder = folder("pictured");
+    let outcome = job::run("program", 2, &[("MPI4TCH_TRACE", folder.to_str().expect("UTF-8"))]);
+    assert!(outcome.status.success(), "{outcome:?}");
+    let outcome = job::run_without_launcher("picture");
+    assert!(outcome.status.success() && outcome.printed.contains("1 passed"), "{outcome:?}");
 }
 
 /// A subscriber that keeps the fields of all spans, by the order in which they were made.

@@ -219,7 +219,7 @@ fn aligned(path: &Path, alignment: &Alignment, mut tell: impl FnMut(&str)) -> io
         }
     }
     let mut clock = Line::new(("process_labels".to_owned(), ""), 'M', (own.unwrap_or(0), 0), 0.0);
-    let text = format!("clock to {:.1} µs", alignment.error());
+    let text = format!("clock within {:.1} µs of rank 0's", alignment.error());
     clock.args.insert("labels".to_owned(), text.into());
     clock.args.insert("clock_error_us".to_owned(), alignment.error().into());
     tell_line(clock);
