@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use mpi4tch::{Halo, Op, Result, Source, TagMatch, Universe, wait_all};
+use mpi4tch::{Halo, Op, Result, Source, Universe, wait_all};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use tracing::field::{Field, Visit};
@@ -52,6 +52,10 @@ fn rank() {
             0 => world.abort(3),
             _ => drop(world.recv(&x(), 0, 0)),
         }
+    }
+    if job::is_rank_of("long") {
+        let universe = mpi4tch::initialize().expect("MPI starts");
+        long(&universe).expect("no call fails");
     }
     if job::is_rank_of("spans") {
         spans();
@@ -116,7 +120,7 @@ fn program(universe: &Universe) -> Result<()> {
     let started = tape.iall_reduce(&x, Op::Sum)?.wait()?;
     let sends = [tape.isend(&x, right, 3)?, tape.isend(&x, right, 3)?];
     let first = tape.recv(&x, left, 3)?;
-    let second = tape.irecv(&x, Source::Any, TagMatch::Any)?.wait()?;
+    let second = tape.irecv(&x, Source::Any, 3)?.wait()?;
     let sent = wait_all(sends)?;
     let shifted = tape.sendrecv(&x, right, &x, left, 4)?;
     let mut parts = vec![sum, told, all, started, first, second, shifted];
@@ -468,6 +472,37 @@ fn the_folder_of_one_rank_is_that_of_all() {
         let calls = file.calls(rank);
         assert_eq!(calls.len(), 1);
         assert_eq!(calls[0]["name"], "barrier");
+    }
+}
+
+/// How many calls a long program makes: more than are kept before they are written, and more than go
+/// to rank 0 in one message.
+const MANY: usize = 9000;
+
+/// Many calls, the last one on a thread of its own.
+fn long(universe: &Universe) -> Result<()> {
+    let world = universe.world();
+    let x = x().detach();
+    for _ in 1..MANY {
+        let _ = world.all_reduce(&x, Op::Sum)?;
+    }
+    std::thread::scope(|scope| scope.spawn(|| world.barrier()).join().expect("no panic"))
+}
+
+#[test]
+fn a_long_program_is_complete() {
+    let folder = folder("long");
+    let outcome = job::run("long", 3, &[("MPI4TCH_TRACE", folder.to_str().expect("UTF-8"))]);
+    assert!(outcome.status.success() && outcome.printed.contains("1 passed"), "{outcome:?}");
+    let file = File::read(&folder);
+    for rank in 0..3 {
+        let calls = file.calls(rank);
+        assert_eq!(calls.len(), MANY);
+        let (last, others) = calls.split_last().expect("there are many");
+        assert!(others.iter().all(|call| call["name"] == "all_reduce" && call["tid"] == 0));
+        assert!(last["name"] == "barrier" && last["tid"] == 1, "{last}");
+        // Each is after the one before it.
+        assert!(calls.windows(2).all(|pair| end(pair[0]) <= begin(pair[1]) + 1));
     }
 }
 

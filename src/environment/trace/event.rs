@@ -187,7 +187,9 @@ impl Event {
                 let mut args = Map::new();
                 let name = if *is_part { "waiting" } else { site.call };
                 if !is_part {
-                    args.insert("number".to_owned(), site.number.into());
+                    if site.number != 0 {
+                        args.insert("number".to_owned(), site.number.into());
+                    }
                     args.insert("line".to_owned(), site.at.to_string().into());
                 }
                 vec![Line::slice((name.to_owned(), WAIT), (rank, *thread), *at, args)]
