@@ -327,9 +327,10 @@ impl<'x> Ready<'x> {
         if let Some(turn) = turn.as_deref().filter(|_| operator.plans_alone()) {
             plan = agree_on_outcome(site, comm, turn, plan);
         }
-        let plan = plan?;
-        traced.describe(&plan, || operator.traffic());
-        Ok(Self { plan, agreed, records, turn, traced })
+        if let Ok(plan) = &plan {
+            traced.describe(plan, || operator.traffic());
+        }
+        Ok(Self { plan: plan?, agreed, records, turn, traced })
     }
 
     /// The plan of an operator that is part of a call that the ranks have agreed on, without autograd.
