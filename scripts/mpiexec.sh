@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a program with the launcher of the MPI that MPI4TCH_MPI chooses, on any
-# number of ranks and as any user:
+# Runs a program with the launcher of the MPI that MPI4TCH_MPI chooses, or with that of
+# MPI4TCH_MPIEXEC, on any number of ranks and as any user:
 #
 #     scripts/mpiexec.sh -n 4 target/debug/examples/linear_regression
 set -euo pipefail
@@ -23,4 +23,5 @@ fi
 if [[ $EUID == 0 ]]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
-exec "$launcher" "$@"
+read -ra launcher <<<"${MPI4TCH_MPIEXEC:-$launcher}"
+exec "${launcher[@]}" "$@"

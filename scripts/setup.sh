@@ -9,6 +9,7 @@
 #     --every-mpi      Open MPI and MPICH, listed in MPI4TCH_TEST_MPIS
 #     --clang-format   also the formatter of the C and C++ sources, as CLANG_FORMAT
 #     --valgrind       also valgrind
+#     --two-hosts      also the commands ip and tc
 #     --pytorch        also PyTorch with its distributed package, in the folder
 #                      PYTORCH: 3.4 GB, as it does not load without CUDA's libraries
 #
@@ -40,6 +41,7 @@ declare -A mpi_packages=([openmpi]="libopenmpi-dev openmpi-bin" [mpich]="libmpic
 
 cache=${MPI4TCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mpi4tch}
 every_mpi=false with_clang_format=false with_valgrind=false with_pytorch=false
+with_two_hosts=false
 
 for option; do
     case $option in
@@ -47,7 +49,8 @@ for option; do
     --clang-format) with_clang_format=true ;;
     --valgrind) with_valgrind=true ;;
     --pytorch) with_pytorch=true ;;
-    *) echo "usage: $0 [--every-mpi] [--clang-format] [--valgrind] [--pytorch]" >&2 && exit 2 ;;
+    --two-hosts) with_two_hosts=true ;;
+    *) echo "usage: $0 [--every-mpi] [--clang-format] [--valgrind] [--pytorch] [--two-hosts]" >&2 && exit 2 ;;
     esac
 done
 
@@ -187,6 +190,7 @@ fi
 packages=()
 has c++ || packages+=(g++)
 ! $with_valgrind || has valgrind || packages+=(valgrind libc6-dbg)
+! $with_two_hosts || { has ip && has tc; } || packages+=(iproute2)
 has_libclang || [[ -d $cache/libclang-$libclang ]] || packages+=(libclang1)
 for mpi in "${mpis[@]}"; do
     # shellcheck disable=SC2206 # a list of words
@@ -202,6 +206,7 @@ fi
 
 has c++ || die "a C++ compiler is missing (on Debian: g++)"
 ! $with_valgrind || has valgrind || die "valgrind is missing (on Debian: valgrind)"
+! $with_two_hosts || { has ip && has tc; } || die "ip and tc are missing (on Debian: iproute2)"
 
 if ! has_libtorch; then
     # The wheel for any version of Python will do, as nothing here imports it.

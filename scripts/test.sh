@@ -4,8 +4,9 @@
 #
 #     --all     every rank count of the harness, all cases, and messages of more than
 #               2³¹ elements, which take 11 GB of memory
+#     --of-mpi  no tests of the documentation, nor those that hardly depend on the MPI
 #
-# Without it, the tests run on a few rank counts, or on those of MPI4TCH_TEST_RANKS.
+# Without --all, the tests run on a few rank counts, or on those of MPI4TCH_TEST_RANKS.
 # Each count covers cases that smaller ones do not:
 #
 #     1     there is no other rank to send to
@@ -18,14 +19,20 @@
 # One alone runs on 1, 2 and 3.
 set -euo pipefail
 
-is_short=true
+is_short=true is_of_mpi=false
 ranks=(1,3 2,4)
-if [[ ${1:-} == --all ]]; then
+case ${1:-} in
+--all)
     shift
     is_short=false
     ranks=(1,2,3,4,5,7 1,2,3,4,5,7)
     export MPI4TCH_TEST_ALL=1 MPI4TCH_TEST_LARGE=1 MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
-fi
+    ;;
+--of-mpi)
+    shift
+    is_of_mpi=true
+    ;;
+esac
 
 of_no_mpi=(harness layers linear_regression readme setup)
 
@@ -41,6 +48,7 @@ select_tests_of_mpi() {
 }
 
 selected=()
+! $is_of_mpi || [[ $# != 0 ]] || select_tests_of_mpi
 passed=0 failed=0
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
@@ -59,6 +67,9 @@ for mpi in "${mpis[@]}"; do
     *) mpicc=mpicc.$mpi ;;
     esac
     cargo clean --quiet -p mpi -p mpi-sys
+    # For selected tests cargo builds no examples, of which tests/linear_regression.rs runs one.
+    [[ ${#selected[@]} == 0 ]] || MPI4TCH_MPI=$mpi MPICC=$mpicc \
+        cargo build --workspace --features mpi4tch/rsmpi --example linear_regression || true
     status=0
     MPI4TCH_MPI=$mpi MPICC=$mpicc MPI4TCH_TEST_RANKS=$counts \
         cargo test --workspace --features mpi4tch/rsmpi --no-fail-fast "${selected[@]}" "$@" 2>&1 |
