@@ -56,6 +56,7 @@ fn main() -> ExitCode {
             memory::of_any_layout,
             memory::of_a_graph,
             memory::of_large_parameters,
+            memory::of_many_steps,
             refusals::options,
             refusals::models,
             refusals::models_that_differ,

@@ -1,10 +1,12 @@
-//! Gradients share no memory with what others still read, or keep.
+//! Gradients share no memory with what others still read, or keep, and many steps take no more
+//! memory than one.
 
-use mpi4tch::{DataParallelOptions, Result, testing};
+use mpi4tch::{DataParallelOptions, Op, Result, testing};
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
 
 use crate::common::Context;
+use crate::common::memory::assert_flat;
 use crate::models::{Losses, assert_close, gradients_on_one_rank, small_buckets, trained};
 
 /// Parameters behind views, whose gradients libtorch makes of the cotangents of other nodes.
@@ -139,6 +141,28 @@ pub fn of_large_parameters(context: &Context) -> Result<()> {
         model.backward(&losses(&w, &rows).mean(None))?;
         assert_close(world, &w, &expected, 1e-4);
         w.iter().for_each(|w| w.shallow_clone().zero_grad());
+    }
+    Ok(())
+}
+
+/// Whether sums are made or, as another result could communicate, started.
+pub fn of_many_steps(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let store = nn::VarStore::new(Device::Cpu);
+    let w = [store.root().ones("a", &[2]), store.root().ones("b", &[300])];
+    let variable = Tensor::from(1.0).set_requires_grad(true);
+    for options in small_buckets() {
+        let model = trained(world, &w, options)?;
+        let mut optimizer = nn::Sgd::default().build(&store, 0.1).expect("it is made");
+        for starts in [false, true] {
+            assert_flat("DataParallel", 0, || {
+                let _result = starts.then(|| world.all_reduce(&variable, Op::Sum)).transpose()?;
+                optimizer.zero_grad();
+                model.backward(&w.iter().map(|w| w.square().sum(Kind::Float)).sum::<Tensor>())?;
+                optimizer.step();
+                Ok(())
+            })?;
+        }
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use mpi4tch::{Communicator, Error, Op, Result, testing, wait_all};
 use tch::{Device, Kind, Tensor};
 
+use crate::common::memory::growth;
 use crate::common::ring::neighbours;
 use crate::common::tensors::zeros;
 use crate::common::{Context, works};
@@ -105,32 +106,22 @@ fn dropped_and_forgotten(context: &Context) -> Result<()> {
     works(world)
 }
 
-/// The memory that this process has allocated and not freed, in MB. Its resident memory says less:
-/// glibc before 2.38 does not use a freed block of aligned memory for the next of that size.
-fn allocated() -> i64 {
-    // SAFETY: it only reads the allocator's counters.
-    let info = unsafe { libc::mallinfo() };
-    // The counters wrap around.
-    let bytes = info.uordblks.cast_unsigned().wrapping_add(info.hblkhd.cast_unsigned());
-    i64::from(bytes) / 1_000_000
-}
-
 /// Runs `f` in rounds of 100 times, for which 1 MB each would be 100 MB. MPI may keep memory of its
 /// own, but not more in each round.
 fn assert_frees(world: &Communicator, f: impl Fn(&Tensor) -> Result<()>) -> Result<()> {
     let mut rounds = Vec::new();
     for _ in 0..4 {
-        let before = allocated();
-        for i in 0..100 {
-            f(&Tensor::ones([125_000], (Kind::Double, Device::Cpu)))?;
-            if i % 10 == 0 {
-                world.barrier()?;
+        rounds.push(growth(|| {
+            for i in 0..100 {
+                f(&Tensor::ones([125_000], (Kind::Double, Device::Cpu)))?;
+                if i % 10 == 0 {
+                    world.barrier()?;
+                }
             }
-        }
-        works(world)?;
-        rounds.push(allocated() - before);
+            works(world)
+        })?);
     }
-    assert!(rounds.iter().any(|more| *more < 50), "MB more in each round: {rounds:?}");
+    assert!(rounds.iter().any(|more| *more < 50_000_000), "bytes more in each round: {rounds:?}");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod communicators;
 mod differences;
 mod gradients;
 mod lifetime;
+mod long;
 mod requests;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         requests::tests(),
         differences::tests(),
         lifetime::tests(),
+        long::tests(),
         communicators::tests(),
     ];
     harness::run(start, tests.into_iter().flatten().collect())
