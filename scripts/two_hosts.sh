@@ -75,6 +75,7 @@ remove() {
 trap remove EXIT
 
 cc -O2 -o "$folder/wire" "$(dirname "$0")/wire.c"
+cc -O2 -shared -fPIC -o "$folder/finalize.so" "$(dirname "$0")/finalize.c" -ldl
 for host in "$hosts-1" "$hosts-2"; do
     [[ ! -e /run/netns/$host ]] || die "there is a network namespace $host already"
     ip netns add "$host"
@@ -99,7 +100,8 @@ echo "$MPI4TCH_WIRE" >&2
 
 launcher=(ip netns exec "$hosts-1" "$mpiexec" -launcher ssh -launcher-exec "$(realpath "$0")"
     -hosts 10.0.0.1,10.0.0.2 -ppn 1 -iface wire
-    -genv MPIR_CVAR_NOLOCAL 1 -genv UCX_TLS tcp -genv UCX_NET_DEVICES wire)
+    -genv MPIR_CVAR_NOLOCAL 1 -genv UCX_TLS tcp -genv UCX_NET_DEVICES wire
+    -genv LD_PRELOAD "$folder/finalize.so")
 export MPI4TCH_HOSTS=$hosts MPI4TCH_MPIEXEC="${launcher[*]}"
 
 # The command has a process group of its own, to which signals are passed on.
