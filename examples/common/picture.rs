@@ -55,9 +55,13 @@ impl Picture {
         let Some(folder) = folder.filter(|_| comm.rank() == 0) else { return Ok(None) };
         fs::create_dir_all(folder)
             .map_err(|error| format!("cannot create the folder {}: {error}", folder.display()))?;
-        let path = folder.join(name);
+        Self::at(folder.join(name)).map(Some)
+    }
+
+    /// Makes the file.
+    pub fn at(path: PathBuf) -> Result<Self, String> {
         match File::create(&path) {
-            Ok(file) => Ok(Some(Self { path, file })),
+            Ok(file) => Ok(Self { path, file }),
             Err(error) => Err(cannot_write(&path, error)),
         }
     }
