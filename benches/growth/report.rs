@@ -1,6 +1,5 @@
 //! The results, as a file of data, a table and a picture.
 
-use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt::Write;
 use std::fs;
@@ -127,11 +126,14 @@ impl Table {
         let mut text = format!("\n## {}\n\n", self.title);
         let _ = writeln!(text, "| {} | {} |", self.x, names.join(" | "));
         let _ = writeln!(text, "| --- |{}", " --- |".repeat(names.len()));
-        let places = series.iter().flat_map(|(_, points)| points).map(|point| point.0 as u64);
-        for x in places.collect::<BTreeSet<u64>>() {
+        let places = series.iter().flat_map(|(_, points)| points).map(|point| point.0);
+        let mut places: Vec<f64> = places.collect();
+        places.sort_by(f64::total_cmp);
+        places.dedup();
+        for x in places {
             let _ = write!(text, "| {x} |");
             for (_, points) in series {
-                let value = points.iter().find(|point| point.0 as u64 == x).map(|point| point.1);
+                let value = points.iter().find(|point| point.0 == x).map(|point| point.1);
                 let _ = match value {
                     Some(value) => write!(text, " {value:.2} {} |", self.y),
                     None => write!(text, " |"),

@@ -21,7 +21,9 @@ impl Computation {
         let factor = Tensor::f_eye(SIZE, (Kind::Float, Device::Cpu))?;
         let mut computation = Self { x, factor, products: 20 };
         let each = roughly(world, || computation.run(|| Ok(())))? / 20.0;
-        computation.products = ((seconds / each).round() as usize).max(1);
+        #[expect(clippy::cast_possible_truncation, reason = "it is rounded, and small")]
+        let products = (seconds / each).round() as usize;
+        computation.products = products.max(1);
         Ok(computation)
     }
 

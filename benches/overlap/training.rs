@@ -73,6 +73,7 @@ pub fn measure(world: &Communicator) -> Result<Vec<Row>> {
     let computation = roughly(world, || Ok(alone.loss(&small).f_backward()?))?;
     // The backward pass takes about two thirds of that.
     let size = (64.0 * communication / (computation * 2.0 / 3.0)).round().max(1.0);
+    #[expect(clippy::cast_possible_truncation, reason = "it is rounded, and small")]
     let batch = batch(size as i64);
     let pass = || {
         let loss = averaged.loss(&batch);

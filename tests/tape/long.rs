@@ -127,7 +127,8 @@ fn many_steps_take_no_memory(context: &Context) -> Result<()> {
     let (right, left) = neighbours(world);
     let x = number(&tape, 1.0);
     // With the datatypes that are made of the headers of messages, which debug builds have.
-    let steps: [(&str, i32, &dyn Fn(&Tensor) -> Result<Tensor>); 4] = [
+    type Step<'a> = (&'a str, i32, &'a dyn Fn(&Tensor) -> Result<Tensor>);
+    let steps: [Step; 4] = [
         ("all_reduce", 0, &|x| tape.all_reduce(x, Op::Max)),
         ("iall_reduce", 0, &|x| tape.iall_reduce(x, Op::Sum)?.wait()),
         ("sendrecv", 4, &|x| tape.sendrecv(x, right, x, left, 0)),
