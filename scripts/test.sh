@@ -37,7 +37,6 @@ esac
 of_no_mpi=(harness layers linear_regression readme setup)
 
 # Options of cargo that select the library's unit tests, and all test files but those of `of_no_mpi`.
-# With these, cargo does not build the examples, which linear_regression runs.
 select_tests_of_mpi() {
     local file name
     selected=(--lib)
@@ -67,9 +66,10 @@ for mpi in "${mpis[@]}"; do
     *) mpicc=mpicc.$mpi ;;
     esac
     cargo clean --quiet -p mpi -p mpi-sys
-    # For selected tests cargo builds no examples, of which tests/linear_regression.rs runs one.
+    # For selected tests cargo builds no examples, two of which are run by tests of the same names.
     [[ ${#selected[@]} == 0 ]] || MPI4TCH_MPI=$mpi MPICC=$mpicc \
-        cargo build --workspace --features mpi4tch/rsmpi --example linear_regression || true
+        cargo build --workspace --features mpi4tch/rsmpi --example linear_regression \
+        --example timeline || true
     status=0
     MPI4TCH_MPI=$mpi MPICC=$mpicc MPI4TCH_TEST_RANKS=$counts \
         cargo test --workspace --features mpi4tch/rsmpi --no-fail-fast "${selected[@]}" "$@" 2>&1 |
