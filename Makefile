@@ -5,12 +5,13 @@ SHELL := bash
 .ONESHELL:
 .PHONY: help demo test test-hosts sanitize valgrind bench bench-overlap bench-peers fmt lint doc
 
-RANKS ?= 2
 EXAMPLE ?= linear_regression
 
 setup = environment=$$(scripts/setup.sh $(1)) && eval "$$environment"
 # Cargo alone knows where it puts programs.
-runner = target.'cfg(all())'.runner = ['scripts/mpiexec.sh', '-n', '$(RANKS)']
+runner = target.'cfg(all())'.runner = ['scripts/mpiexec.sh', '-n', '$(or $(RANKS),2)']
+comma := ,
+bench_ranks = $(or $(RANKS),2$(comma)4)
 format_c = git ls-files '*.c' '*.cpp' '*.h' | xargs -r "$$CLANG_FORMAT"
 
 help: ## list the targets
@@ -38,17 +39,19 @@ valgrind: ## run those that look at memory on 2 ranks under valgrind, on MPICH; 
 	@$(call setup,--every-mpi --valgrind)
 	scripts/valgrind.sh $(ARGS)
 
-bench: ## run the benchmarks
-	@$(call setup)
-	cargo bench $(ARGS)
+bench: ## time every operation against raw MPI, on each MPI or MPI4TCH_MPI only; RANKS=2,4, ARGS='all_reduce 8MiB'
+	@$(call setup,--every-mpi)
+	for mpi in $${MPI4TCH_TEST_MPIS//:/ }; do
+	    MPI4TCH_MPI=$$mpi cargo bench --bench operations -- --ranks $(bench_ranks) $(ARGS)
+	done
 
 bench-overlap: ## measure how much of a slow wire's time is hidden behind computation; needs root
 	@$(call setup,--every-mpi --two-hosts)
 	MPI4TCH_MPI=$${MPI4TCH_TEST_MPIS##*:} scripts/two_hosts.sh cargo bench --bench overlap
 
-bench-peers: ## time programs against PyTorch's DistributedDataParallel, which takes 3.4 GB, and mpi4jax; ROUNDS=3
-	@$(call setup,--pytorch)
-	scripts/bench_peers.sh $(ROUNDS)
+bench-peers: ## time mpi4torch, mpi4jax and DistributedDataParallel, too, which take 4 GB; ROUNDS=3, RANKS, ARGS as above
+	@$(call setup,--peers)
+	scripts/bench_peers.sh --rounds $(or $(ROUNDS),3) --ranks $(bench_ranks) $(ARGS)
 
 fmt: ## format the sources
 	@$(call setup,--clang-format)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench shallow_water        # on 2 ranks
-//! make bench-peers                         # against mpi4jax, where it is installed
+//! make bench-peers                         # against mpi4jax
 //! ```
 //!
 //! benches/peers/shallow_water.py computes the same model.

