@@ -59,9 +59,8 @@ impl Header {
 ///   `MPI_Imrecv`). A blocking receive does so, and a started one of many elements, which every wait
 ///   and every start of the crate goes on with (`engine/flight/expected.rs`).
 /// - The receive is handed to MPI at once, with two bytes of the crate's own at the end of the buffer,
-///   and a gap between them. The gap makes Open MPI copy twice: measured by `cargo bench --bench
-///   messages` on 2 ranks of one machine, an exchange of 8 MiB took 5.1 ms with a gap, and 1.7 ms
-///   with probing and with raw MPI.
+///   and a gap between them. The gap makes Open MPI copy twice: measured on 2 ranks of one machine, an
+///   exchange of 8 MiB took 5.1 ms with a gap, and 1.7 ms with probing and with raw MPI.
 const OVERRUNS: bool = matches!(mpi_sys::VENDOR, mpi_sys::Vendor::OpenMpi);
 
 /// From how many bytes on a started receive is worth its probing.
