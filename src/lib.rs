@@ -257,12 +257,13 @@
 //!
 //! Until then each rank writes its events to a file of its own, `timeline.rank<N>.json`, a few times per
 //! second. If the program ends otherwise, by [`Communicator::abort`], `MPI4TCH_TIMEOUT` or a crash, these
-//! files are left, with all but the last moment. They can be opened too, but their clocks are not aligned,
-//! and they have no arrows.
+//! files are left, but for the last moment, and for calls that had not ended. They can be opened too, but
+//! their clocks are not aligned, and they have no arrows. Two programs at the same time need two folders.
 //!
 //! Calls are also spans of the crate [`tracing`](https://docs.rs/tracing), named `call`, at the level
-//! `DEBUG`, for any subscriber that the program has; the file does not need one. They have these fields,
-//! which are the arguments of the slices in the file:
+//! `DEBUG`, for any subscriber that the program has; the file does not need one. They have these fields. In
+//! the file, `pass` is the category of a slice, `call` its name, with an `i` before it if `started`, and the
+//! others are its arguments:
 //!
 //! | field | |
 //! | --- | --- |
@@ -301,6 +302,8 @@ mod replicated;
 pub mod testing;
 mod universe;
 
+/// Raw MPI. A program that waits in calls of its own takes the communicator from
+/// [`Communicator::as_raw`], or calls it before: then this crate leaves nothing to be done meanwhile.
 pub use mpi_sys;
 pub use tch;
 

@@ -23,6 +23,7 @@ use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::engine::agreement::agree_on;
 use crate::engine::communicator::Communicator;
+use crate::engine::runtime::Runtime;
 use crate::engine::tape::{self, PassOptions, Record};
 
 /// A random tensor, different on each rank: normal for floating-point and complex kinds, small
@@ -273,6 +274,15 @@ pub fn live_pullbacks() -> usize {
 #[doc(hidden)]
 pub fn set_largest_count(count: i32) {
     crate::call::set_largest_count(count);
+}
+
+/// Lets started receives wait for their messages, as in a program without MPI calls of its own, although
+/// the feature `rsmpi` is on.
+// Public for the same reason.
+#[doc(hidden)]
+pub fn assume_no_foreign_calls() -> Result<()> {
+    Runtime::current("assume_no_foreign_calls")?.environment.unshare();
+    Ok(())
 }
 
 fn carries_gradient(kind: Kind) -> bool {

@@ -101,11 +101,7 @@ impl Flight {
     ) -> Result<Self> {
         let (environment, flights) = (comm.environment(), comm.flights());
         let receives = launch.receives();
-        let awaited = flights.awaited(environment, &launch);
         let (stage, now) = match start {
-            Start::Now if awaited.is_some() => {
-                (Stage::UnderWay(Made::probing()), Some((launch, None)))
-            }
             Start::Now => (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, None))),
             Start::InTurn(turn) => {
                 (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, Some(turn))))
@@ -127,7 +123,12 @@ impl Flight {
         unsafe { flights.sweep() };
         match now {
             Some((launch, turn)) => {
+                // SAFETY: `enter` gave permission to call MPI.
+                let awaited = unsafe { flights.awaited(environment, &launch) };
                 if let Stage::UnderWay(made) = &mut flight.0.progress().stage {
+                    if awaited.is_some() {
+                        *made = Made::probing();
+                    }
                     // SAFETY: `enter` gave permission to call MPI; the list keeps `made` to the
                     // end.
                     unsafe { launch.run(made) }?;
@@ -136,7 +137,8 @@ impl Flight {
                     turn.made();
                 }
                 if let Some(pattern) = awaited {
-                    flights.expect(pattern, &flight.0);
+                    // SAFETY: as above.
+                    unsafe { flights.expect(pattern, &flight.0) };
                 }
             }
             None => flights.queue(&flight.0),
@@ -320,18 +322,36 @@ impl Flights {
 
     /// The messages that a receive is to wait for before it is handed to MPI; `None` if it is handed to
     /// MPI at once.
-    fn awaited(&self, environment: &Environment, launch: &Launch) -> Option<Pattern> {
+    ///
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn awaited(&self, environment: &Environment, launch: &Launch) -> Option<Pattern> {
         let (pattern, is_worth_probing) = launch.pattern()?;
-        let List { expected, .. } = &*self.list();
+        let List { expected, .. } = &mut *self.list();
+        let has_room = expected.has_room_for(&pattern);
         // It must not come before one that was started earlier and takes the same messages.
         let is_later = expected.overlaps(&pattern);
+        if is_later && !has_room {
+            // SAFETY: passed on to the caller.
+            unsafe { expected.post() };
+            return None;
+        }
         let may_wait = !environment.is_shared() && environment.check() != Check::None;
-        (is_later || may_wait && is_worth_probing && expected.has_room()).then_some(pattern)
+        (is_later || may_wait && is_worth_probing && has_room).then_some(pattern)
     }
 
     /// Adds a receive that waits for its message.
-    fn expect(&self, pattern: Pattern, call: &Arc<StartedCall>) {
-        self.list().expected.add(pattern, call);
+    ///
+    /// # Safety
+    /// MPI can be called.
+    unsafe fn expect(&self, pattern: Pattern, call: &Arc<StartedCall>) {
+        let List { expected, .. } = &mut *self.list();
+        expected.add(pattern, call);
+        // Another thread may have shared MPI since.
+        if call.comm.environment().is_shared() {
+            // SAFETY: passed on to the caller.
+            unsafe { expected.post() };
+        }
     }
 
     /// Queues a proposal without a call: the agreement goes on, so that the other ranks learn that
@@ -422,6 +442,9 @@ impl StartedCalls for Flights {
         for call in left.iter().filter(|call| is_left(call)) {
             call.progress().was_ended = true;
         }
+        // Messages that have come are received, and what has not come counts as left.
+        // SAFETY: passed on to the caller.
+        unsafe { self.post() };
         for call in left.iter().filter(|call| call.receives && is_left(call)) {
             // No receive can be waited for any more.
             if let Stage::UnderWay(made) = &mut call.progress().stage {

@@ -195,6 +195,11 @@ impl Environment {
         }
     }
 
+    /// For tests, which know that they make no MPI calls of their own.
+    pub(crate) fn unshare(&self) {
+        self.is_shared.store(false, Ordering::Relaxed);
+    }
+
     /// Whether the program may make MPI calls of its own.
     pub(crate) fn is_shared(&self) -> bool {
         self.is_shared.load(Ordering::Relaxed)

@@ -88,7 +88,8 @@ impl Environment {
             started,
             queued: AtomicUsize::new(0),
             expected: AtomicUsize::new(0),
-            is_shared: AtomicBool::new(!owner),
+            // rsmpi has the world without asking this crate for it.
+            is_shared: AtomicBool::new(!owner || cfg!(feature = "rsmpi")),
             watch,
             timeline,
             has_threads: AtomicBool::new(false),

@@ -127,10 +127,11 @@ unsafe impl Send for Pattern {}
 
 impl Pattern {
     /// Whether some message is taken by both. A pattern without wildcards stands for the messages with
-    /// its source and tag.
+    /// its source and tag. None is of `MPI_PROC_NULL`.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         let any = |a, b, any| a == b || a == any || b == any;
         self.context == other.context
+            && ![self.source, other.source].contains(&PROC_NULL)
             && any(self.source, other.source, mpi_sys::MPI_ANY_SOURCE)
             && any(self.tag, other.tag, mpi_sys::MPI_ANY_TAG)
     }

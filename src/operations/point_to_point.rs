@@ -287,7 +287,7 @@ impl Communicator {
                 mpi_sys::MPI_Iprobe(source, tag, self.context(), &mut found, &mut status)
             })?;
             let (source, tag) = (status.MPI_SOURCE, status.MPI_TAG);
-            // That a receive was started for is no more to be seen.
+            // Skips a message that a started receive will take.
             let is_free = || {
                 let context = self.context();
                 !self.environment().expects(&Pattern { context, source, tag })

@@ -10,6 +10,10 @@
 //! - this crate first: [`initialize`](crate::initialize). `mpi::initialize` then returns `None`,
 //!   but `SimpleCommunicator::world()` and the conversions below work without rsmpi's universe.
 //!
+//! A program may wait in rsmpi's calls, in which those of this crate do not go on. So with the feature,
+//! every started receive is handed to MPI at once: with Open MPI, that takes up to three times as long
+//! for large messages.
+//!
 //! Both crates must be built for the same MPI. `MPI4TCH_MPI` chooses the MPI of this crate.
 //! `MPICC`, or else the `mpicc` on the `PATH`, chooses that of rsmpi. If several MPIs are
 //! installed, set both, as in `MPI4TCH_MPI=mpich MPICC=mpicc.mpich`. rsmpi's build does not notice

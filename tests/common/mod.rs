@@ -9,7 +9,7 @@ pub mod ring;
 pub mod serial;
 pub mod tensors;
 
-use mpi4tch::{Communicator, Error, Op, Result, Universe};
+use mpi4tch::{Communicator, Error, Op, Result, Universe, testing};
 use tch::Tensor;
 
 /// What a test works with.
@@ -22,6 +22,7 @@ pub struct Context {
 /// Starts MPI; the harness wants to know the rank and the number of ranks.
 pub fn start() -> (Context, i32, i32) {
     let universe = mpi4tch::initialize().expect("MPI starts");
+    testing::assume_no_foreign_calls().expect("MPI has started");
     let world = universe.world();
     let (rank, size) = (world.rank(), world.size());
     (Context { world, _universe: universe }, rank, size)

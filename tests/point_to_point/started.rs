@@ -1,6 +1,6 @@
 //! Started receives: in which order they take messages, and that they need no wait for it.
 
-use mpi4tch::{Communicator, Request, Result, Source, TagMatch, mpi_sys, wait_all};
+use mpi4tch::{Communicator, PROC_NULL, Request, Result, Source, TagMatch, mpi_sys, wait_all};
 use tch::{Device, Kind, Tensor};
 
 use crate::common::ring::neighbours;
@@ -10,6 +10,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
         messages_come_in_the_order_of_the_starts,
         more_receives_than_are_probed_for,
+        no_message_comes_from_no_rank,
         a_probe_does_not_see_what_is_expected,
         a_receive_goes_on_while_other_calls_wait,
         a_dropped_receive_takes_its_message,
@@ -126,19 +127,44 @@ fn in_order(
     wait_all(sends).map(drop)
 }
 
-/// Blocking sends, in the reverse order of the receives.
+/// Blocking sends, in the reverse order of the receives; also with a receive of anything before them.
 fn more_receives_than_are_probed_for(context: &Context) -> Result<()> {
     let world = &context.world;
     let (right, left) = neighbours(world);
     let count = 40;
-    let receives = (0..count).map(|tag| world.irecv(&message(SIZES[1], -1), left, tag));
-    let receives = receives.collect::<Result<Vec<_>>>()?;
-    for tag in (0..count).rev() {
-        let _ = world.send(&message(SIZES[1], tag.into()), right, tag)?;
+    for with_any in [false, true] {
+        let like = message(SIZES[1], -1);
+        let any = with_any.then(|| world.irecv(&like, Source::Any, TagMatch::Any)).transpose()?;
+        let receives = (0..count).map(|tag| world.irecv(&like, left, tag));
+        let receives = receives.collect::<Result<Vec<_>>>()?;
+        let first = with_any.then_some(count);
+        for tag in first.into_iter().chain((0..count).rev()) {
+            let _ = world.send(&message(SIZES[1], tag.into()), right, tag)?;
+        }
+        if let Some(any) = any {
+            assert_eq!(any.wait()?, message(SIZES[1], count.into()));
+        }
+        for (tag, y) in (0..).zip(wait_all(receives)?) {
+            assert_eq!(y, message(SIZES[1], tag));
+        }
     }
-    for (tag, y) in (0..).zip(wait_all(receives)?) {
-        assert_eq!(y, message(SIZES[1], tag));
-    }
+    works(world)
+}
+
+/// So a receive from any rank takes none of those.
+fn no_message_comes_from_no_rank(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let right = neighbours(world).0;
+    let like = message(SIZES[1], -1);
+    let any = world.irecv(&like, Source::Any, 3)?;
+    let zeros = message(SIZES[1], 0);
+    assert_eq!(world.recv(&like, PROC_NULL, 3)?, zeros);
+    assert_eq!(world.irecv(&like, PROC_NULL, 3)?.wait()?, zeros);
+    assert_eq!(world.sendrecv(&like, PROC_NULL, &like, PROC_NULL, 3)?, zeros);
+    assert_eq!(world.probe(PROC_NULL, 3)?.source(), PROC_NULL);
+    let sent = world.isend(&message(SIZES[1], 1), right, 3)?;
+    assert_eq!(any.wait()?, message(SIZES[1], 1));
+    let _ = sent.wait()?;
     works(world)
 }
 

@@ -39,9 +39,9 @@ impl Expected {
         self.lanes.iter().any(|lane| lane.pattern.overlaps(pattern))
     }
 
-    /// Whether there is room for a receive of another pattern.
-    pub(super) fn has_room(&self) -> bool {
-        self.lanes.len() < MOST
+    /// Whether there is room for a receive of this pattern.
+    pub(super) fn has_room_for(&self, pattern: &Pattern) -> bool {
+        self.lanes.len() < MOST || self.lanes.iter().any(|lane| lane.pattern == *pattern)
     }
 
     pub(super) fn add(&mut self, pattern: Pattern, call: &Arc<StartedCall>) {
