@@ -353,7 +353,7 @@ impl Part {
     fn complete(self, site: Site, comm: Option<&Communicator>) -> Result<Tensor> {
         let start = self.started.flight.site();
         let y = self.started.result(site);
-        // The wait is a part of the call, whose adjoint its pullback starts.
+        // The pullback of the wait starts the adjoint, so the wait has the number of the call.
         let site = Site { number: start.number, ..site };
         let y = y.and_then(|y| tape::refuse_after_run(start, self.run).map(|()| y));
         self.comm.note(match &self.owed {

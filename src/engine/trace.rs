@@ -323,7 +323,7 @@ impl Known {
     /// that are received in it. An arrow leads from the beginning of the one to the end of the other.
     fn record_messages(&self, at: Interval, sends: bool) {
         let (thread, number) = (thread(), self.details.site.number);
-        // Within the part: it ends where the next one may begin.
+        // A nanosecond before the end, where the next slice may begin.
         let at = if sends { at.begin } else { at.begin.max(at.end.saturating_sub(1)) };
         for stream in self.streams(sends) {
             self.record(Event::Message { at, thread, sends, stream, number });

@@ -61,8 +61,10 @@ impl Environment {
     /// [`enter`](Self::enter) returns an error. Returns a line for each message or started call
     /// that was left over.
     fn close(&self, site: Site, finish: impl FnOnce()) -> Vec<String> {
-        let _watched = self.watch.enter(site);
+        // Not watched while the timeline is written, which may take its time on other ranks.
+        let watched = self.watch.enter(site);
         let _guard = self.alone();
+        drop(watched);
         if self.finalized.swap(true, Ordering::Relaxed) {
             return Vec::new();
         }
@@ -76,6 +78,7 @@ impl Environment {
             Some(timeline) if !std::thread::panicking() => timeline.merge(),
             _ => self.flush_timeline(),
         }
+        let _watched = self.watch.enter(site);
         // SAFETY: MPI is not finalized, and `enter` lets no other call of this crate in any more.
         let mut left = unsafe { self.started.end() };
         left.append(&mut self.left.lock());

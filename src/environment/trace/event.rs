@@ -87,7 +87,7 @@ pub(crate) enum Event {
     WaitFor { at: Interval, thread: u32, site: Site, details: Box<Details> },
     /// A started call, from its start to the end of the wait for it.
     UnderWay { at: Interval, thread: u32, details: Box<Details> },
-    /// A wait for other ranks: as a part of a call, or of a call of which nothing else is recorded.
+    /// A wait for other ranks, inside a recorded call (`is_part`) or outside of one.
     Wait { at: Interval, thread: u32, site: Site, is_part: bool },
     /// One end of a message, within a call of this thread. `number` is that of the call that sends or
     /// receives it.

@@ -33,7 +33,8 @@ const SEPARATOR: &str = ",\n";
 /// The bytes of a message to rank 0, at most.
 const PIECE: usize = 1 << 20;
 
-/// The tags of messages to rank 0: lines, and the end of a rank's lines, as it should be or not.
+/// The tags of messages to rank 0. `LINES` carries lines. `END` follows the last of them, or `FAILED` if
+/// some are missing.
 const LINES: c_int = 1;
 const END: c_int = 2;
 const FAILED: c_int = 3;
@@ -44,7 +45,8 @@ impl Timeline {
     /// timeline. The ranks' own files are then left.
     pub(in crate::environment) fn merge(&self) {
         self.flush();
-        self.is_closed.store(true, Ordering::Relaxed);
+        // It was before if a part of the file could not be written.
+        let is_broken = self.is_closed.swap(true, Ordering::Relaxed);
         let complain = |error: &dyn std::fmt::Display| {
             let (rank, path) = (self.rank, self.path());
             watch::say(&format!(
@@ -53,7 +55,7 @@ impl Timeline {
                 path.display()
             ));
         };
-        match self.carry_out(&complain) {
+        match self.carry_out(is_broken, &complain) {
             Ok(true) => drop(fs::remove_file(self.path())),
             Ok(false) => (),
             Err(error) => complain(&error),
@@ -61,13 +63,17 @@ impl Timeline {
     }
 
     /// Returns whether the file has the events of all ranks. An error is one of MPI.
-    fn carry_out(&self, complain: &dyn Fn(&dyn std::fmt::Display)) -> Result<bool> {
+    fn carry_out(
+        &self,
+        is_broken: bool,
+        complain: &dyn Fn(&dyn std::fmt::Display),
+    ) -> Result<bool> {
         let last = clock::compare(self.context, (self.rank, self.size), || self.now())?;
         let alignment = Alignment::new(self.first, last);
         let mut outcome = if self.rank == 0 {
-            c_int::from(self.collect(&alignment, complain)?)
+            c_int::from(self.collect(&alignment, is_broken, complain)?)
         } else {
-            self.tell(&alignment, complain)?;
+            self.tell(&alignment, is_broken, complain)?;
             0
         };
         let place = std::ptr::from_mut(&mut outcome).cast();
@@ -83,6 +89,7 @@ impl Timeline {
     fn collect(
         &self,
         alignment: &Alignment,
+        is_broken: bool,
         complain: &dyn Fn(&dyn std::fmt::Display),
     ) -> Result<bool> {
         let partial = self.folder.join(format!("{RESULT}.partial"));
@@ -93,7 +100,7 @@ impl Timeline {
             result.write(std::mem::replace(&mut separator, SEPARATOR).as_bytes());
             result.write(line.as_bytes());
         });
-        let mut is_complete = own.is_ok();
+        let mut is_complete = own.is_ok() && !is_broken;
         let mut piece = vec![0_u8; PIECE];
         for rank in 1..self.size {
             loop {
@@ -121,7 +128,12 @@ impl Timeline {
     }
 
     /// On the other ranks: sends the lines to rank 0.
-    fn tell(&self, alignment: &Alignment, complain: &dyn Fn(&dyn std::fmt::Display)) -> Result<()> {
+    fn tell(
+        &self,
+        alignment: &Alignment,
+        is_broken: bool,
+        complain: &dyn Fn(&dyn std::fmt::Display),
+    ) -> Result<()> {
         let (mut piece, mut sent) = (Vec::with_capacity(PIECE), Ok(()));
         let told = aligned(&self.path(), alignment, |line| {
             if piece.len() + SEPARATOR.len() + line.len() > PIECE {
@@ -140,7 +152,7 @@ impl Timeline {
         if let Err(error) = &told {
             complain(error);
         }
-        self.send(if told.is_ok() { END } else { FAILED }, &[])
+        self.send(if told.is_ok() && !is_broken { END } else { FAILED }, &[])
     }
 
     fn send(&self, tag: c_int, bytes: &[u8]) -> Result<()> {

@@ -36,6 +36,9 @@ pub(super) use setting::{folder_from_environment, open};
 /// How often events are written to the rank's file.
 const PERIOD: Duration = Duration::from_millis(300);
 
+/// How long to wait for another thread that writes.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// How many events are kept before they are written: a few megabytes.
 const MOST: usize = 1 << 14;
 
@@ -79,9 +82,10 @@ impl Timeline {
         }
     }
 
-    /// Writes the events so far to the rank's file. An error is printed, and ends the recording.
+    /// Writes the events so far to the rank's file. An error is printed, and ends the recording. If
+    /// another thread is held up in writing, this one is not.
     pub(crate) fn flush(&self) {
-        let mut file = self.file.lock();
+        let Some(mut file) = self.file.try_lock_for(PATIENCE) else { return };
         let events = std::mem::take(&mut *self.events.lock());
         let lines = events.iter().flat_map(|event| event.lines(self.rank));
         let text: String = lines.map(|line| line.text() + ",\n").collect();
@@ -176,7 +180,8 @@ impl Environment {
         // subscriber wants, which is 0 if there is none.
         self.timeline.is_some()
             || (LevelFilter::DEBUG <= STATIC_MAX_LEVEL
-                && LevelFilter::DEBUG <= LevelFilter::current())
+                && LevelFilter::DEBUG <= LevelFilter::current()
+                && tracing::span_enabled!(target: "mpi4tch", tracing::Level::DEBUG))
     }
 
     /// The timeline, if there is one.
