@@ -10,6 +10,7 @@ EXAMPLE ?= linear_regression
 setup = environment=$$(scripts/setup.sh $(1)) && eval "$$environment"
 # Cargo alone knows where it puts programs.
 runner = target.'cfg(all())'.runner = ['scripts/mpiexec.sh', '-n', '$(or $(RANKS),2)']
+needs_root = [[ $$EUID == 0 ]] || { echo 'network namespaces need root; what is built is then root'\''s, too'; exit 1; }
 comma := ,
 bench_ranks = $(or $(RANKS),2$(comma)4)
 format_c = git ls-files '*.c' '*.cpp' '*.h' | xargs -r "$$CLANG_FORMAT"
@@ -26,7 +27,8 @@ test: ## run all tests on Open MPI and MPICH, or on MPI4TCH_MPI only; ALL=1, ARG
 	scripts/test.sh $(if $(ALL),--all) $(ARGS)
 
 test-hosts: ## run the tests on 2 ranks on two hosts, joined by a slow wire, on MPICH; needs root; ARGS='...'
-	@$(call setup,--every-mpi --two-hosts)
+	@$(needs_root)
+	$(call setup,--every-mpi --two-hosts)
 	export MPI4TCH_MPI=$${MPI4TCH_TEST_MPIS##*:} MPI4TCH_TEST_RANKS=2
 	export MPI4TCH_TEST_MPIS=$$MPI4TCH_MPI MPI4TCH_TEST_TIMEOUT=$${MPI4TCH_TEST_TIMEOUT:-300}
 	scripts/two_hosts.sh scripts/test.sh --of-mpi $(ARGS)
@@ -41,12 +43,15 @@ valgrind: ## run those that look at memory on 2 ranks under valgrind, on MPICH; 
 
 bench: ## time every operation against raw MPI, on each MPI or MPI4TCH_MPI only; RANKS=2,4, ARGS='all_reduce 8MiB'
 	@$(call setup,--every-mpi)
+	status=0
 	for mpi in $${MPI4TCH_TEST_MPIS//:/ }; do
-	    MPI4TCH_MPI=$$mpi cargo bench --bench operations -- --ranks $(bench_ranks) $(ARGS)
+	    MPI4TCH_MPI=$$mpi cargo bench --bench operations -- --ranks $(bench_ranks) $(ARGS) || status=1
 	done
+	exit $$status
 
 bench-overlap: ## measure how much of a slow wire's time is hidden behind computation; needs root
-	@$(call setup,--every-mpi --two-hosts)
+	@$(needs_root)
+	$(call setup,--every-mpi --two-hosts)
 	MPI4TCH_MPI=$${MPI4TCH_TEST_MPIS##*:} scripts/two_hosts.sh cargo bench --bench overlap
 
 bench-peers: ## time mpi4torch, mpi4jax and DistributedDataParallel, too, which take 4 GB; ROUNDS=3, RANKS, ARGS as above

@@ -14,7 +14,7 @@
 set -euo pipefail
 
 rounds=3 ranks=2,4
-while [[ ${1:-} == --r* ]]; do
+while [[ ${1:-} == @(--rounds|--ranks) ]]; do
     case $1 in
     --rounds) rounds=$2 ;;
     --ranks) ranks=$2 ;;
@@ -22,8 +22,9 @@ while [[ ${1:-} == --r* ]]; do
     shift 2
 done
 
-cargo bench --bench operations -- --peers --ranks "$ranks" "$@"
-[[ $# == 0 && $rounds != 0 ]] || exit 0
+status=0
+cargo bench --bench operations -- --peers --ranks "$ranks" "$@" || status=1
+[[ $# == 0 && $rounds != 0 ]] || exit $status
 
 python=(env OMP_NUM_THREADS=1 "PYTHONPATH=$PEERS:$PYTORCH")
 output=$(mktemp)
@@ -41,7 +42,8 @@ compare() { # BENCHMARK PEERS COMMAND...
     awk -v peers="$2" -f scripts/medians.awk "$output" | tee -a "$medians"
 }
 
-medians=benches/results/programs.md
+medians=$(mktemp)
+trap 'rm -f "$output" "$medians"' EXIT
 printf '# The time of programs\n\nMade by `make bench-peers`, on 2 ranks, in %d rounds; %s.\n\n```text' \
     "$rounds" "$(date -u +%F)" >"$medians"
 compare data_parallel 'DistributedDataParallel=of default;DDP, gradient_as_bucket_view=of views' \
@@ -49,3 +51,5 @@ compare data_parallel 'DistributedDataParallel=of default;DDP, gradient_as_bucke
 compare shallow_water 'mpi4jax=of mpi4jax' \
     "${python[@]}" scripts/mpiexec.sh -n 2 python3 benches/peers/shallow_water.py
 printf '```\n' >>"$medians"
+cp "$medians" benches/results/programs.md
+exit $status

@@ -105,7 +105,7 @@ has_pytorch() { [[ -n ${PYTORCH:-} || -d $cache/$(pytorch_folder) ]]; }
 
 # The folder of the peers in the cache, for this MPI.
 peers_folder() { # MPI
-    python3 -c "import sys; print('peers-$mpi4torch-$mpi4jax-${1##*/}-python%d.%d' % sys.version_info[:2])"
+    python3 -c "import sys; print('peers-$libtorch-$mpi4torch-$mpi4jax-${1//\//_}-python%d.%d' % sys.version_info[:2])"
 }
 
 has_python_headers() {
@@ -236,7 +236,7 @@ for mpi in "${mpis[@]}"; do
     find_mpi "$mpi" >/dev/null || packages+=(${mpi_packages[$mpi]} pkg-config)
 done
 if ! has_libtorch || { $with_clang_format && ! has_clang_format; } ||
-    { $with_pytorch && ! has_pytorch; }; then
+    { $with_pytorch && ! has_pytorch; } || { $with_peers && [[ -z ${PEERS:-} ]]; }; then
     has_pip || packages+=(python3-venv)
 fi
 ! $with_peers || has_python_headers || packages+=(python3-dev)

@@ -64,12 +64,12 @@ remove() {
     trap '' HUP INT TERM
     local host signal pids
     for signal in TERM KILL; do
-        pids=$(for host in "${made[@]}"; do ip netns pids "$host"; done)
+        pids=$(for host in "${made[@]}"; do ip netns pids "$host"; done) || true
         # shellcheck disable=SC2086 # a list of numbers
         [[ -z $pids ]] || { kill -$signal $pids 2>/dev/null || true; sleep 0.5; }
     done
     [[ -z $wire ]] || kill "$wire" 2>/dev/null || true
-    for host in "${made[@]}"; do ip netns del "$host"; done
+    for host in "${made[@]}"; do ip netns del "$host" || true; done
     rm -rf "$folder"
 }
 trap remove EXIT
@@ -89,7 +89,7 @@ read -r _ <"$folder/ready" || die "the wire cannot be made"
 # All with the same congestion control, not the one that this machine prefers, which may measure the
 # wire now and then. The bucket holds two frames, so that a late timer costs no rate.
 for i in 1 2; do
-    ip netns exec "$hosts-$i" sysctl -q net.ipv4.tcp_congestion_control=reno
+    ip netns exec "$hosts-$i" sh -c 'echo reno >/proc/sys/net/ipv4/tcp_congestion_control'
     ip -n "$hosts-$i" link set lo up
     ip -n "$hosts-$i" link set wire mtu "$mtu" up
     ip -n "$hosts-$i" address add "10.0.0.$i/24" dev wire

@@ -68,6 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (part, counts, _) in PARTS {
         for &ranks in counts {
             eprintln!("growth: {part}, {ranks} ranks");
+            let before = points.len();
             for line in run(part, ranks)? {
                 match line.split('\t').collect::<Vec<_>>()[..] {
                     ["library", text] => library = text.to_owned(),
@@ -80,6 +81,9 @@ fn main() -> Result<(), Box<dyn Error>> {
                     _ => (),
                 }
             }
+            if points.len() == before {
+                return Err(format!("{part} on {ranks} ranks prints no figures").into());
+            }
             most = most.max(ranks);
         }
     }
@@ -90,6 +94,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn run(part: &str, ranks: usize) -> Result<Vec<String>, Box<dyn Error>> {
     let mut job = harness::mpiexec(ranks);
     job.arg(std::env::current_exe()?).env(PART, part).stderr(Stdio::inherit());
+    // A rank that waits for one that has failed ends.
+    job.env("MPI4TCH_TIMEOUT", "120");
     let output = job.output()?;
     let printed = String::from_utf8(output.stdout)?;
     if !output.status.success() {

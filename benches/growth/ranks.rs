@@ -51,7 +51,7 @@ pub fn measure(world: &Communicator) -> Result<(), Box<dyn Error>> {
         print(world, "time on ranks", name, world.size(), median(times) / 1e3);
     }
     print(world, "memory of a rank", "all", world.size(), resident()?);
-    // All are kept: a result takes the memory of others that were freed.
+    // All are kept: a result that is dropped gives its memory to the next, and nothing would grow.
     let mut kept = Vec::new();
     for &(name, operation) in &operations {
         let mut before = 0.0;

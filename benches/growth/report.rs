@@ -77,8 +77,8 @@ pub fn write(library: &str, ranks: usize, points: Vec<Point>) -> Result<(), Box<
     fs::create_dir_all(folder)?;
     let mut text = format!(
         "# Growth\n\n\
-         Time and memory on more ranks, on longer tapes and after more training steps. Medians; the \
-         time of the slowest rank.\nMore than {} ranks share the cores, and wait for each other. The \
+         Time and memory on more ranks, on longer tapes and after more training steps. The time is \
+         that of the slowest rank, the median of several runs but for the tape of 100,000 operations.\nMore than {} ranks share the cores, and wait for each other. The \
          tapes and the training run on 2 ranks.\n\n\
          {}, {} cores, {}. {}, libtorch {}, mpi4tch {}; {}.\n\n\
          ![time and memory](growth.png)\n",

@@ -14,7 +14,7 @@ use super::worker::OPERATIONS;
     name = "operations",
     after_help = "A SELECTION is the name of an operation, a way \
 (blocking, started, counts), or the size of the largest buffer on a rank, such as 8B, 64KiB or \
-80MB. Of names, ways and sizes, all are taken where none is given. All results are written to \
+80MB. Without a name all operations are timed; the same holds for ways and sizes. All results are written to \
 benches/results; those of a selection, to a folder of the build."
 )]
 pub struct Arguments {

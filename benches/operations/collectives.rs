@@ -7,10 +7,10 @@ use mpi4tch::{Communicator, Op, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::protocol::{Direction, OURS, Way};
-use super::raw::{Buffer, ROOT, Raw};
+use super::raw::{Buffer, ROOT, Raw, reversed_world};
 use super::work::{Operation, RawPass, Run, Runs, Setting, on_world, random};
 
-/// An operation on the world that a tape need not reach.
+/// An operation on the world whose adjoint also runs without a tape.
 fn operation<F>(x: Tensor, call: F) -> Operation<fn(&Communicator) -> Result<Communicator>, F>
 where
     F: Fn(&Communicator, &Tensor) -> Result<Tensor> + 'static,
@@ -193,10 +193,9 @@ pub fn all_to_all_v(s: &Setting) -> Result<Runs> {
 
 /// The sum over the ranks from this one to the last, which is the adjoint of a scan: a scan on a
 /// communicator of the reversed ranks.
-fn raw_reversed(s: &Setting, call: &str, scan: fn(Raw, Buffer, Buffer)) -> Result<RawPass> {
-    let comm = s.world.split(Some(0), -s.world.rank())?.expect("all ranks have the color");
-    let raw = s.raw();
-    Ok(s.pass(call, move |from, into| scan(Raw { comm: comm.as_raw(), ..raw }, from, into)))
+fn raw_reversed(s: &Setting, call: &str, scan: fn(Raw, Buffer, Buffer)) -> RawPass {
+    let raw = Raw { comm: reversed_world(s.world.rank()), ..s.raw() };
+    s.pass(call, move |from, into| scan(raw, from, into))
 }
 
 pub fn scan(s: &Setting) -> Result<Runs> {
@@ -206,7 +205,7 @@ pub fn scan(s: &Setting) -> Result<Runs> {
         Way::Started => comm.iscan(x, Op::Sum)?.wait(),
         _ => comm.scan(x, Op::Sum),
     })
-    .runs(s, vec![forward], vec![raw_reversed(s, "scan", Raw::scan)?])
+    .runs(s, vec![forward], vec![raw_reversed(s, "scan", Raw::scan)])
 }
 
 pub fn exscan(s: &Setting) -> Result<Runs> {
@@ -216,7 +215,7 @@ pub fn exscan(s: &Setting) -> Result<Runs> {
         Way::Started => comm.iexscan(x, Op::Sum)?.wait(),
         _ => comm.exscan(x, Op::Sum),
     })
-    .runs(s, vec![forward], vec![raw_reversed(s, "exscan", Raw::exscan)?])
+    .runs(s, vec![forward], vec![raw_reversed(s, "exscan", Raw::exscan)])
 }
 
 /// Raw MPI reduces pairs of a value and a rank. That includes neither the work of making the pairs nor,

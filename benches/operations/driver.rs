@@ -77,7 +77,13 @@ fn measure_all(
                 failed += 1;
                 // The others are measured all the same.
                 drop(jobs);
-                jobs = launch(arguments, ranks)?;
+                jobs = match launch(arguments, ranks) {
+                    Ok(jobs) => jobs,
+                    Err(error) => {
+                        progress.print(&format!("error: {error}"));
+                        break;
+                    }
+                };
             }
         }
     }
@@ -115,8 +121,9 @@ fn peer(program: &str, ranks: usize) -> Result<Command, Box<dyn Error>> {
 struct Contender {
     job: usize,
     work: usize,
-    /// The number of calls in a turn.
+    /// The number of calls in a turn, and whether there is one before them.
     calls: u32,
+    warms: bool,
     timed: Timed,
 }
 
@@ -138,7 +145,7 @@ fn measure(jobs: &mut [Job], case: &Case, time: Duration) -> Result<Vec<Row>, Bo
             for (work, name) in works.get(&direction).into_iter().flatten().enumerate() {
                 let (name, is_peer) = (name.clone(), job > 0);
                 let timed = Timed { name, is_peer, times: Vec::new() };
-                contenders.push(Contender { job, work, calls: 1, timed });
+                contenders.push(Contender { job, work, calls: 1, warms: false, timed });
             }
         }
         // Forward and backward takes as long as the two together.
@@ -157,13 +164,21 @@ fn take_turns(
     contenders: &mut [Contender],
     time: Duration,
 ) -> Result<(), Box<dyn Error>> {
-    let mut turn =
-        |contender: &Contender, calls| jobs[contender.job].turn(direction, contender.work, calls);
+    let mut turn = |contender: &Contender| {
+        let Contender { job, work, calls, warms, .. } = *contender;
+        jobs[job].turn(direction, work, calls, warms)
+    };
     let start = Instant::now();
     for contender in &mut *contenders {
-        // In the first call, connections are made and memory is fetched.
-        let first = turn(contender, 1)?;
-        let time = if first > 10.0 * TURN { first } else { turn(contender, 5)? };
+        // In the first call, connections are made, memory is fetched, and programs are compiled.
+        turn(contender)?;
+        let mut time = turn(contender)?;
+        contender.warms = time < 10.0 * TURN;
+        if contender.warms {
+            contender.calls = 5;
+            time = turn(contender)?;
+            contender.calls = 1;
+        }
         while contender.calls < MOST_CALLS && f64::from(contender.calls + 1) * time <= TURN {
             contender.calls += 1;
         }
@@ -173,8 +188,10 @@ fn take_turns(
             break;
         }
         for place in 0..contenders.len() {
-            let contender = (round + place) % contenders.len();
-            let time = turn(&contenders[contender], contenders[contender].calls)?;
+            // In both orders, as what comes before may leave something in the cache.
+            let place = if round % 2 == 0 { place } else { contenders.len() - 1 - place };
+            let contender = (round / 2 + place) % contenders.len();
+            let time = turn(&contenders[contender])?;
             contenders[contender].timed.times.push(time);
         }
     }

@@ -14,7 +14,7 @@ use super::protocol::{Answer, Case, Channel, Direction, Order, SOCKET, Works};
 
 /// How long a job may take to start, to answer, and to end.
 const START: Duration = Duration::from_secs(120);
-const ANSWER: Duration = Duration::from_secs(600);
+const ANSWER: Duration = Duration::from_secs(120);
 const END: Duration = Duration::from_secs(20);
 
 pub struct Job {
@@ -80,8 +80,9 @@ impl Job {
         direction: Direction,
         work: usize,
         calls: u32,
+        warms: bool,
     ) -> Result<f64, Box<dyn Error>> {
-        self.ask(&Order::Turn { direction, work, calls })?;
+        self.ask(&Order::Turn { direction, work, calls, warms })?;
         let mut slowest: f64 = 0.0;
         for answer in self.answers()? {
             match answer {

@@ -6,7 +6,7 @@ use mpi4tch::{Cartesian, Communicator, Halo, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::protocol::Way;
-use super::raw::{Buffer, Raw};
+use super::raw::{Buffer, Raw, ring as raw_ring};
 use super::work::{Operation, RawPass, Runs, Setting, random};
 
 fn ring(comm: &Communicator) -> Result<Cartesian> {
@@ -29,11 +29,9 @@ fn on_ring(
     calls: impl Into<String>,
     make: impl Fn(Raw, Ends, Buffer, Buffer) + 'static,
 ) -> Result<RawPass> {
-    let ring = ring(&s.world)?;
-    let (raw, ends) = (s.raw(), ring.shift(0, 1)?);
-    Ok(RawPass::new(calls, move |from, into| {
-        make(Raw { comm: ring.as_raw(), ..raw }, ends, from, into);
-    }))
+    let ends = ring(&s.world)?.shift(0, 1)?;
+    let raw = Raw { comm: raw_ring(s.world.size()), ..s.raw() };
+    Ok(RawPass::new(calls, move |from, into| make(raw, ends, from, into)))
 }
 
 /// Each rank's block goes to both neighbours; backward, the two cotangents are added.

@@ -84,11 +84,12 @@ pub const OURS: &str = "mpi4tch";
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     Prepare(Case),
-    /// Time `calls` calls of the work of this number.
+    /// Time `calls` calls of the work of this number; if it `warms` up, after one that is not timed.
     Turn {
         direction: Direction,
         work: usize,
         calls: u32,
+        warms: bool,
     },
 }
 

@@ -14,6 +14,25 @@ use mpi4tch::mpi_sys::{
 };
 use tch::Tensor;
 
+/// MPI's own copies of the communicators that are needed: `as_raw` of this crate's would change how it
+/// receives, as its documentation says.
+pub fn reversed_world(rank: c_int) -> MPI_Comm {
+    let mut comm = mpi_sys::MPI_COMM_NULL;
+    // SAFETY: all ranks make this call; `comm` outlives it.
+    let code = unsafe { mpi_sys::MPI_Comm_split(MPI_COMM_WORLD, 0, -rank, &mut comm) };
+    assert_eq!(code, MPI_SUCCESS);
+    comm
+}
+
+/// All ranks as a ring.
+pub fn ring(size: c_int) -> MPI_Comm {
+    let mut comm = mpi_sys::MPI_COMM_NULL;
+    // SAFETY: all ranks make this call, with one axis; the others outlive it.
+    let code = unsafe { mpi_sys::MPI_Cart_create(MPI_COMM_WORLD, 1, &size, &1, 0, &mut comm) };
+    assert_eq!(code, MPI_SUCCESS);
+    comm
+}
+
 /// The rank that collects and distributes.
 pub const ROOT: c_int = 0;
 pub const TAG: c_int = 1;

@@ -15,9 +15,12 @@ const HOW: &str = "\
 Made by `make bench` and `make bench-peers`. A time is that of one call on the slowest rank: the median over \
 31 rounds, fewer for long calls (three at least), in each of which raw MPI, this crate and the peers have a \
 turn of about a millisecond, or of one call if that is longer, while the ranks of other jobs sleep. Bytes are \
-those of the largest buffer of the call on one rank; blocks have at least one double. Backward is from a \
-given cotangent: alone, of a graph that is kept, by `Tape::vjp`. Raw MPI makes the same communication in \
-buffers that are allocated once; of several ways, the fastest one counts. The JSON files have all figures.
+those of the largest buffer of the call on one rank; blocks have at least one double. A \
+multiple is the median of the ratios of the rounds. Calls of a turn follow each other without a barrier, so \
+small messages in one direction overtake their receiver. Backward is from a given cotangent: alone, of a \
+graph that is kept, by `Tape::vjp`; with the forward pass, on no tape, except for messages. Raw MPI makes \
+the same communication in buffers that are allocated once (for max_loc without making the pairs); of several \
+ways, the fastest one counts. The JSON files have all figures.
 
 mpi4torch's reduce and broadcast work in place, here on a copy. mpi4jax's adjoint of allreduce is the \
 identity; here another allreduce sums the cotangents, as ours does.

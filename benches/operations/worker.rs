@@ -83,10 +83,10 @@ pub fn serve(socket: &Path) -> std::result::Result<(), Box<dyn Error>> {
                     Answer::Prepared(runs.iter().map(|(d, runs)| (*d, names(runs))).collect())
                 })
             }
-            Order::Turn { direction, work, calls } => {
+            Order::Turn { direction, work, calls, warms } => {
                 let run = runs.get_mut(&direction).and_then(|runs| runs.get_mut(work));
                 let (_, run) = run.ok_or("the driver asks for a work that is not prepared")?;
-                time(&world, calls, run).map(Answer::Time)
+                time(&world, calls, warms, run).map(Answer::Time)
             }
         };
         // The error ends this rank, and so the job.
@@ -107,10 +107,10 @@ fn prepare(world: &Communicator, case: &Case) -> Result<Runs> {
     (operation.prepare)(&setting)
 }
 
-/// The time of a call in microseconds. Of several calls in turn, the first one is not counted: this rank
-/// has slept before.
-fn time(world: &Communicator, calls: u32, run: &mut Run) -> Result<f64> {
-    if calls > 1 {
+/// The time of a call in microseconds; after one that is not counted if it `warms` up, as this rank has
+/// slept before.
+fn time(world: &Communicator, calls: u32, warms: bool, run: &mut Run) -> Result<f64> {
+    if warms {
         run()?;
     }
     Raw::world(world.rank(), world.size(), false).barrier();

@@ -70,8 +70,8 @@ pub enum Pass {
     Backward,
 }
 
-/// Rows of the operation: each with the places of its times among those of all ways, of which the
-/// first are those of the computation.
+/// Makes a row for each entry of `by`: a name, and the places in `times` of the communication alone and
+/// of both. The first of `times` is that of the computation.
 pub fn rows(operation: &str, pass: Pass, times: &[f64], by: &[(&str, usize, usize)]) -> Vec<Row> {
     let row = |&(by, communication, both): &(&str, usize, usize)| Row {
         operation: operation.to_owned(),

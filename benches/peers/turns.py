@@ -10,9 +10,9 @@ import time
 DIRECTIONS = ("forward", "backward", "both")
 
 
-def measure(call, calls, barrier):
-    """The microseconds of a call. Of several calls, the first one is not counted: this rank has slept."""
-    if calls > 1:
+def measure(call, calls, warms, barrier):
+    """The microseconds of a call; after one that is not counted if it `warms` up, as this rank has slept."""
+    if warms:
         call()
     barrier()
     start = time.perf_counter()
@@ -44,7 +44,7 @@ def serve(name, library, barrier, prepare):
                     answer(Prepared={direction: [name] for direction in works})
                 else:
                     turn = order["Turn"]
-                    answer(Time=measure(works[turn["direction"]], turn["calls"], barrier))
+                    answer(Time=measure(works[turn["direction"]], turn["calls"], turn["warms"], barrier))
             except Exception as error:
                 answer(Error=f"{type(error).__name__}: {error}")
                 raise
