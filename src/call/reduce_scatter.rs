@@ -52,7 +52,7 @@ impl Buffers {
         let ranks = i64::try_from(parts.counts.len()).ok().filter(|&ranks| ranks > 1)?;
         let mean = parts.end() / ranks;
         let is_worth_it = usize::try_from(mean).is_ok_and(|mean| mean * self.size >= LEAST);
-        // As many ranks as there are receive their blocks in a buffer whose places fit an int, too.
+        // So the places in the buffer that is received fit an int, too.
         let is_even = parts.longest() - mean <= mean / 2;
         Summing::of(self.elements.kind).filter(|_| is_even && is_worth_it)
     }

@@ -24,9 +24,11 @@ impl Communicator {
     /// Combines `x` over all ranks with `op`, and cuts the result along `axis` into one block per
     /// rank, of the extents `counts`.
     ///
-    /// Wraps `MPI_Reduce_scatter_block`, or `MPI_Reduce_scatter` where the counts differ. A `Sum` of
-    /// blocks of 4 KiB and more is made by `MPI_Alltoallv` and added up by this crate, which is faster
-    /// (see `src/call/reduce_scatter.rs` for measurements) and sends as much.
+    /// Wraps `MPI_Reduce_scatter_block`, or `MPI_Reduce_scatter` where the counts differ. A `Sum` or
+    /// `Mean` of blocks of 4 KiB and more and of similar size, of any kind but half precision, is made by
+    /// `MPI_Alltoallv` and added up by this crate, which is faster and sends as much (measurements are in
+    /// `src/call/reduce_scatter.rs`). It needs memory for the blocks that are received: a MiB for each other
+    /// rank or, if it is started, as much as `x` has.
     /// Collective: every rank must call it. If `counts` is an `i64`, this rank's own count, then
     /// the counts travel first, in one small message. If it is a slice, the counts of all ranks,
     /// then nothing but the data travels. See [`Counts`].

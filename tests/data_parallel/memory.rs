@@ -145,7 +145,7 @@ pub fn of_large_parameters(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Whether sums are made or, as another result could communicate, started.
+/// With blocking sums, and with started ones, which are used if another result may communicate.
 pub fn of_many_steps(context: &Context) -> Result<()> {
     let world = &context.world;
     let store = nn::VarStore::new(Device::Cpu);
