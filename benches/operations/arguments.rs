@@ -24,7 +24,7 @@ pub struct Arguments {
     pub ranks: Vec<usize>,
     /// The time for all operations on one number of ranks, exceeded if calls are slow; a selection
     /// takes its part of it
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 2.0)]
     pub minutes: f64,
     /// Times mpi4torch and mpi4jax, too, and only what one of them has: see `make bench-peers`
     #[arg(long)]
