@@ -75,6 +75,7 @@ impl Drop for Both {
 
 pub fn tests() -> Vec<harness::Test<Both>> {
     harness::tests![
+        a_receive_goes_on_in_their_calls,
         from_theirs,
         from_theirs_split,
         from_theirs_cartesian,
@@ -167,4 +168,26 @@ fn messages_do_not_meet(both: &Both) -> Result<()> {
         assert_eq!(sum?, Tensor::from_slice(&[ours.size()]));
         Ok(())
     })
+}
+
+/// The first test, as a conversion would change how receives are made, too. A blocking send ends although
+/// the rank that receives is in rsmpi's barrier.
+fn a_receive_goes_on_in_their_calls(both: &Both) -> Result<()> {
+    let ours = both.ours.as_ref().expect("it is there").world();
+    let theirs = SimpleCommunicator::world();
+    let (right, left) =
+        ((ours.rank() + 1) % ours.size(), (ours.rank() + ours.size() - 1) % ours.size());
+    let x = Tensor::ones([1 << 17], (Kind::Double, tch::Device::Cpu));
+    let request = ours.irecv(&x.zeros_like(), left, 3)?;
+    let sends = ours.rank() % 2 == 1;
+    if sends {
+        let _ = ours.send(&x, right, 3)?;
+    }
+    theirs.barrier();
+    if !sends {
+        let _ = ours.send(&x, right, 3)?;
+    }
+    theirs.barrier();
+    assert_eq!(request.wait()?, x);
+    Ok(())
 }
