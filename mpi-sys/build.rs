@@ -1,6 +1,6 @@
-//! Finds the MPI of this machine and binds it, in three steps: `probe` says
-//! which MPI, `shim` compiles what `mpi.h` has as macros only, and `bindings`
-//! writes the Rust declarations.
+//! Finds the MPI of this machine and binds it, in four steps: `probe` says
+//! which MPI, `macros` reads what `mpi.h` has as macros only, `shim` compiles
+//! that, and `bindings` writes the Rust declarations.
 
 #[path = "build/bindings.rs"]
 mod bindings;
@@ -12,14 +12,23 @@ mod installation;
 mod launcher;
 #[path = "build/libclang.rs"]
 mod libclang;
+#[path = "build/macros.rs"]
+mod macros;
 #[path = "build/place.rs"]
 mod place;
+#[path = "build/polish.rs"]
+mod polish;
 #[path = "build/probe.rs"]
 mod probe;
 #[path = "build/report.rs"]
 mod report;
 #[path = "build/shim.rs"]
 mod shim;
+
+use std::path::PathBuf;
+
+/// The header that is bound.
+const HEADER: &str = "mpi.h";
 
 fn main() {
     if let Err(reason) = build() {
@@ -31,9 +40,18 @@ fn main() {
 fn build() -> Result<(), String> {
     libclang::load()?;
     let mpi = probe::probe()?;
-    shim::compile(&mpi);
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let macros = macros::Macros::read(HEADER, &mpi.include_paths, &out)?;
+    let includes = [&mpi.include_paths[..], std::slice::from_ref(&out)].concat();
+    shim::compile(HEADER, &includes, &macros, &out);
     let headers = compiler::headers();
-    let features = bindings::generate(&mpi, headers.as_deref());
+    let source = bindings::Source {
+        header: HEADER,
+        includes: &includes,
+        compiler: headers.as_deref(),
+        functions: &macros.functions,
+    };
+    let features = bindings::generate(&source, &out.join("bindings.rs"));
     report::link(&mpi);
     report::describe(&mpi, &features, headers);
     Ok(())

@@ -1,15 +1,21 @@
 //! Compiles `shim.c`, which makes objects and functions of the macros of `mpi.h`.
 
-use crate::installation::Installation;
+use std::path::{Path, PathBuf};
 
-pub fn compile(mpi: &Installation) {
+use crate::macros::Macros;
+
+/// Writes `macros.h` to `out`, and compiles the shim for this header of MPI. `includes`
+/// are the folders of both.
+pub fn compile(header: &str, includes: &[PathBuf], macros: &Macros, out: &Path) {
     for file in ["shim.h", "shim.c"] {
         println!("cargo::rerun-if-changed={file}");
     }
+    std::fs::write(out.join("macros.h"), &macros.lines).expect("OUT_DIR is writable");
     cc::Build::new()
         .file("shim.c")
-        .includes(&mpi.include_paths)
-        // shim.h decides which names are bound, even if an MPI deprecates them.
+        .define("MPI4TCH_HEADER", Some(format!("<{header}>").as_str()))
+        .includes(includes)
+        // All names that mpi.h has are bound, even if an MPI deprecates them.
         .flag_if_supported("-Wno-deprecated-declarations")
         .compile("mpi4tch_mpi_shim");
 }

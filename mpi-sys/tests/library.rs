@@ -6,6 +6,7 @@ mod world;
 use std::collections::HashSet;
 use std::ffi::{CStr, c_char, c_int};
 use std::process::ExitCode;
+use std::ptr;
 
 use mpi_sys::*;
 use world::World;
@@ -18,6 +19,8 @@ fn main() -> ExitCode {
         handles_are_distinct,
         sizes,
         fortran,
+        statuses_of_fortran,
+        attribute_functions,
         threads
     ];
     harness::run(world::start, tests)
@@ -138,10 +141,80 @@ fn fortran(_: &World) {
     let number = unsafe { MPI_Comm_c2f(MPI_COMM_WORLD) };
     // SAFETY: `number` came from a handle.
     assert_eq!(unsafe { MPI_Comm_f2c(number) }, MPI_COMM_WORLD);
+    // SAFETY: as above.
+    assert_eq!(unsafe { PMPI_Comm_f2c(number) }, MPI_COMM_WORLD);
     // SAFETY: the handle is predefined.
     let number = unsafe { MPI_Type_c2f(MPI_DOUBLE) };
     // SAFETY: `number` came from a handle.
     assert_eq!(unsafe { MPI_Type_f2c(number) }, MPI_DOUBLE);
+}
+
+/// A status of Fortran has no more integers than this.
+const FORTRAN_STATUS: usize = 64;
+
+fn statuses_of_fortran(_: &World) {
+    let mut status = MPI_Status { MPI_SOURCE: 3, MPI_TAG: 5, ..MPI_Status::default() };
+    let mut integers: [MPI_Fint; FORTRAN_STATUS] = [0; FORTRAN_STATUS];
+    // SAFETY: there is room for a status of Fortran.
+    let code = unsafe { MPI_Status_c2f(&status, integers.as_mut_ptr()) };
+    assert_eq!(code, MPI_SUCCESS);
+    status = MPI_Status::default();
+    // SAFETY: `integers` are a status of Fortran, and `status` is a place for the result.
+    let code = unsafe { MPI_Status_f2c(integers.as_ptr(), &mut status) };
+    assert_eq!(code, MPI_SUCCESS);
+    assert_eq!((status.MPI_SOURCE, status.MPI_TAG), (3, 5));
+}
+
+/// A communicator's duplicate has the attributes that `MPI_COMM_DUP_FN` copies, but not those
+/// that `MPI_COMM_NULL_COPY_FN` leaves. The older functions do the same.
+fn attribute_functions(_: &World) {
+    let make = |copy| {
+        let mut key = MPI_KEYVAL_INVALID;
+        let delete = MPI_COMM_NULL_DELETE_FN;
+        // SAFETY: the functions are MPI's own, and `key` is a place for the result.
+        let code = unsafe { MPI_Comm_create_keyval(copy, delete, &mut key, ptr::null_mut()) };
+        assert_eq!(code, MPI_SUCCESS);
+        key
+    };
+    let make_old = |copy| {
+        let mut key = MPI_KEYVAL_INVALID;
+        // SAFETY: as above.
+        let code =
+            unsafe { MPI_Keyval_create(copy, MPI_NULL_DELETE_FN, &mut key, ptr::null_mut()) };
+        assert_eq!(code, MPI_SUCCESS);
+        key
+    };
+    let keys = [
+        (make(MPI_COMM_DUP_FN), true),
+        (make(MPI_COMM_NULL_COPY_FN), false),
+        (make_old(MPI_DUP_FN), true),
+        (make_old(MPI_NULL_COPY_FN), false),
+    ];
+    let (mut original, mut copy) = (MPI_COMM_NULL, MPI_COMM_NULL);
+    // SAFETY: all ranks duplicate the world, and `original` is a place for the result.
+    assert_eq!(unsafe { MPI_Comm_dup(MPI_COMM_WORLD, &mut original) }, MPI_SUCCESS);
+    let mut value = 0_i32;
+    for (key, _) in keys {
+        let value = (&raw mut value).cast();
+        // SAFETY: MPI keeps the address, and never reads from it.
+        assert_eq!(unsafe { MPI_Comm_set_attr(original, key, value) }, MPI_SUCCESS);
+    }
+    // SAFETY: all ranks duplicate the communicator, and `copy` is a place for the result.
+    assert_eq!(unsafe { MPI_Comm_dup(original, &mut copy) }, MPI_SUCCESS);
+    for (mut key, is_copied) in keys {
+        let (mut attribute, mut found) = (ptr::null_mut::<i32>(), -1);
+        let place = (&raw mut attribute).cast();
+        // SAFETY: `place` and `found` are places for the results.
+        let code = unsafe { MPI_Comm_get_attr(copy, key, place, &mut found) };
+        assert_eq!((code, found != 0), (MPI_SUCCESS, is_copied));
+        assert!(!is_copied || ptr::eq(attribute, &raw const value));
+        // SAFETY: the key is valid.
+        assert_eq!(unsafe { MPI_Comm_free_keyval(&mut key) }, MPI_SUCCESS);
+    }
+    for mut comm in [original, copy] {
+        // SAFETY: the communicator is valid, and nothing is under way.
+        assert_eq!(unsafe { MPI_Comm_free(&mut comm) }, MPI_SUCCESS);
+    }
 }
 
 /// Handles may be sent to and shared with other threads.
