@@ -24,6 +24,8 @@ mod probe;
 mod report;
 #[path = "build/shim.rs"]
 mod shim;
+#[path = "build/standard.rs"]
+mod standard;
 
 use std::path::PathBuf;
 
