@@ -19,6 +19,9 @@ mod bindings {
 
 pub use bindings::*;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub mod errhandler;
+
 /// Lets handles, and types that contain them, be sent to other threads and shared
 /// with them.
 macro_rules! thread_safe {
