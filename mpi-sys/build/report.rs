@@ -75,12 +75,18 @@ pub fn describe(mpi: &Installation, features: &[(&str, bool)], headers: Option<S
         println!("cargo::metadata={feature}={}", u8::from(*there));
     }
 
-    let env = [("VENDOR", &vendor), ("VERSION", &mpi.version), ("MPIEXEC", &launcher)];
+    let include = join(&mpi.include_paths);
+    let env = [
+        ("VENDOR", &vendor),
+        ("VERSION", &mpi.version),
+        ("MPIEXEC", &launcher),
+        // For a test, which reads mpi.h.
+        ("INCLUDE", &include),
+    ];
     for (name, value) in env {
         println!("cargo::rustc-env=MPI4TCH_MPI_{name}={value}");
     }
 
-    let include = join(&mpi.include_paths);
     let lib = join(&mpi.lib_paths);
     let metadata = [
         ("vendor", vendor),

@@ -1,3 +1,4 @@
+//! [bound.md]: mod@bound
 #![doc = include_str!("../README.md")]
 
 use std::fmt;
@@ -21,6 +22,10 @@ pub use bindings::*;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub mod errhandler;
+
+#[cfg(doc)]
+#[doc = include_str!("../bound.md")]
+pub mod bound {}
 
 /// Lets handles, and types that contain them, be sent to other threads and shared
 /// with them.
