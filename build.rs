@@ -6,14 +6,18 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-changed=wrapper.h");
+    pass_on_what_mpi_has();
+    bind_wrapper();
+    // The documentation is made where there may be no libtorch.
+    if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
+        return;
+    }
     for file in ["shim.cpp", "memory.cpp", "memory.h"] {
         println!("cargo::rerun-if-changed=src/autograd/{file}");
     }
     let libtorch = Libtorch::find();
     libtorch.compile_shim();
     make_loadable(&libtorch.lib);
-    pass_on_what_mpi_has();
-    bind_wrapper();
 }
 
 /// The libtorch that torch-sys compiles and links against.

@@ -22,8 +22,11 @@
 #define FUNCTION(type, name, parameters, call) type mpi4tch_##name parameters;
 #endif
 
-/* The integer of Fortran: a macro in Open MPI, a type in MPICH. */
-#ifdef MPI_Fint
+/* The integer of Fortran: a macro in Open MPI, a type in MPICH. The standard ABI has none, and
+ * converts handles from and to int. */
+#ifdef MPI4TCH_ABI
+typedef int mpi4tch_MPI_Fint;
+#elif defined(MPI_Fint)
 typedef MPI_Fint mpi4tch_MPI_Fint;
 #endif
 
@@ -37,6 +40,25 @@ _Static_assert(sizeof(MPI_Offset) == 8, "MPI_Offset is i64");
  * value. */
 #ifndef MPI4TCH_DEFINE
 static MPI_Offset const mpi4tch_MPI_DISPLACEMENT_CURRENT = MPI_DISPLACEMENT_CURRENT;
+#endif
+
+#ifdef MPI4TCH_ABI
+/* The standard ABI has no integer of Fortran, and converts handles from and to int. */
+#define CONVERT(type, handle)                                                    \
+  FUNCTION(int, MPI_##handle##_c2f, (type value), MPI_##handle##_toint(value))   \
+  FUNCTION(type, MPI_##handle##_f2c, (int value), MPI_##handle##_fromint(value))
+CONVERT(MPI_Comm, Comm)
+CONVERT(MPI_Datatype, Type)
+CONVERT(MPI_Errhandler, Errhandler)
+CONVERT(MPI_File, File)
+CONVERT(MPI_Group, Group)
+CONVERT(MPI_Info, Info)
+CONVERT(MPI_Message, Message)
+CONVERT(MPI_Op, Op)
+CONVERT(MPI_Request, Request)
+CONVERT(MPI_Session, Session)
+CONVERT(MPI_Win, Win)
+#undef CONVERT
 #endif
 
 /* A line for each macro: CONSTANT for those that are casts, FUNCTION for those with

@@ -286,6 +286,12 @@
 //! the same time need a communicator each. A backward pass calls MPI on the thread that libtorch
 //! runs it on: for tensors in host memory, the thread that called `backward`.
 
+#[cfg(all(feature = "abi", feature = "rsmpi"))]
+compile_error!(
+    "the crate mpi binds the library's own ABI, so the feature `rsmpi` cannot be used with `abi`, \
+     which binds that of the MPI standard"
+);
+
 // The folders are layers, from the lowest: base, autograd, environment, communicator, call, engine,
 // operations, replicated, data_parallel. A file uses its own folder and those below it. The files
 // next to this one are above all.

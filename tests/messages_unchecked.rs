@@ -38,7 +38,7 @@ fn lengths(context: &Context) -> Result<()> {
     ] {
         // MPICH 4.0 ends the job itself over a message to oneself that ends within an element.
         let ends_within = sent.1 == Kind::Half && like.1 == Kind::Float;
-        if ends_within && world.size() == 1 && mpi_sys::VENDOR == mpi_sys::Vendor::Mpich {
+        if ends_within && world.size() == 1 && mpi_sys::loaded_vendor() == mpi_sys::Vendor::Mpich {
             continue;
         }
         let (sent, tensor) = (zeros(sent.0, sent.1), zeros(like.0, like.1));

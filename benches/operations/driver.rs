@@ -35,7 +35,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             let (results, failures) = measure_all(arguments, &cases, ranks)?;
             failed += failures;
             let kind = if arguments.peers { "peers" } else { "operations" };
-            let vendor = match mpi_sys::VENDOR {
+            let vendor = match mpi_sys::loaded_vendor() {
                 mpi_sys::Vendor::OpenMpi => "openmpi",
                 mpi_sys::Vendor::Mpich => "mpich",
                 _ => "mpi",

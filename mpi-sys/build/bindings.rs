@@ -1,14 +1,18 @@
 //! Runs bindgen on `shim.h`, which includes `mpi.h`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bindgen::callbacks::{IntKind, ParseCallbacks};
 
+use crate::installation::Installation;
 use crate::polish::polish;
 
 /// The names to bind: those of the standard, of its profiling interface, of
 /// vendors' extensions, and those of the shim.
 const NAMES: &str = "(mpi4tch_)?P?MPIX?_.*";
+
+/// The names that the standard's ABI has on every library: without extensions.
+const STANDARD_NAMES: &str = "(mpi4tch_)?P?MPI_.*";
 
 /// MPICH's enumerations, whose enumerators have names of the standard.
 const ENUMS: &str = "MPIR_.*";
@@ -36,9 +40,8 @@ const FEATURES: [(&str, &str); 4] = [
 
 /// What to bind.
 pub struct Source<'a> {
-    /// The header of MPI, as in `mpi.h`, which `shim.h` includes.
-    pub header: &'a str,
-    /// The folders of that header, and that of `macros.h`.
+    pub mpi: &'a Installation,
+    /// The folders of its header, and that of `macros.h`.
     pub includes: &'a [PathBuf],
     /// The compiler's own headers, if libclang may lack them.
     pub compiler: Option<&'a str>,
@@ -46,20 +49,21 @@ pub struct Source<'a> {
     pub functions: &'a [String],
 }
 
-/// Writes the declarations in Rust to `out`. Returns the optional features, and
-/// whether the library has each.
-pub fn generate(source: &Source<'_>, out: &Path) -> Vec<(&'static str, bool)> {
+/// The declarations in Rust.
+pub fn generate(source: &Source<'_>) -> String {
     let includes = source.includes.iter().map(|path| format!("-I{}", path.display()));
     let integers = INTEGERS.map(|(name, rust)| format!("pub type {name} = {rust};"));
+    let names = if source.mpi.abi.is_some() { STANDARD_NAMES } else { NAMES };
     let bindings = bindgen::Builder::default()
         .header("shim.h")
-        .clang_arg(format!("-DMPI4TCH_HEADER=<{}>", source.header))
+        .clang_arg(format!("-DMPI4TCH_HEADER=<{}>", source.mpi.header()))
+        .clang_args(source.mpi.abi.iter().map(|_| "-DMPI4TCH_ABI"))
         .clang_args(includes)
         // Searched last, so that clang's own headers come first.
         .clang_args(source.compiler.iter().flat_map(|folder| ["-idirafter", folder]))
-        .allowlist_function(NAMES)
-        .allowlist_type(NAMES)
-        .allowlist_var(NAMES)
+        .allowlist_function(names)
+        .allowlist_type(names)
+        .allowlist_var(names)
         .allowlist_type(ENUMS)
         .blocklist_function(source.functions.join("|"))
         .blocklist_var(RETYPED)
@@ -78,10 +82,19 @@ pub fn generate(source: &Source<'_>, out: &Path) -> Vec<(&'static str, bool)> {
         .parse_callbacks(Box::new(Macros))
         .generate()
         .unwrap_or_else(|error| panic!("mpi4tch-sys: bindgen cannot read mpi.h: {error}"));
-    let bindings = polish(&bindings.to_string());
-    std::fs::write(out, &bindings).expect("OUT_DIR is writable");
+    polish(&bindings.to_string())
+}
+
+/// Writes `bindings.rs`, which the library includes.
+pub fn write(declarations: &str) {
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    std::fs::write(out.join("bindings.rs"), declarations).expect("OUT_DIR is writable");
+}
+
+/// The optional features, and whether the library has each.
+pub fn features(declarations: &str) -> Vec<(&'static str, bool)> {
     FEATURES
-        .map(|(feature, function)| (feature, bindings.contains(&format!("fn {function}("))))
+        .map(|(feature, function)| (feature, declarations.contains(&format!("fn {function}("))))
         .to_vec()
 }
 

@@ -35,6 +35,8 @@ pub struct Installation {
     pub version: String,
     /// Version of the MPI standard, as in `(3, 1)`.
     pub standard: (u32, u32),
+    /// Version of the standard's ABI, as in `1.0`, if that is bound.
+    pub abi: Option<String>,
     pub include_paths: Vec<PathBuf>,
     pub lib_paths: Vec<PathBuf>,
     pub libs: Vec<String>,
@@ -60,49 +62,134 @@ mpi4tch_mpich MPICH_VERSION
 int main(void) { return MPI_Init(0, 0); }
 ";
 
+/// The same for the ABI of the standard.
+const ABI_PROGRAM: &str = "\
+#include <mpi_abi.h>
+#ifdef MPI4TCH_IDENTIFY
+mpi4tch_standard MPI_VERSION . MPI_SUBVERSION
+mpi4tch_abi MPI_ABI_VERSION . MPI_ABI_SUBVERSION
+#endif
+int main(void) { return MPI_Init(0, 0); }
+";
+
+/// The library that has the ABI of the standard, as MPI 5.0 names it.
+const ABI_LIBRARY: &str = "mpi_abi";
+
 impl Installation {
     /// Asks the compiler for the vendor and versions that `mpi.h` states, and
-    /// whether a program can be linked.
+    /// whether a program can be linked. With the feature `abi` the same for
+    /// `mpi_abi.h`.
     pub fn identify(flags: Flags) -> Result<Installation, String> {
-        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-        let source = out.join("identify.c");
-        std::fs::write(&source, PROGRAM).map_err(|error| error.to_string())?;
-        let includes = flags.include_paths.iter().map(|folder| joined("-I", folder));
-
-        let mut preprocess = compiler()?;
-        preprocess.args(includes.clone()).args(["-DMPI4TCH_IDENTIFY", "-E"]).arg(&source);
-        let expanded = run(&mut preprocess)?;
-        let stated = |key: &str| {
-            let line = expanded.lines().find_map(|line| line.strip_prefix(key))?;
-            Some(line.replace([' ', '"'], ""))
-        };
-        let standard = stated("mpi4tch_standard").ok_or("mpi.h states no MPI_VERSION")?;
-        let standard = standard
-            .split_once('.')
-            .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)))
-            .ok_or("mpi.h states no MPI_VERSION")?;
+        let program = Program::write("identify", PROGRAM)?;
+        let stated = program.preprocess(&flags)?;
         let (vendor, version) = [Vendor::OpenMpi, Vendor::Mpich]
             .into_iter()
-            .find_map(|vendor| Some((vendor, stated(&format!("mpi4tch_{vendor}"))?)))
+            .find_map(|vendor| Some((vendor, value(&stated, &format!("mpi4tch_{vendor}"))?)))
             .unwrap_or((Vendor::Other, String::new()));
-
-        let mut link = compiler()?;
-        link.args(includes).arg(&source).arg("-o").arg(out.join("identify"));
-        link.args(flags.lib_paths.iter().map(|folder| joined("-L", folder)));
-        link.args(flags.libs.iter().map(|library| format!("-l{library}")));
-        run(&mut link)?;
-
-        Ok(Installation {
+        program.link(&flags)?;
+        let mpi = Installation {
             vendor,
             version,
-            standard,
+            standard: standard(&stated)?,
+            abi: None,
             include_paths: flags.include_paths,
             lib_paths: flags.lib_paths,
             libs: flags.libs,
             bin: flags.bin,
             launcher: None,
+        };
+        // Cargo sets the variable for build scripts of a crate with the feature.
+        if env::var_os("CARGO_FEATURE_ABI").is_some() { mpi.with_standard_abi() } else { Ok(mpi) }
+    }
+
+    /// The header that is bound.
+    pub fn header(&self) -> &'static str {
+        if self.abi.is_some() { "mpi_abi.h" } else { "mpi.h" }
+    }
+
+    /// That of the declarations in `stored.rs`, which belong to no library.
+    pub fn stored() -> Installation {
+        Installation {
+            vendor: Vendor::Other,
+            version: String::new(),
+            standard: (5, 0),
+            abi: Some("1.0".to_owned()),
+            include_paths: Vec::new(),
+            lib_paths: Vec::new(),
+            libs: Vec::new(),
+            bin: None,
+            launcher: None,
+        }
+    }
+
+    /// The same installation, to be bound by the ABI of the standard.
+    fn with_standard_abi(self) -> Result<Installation, String> {
+        let flags = Flags {
+            include_paths: self.include_paths.clone(),
+            lib_paths: self.lib_paths.clone(),
+            libs: vec![ABI_LIBRARY.to_owned()],
+            bin: self.bin.clone(),
+        };
+        let lacks = |reason: String| {
+            format!(
+                "{} {} lacks the ABI of the MPI standard, which the feature `abi` needs: {reason}",
+                self.vendor, self.version
+            )
+        };
+        let program = Program::write("identify_abi", ABI_PROGRAM)?;
+        let stated = program.preprocess(&flags).map_err(lacks)?;
+        program.link(&flags).map_err(lacks)?;
+        Ok(Installation {
+            standard: standard(&stated)?,
+            abi: Some(value(&stated, "mpi4tch_abi").ok_or("mpi_abi.h states no MPI_ABI_VERSION")?),
+            libs: flags.libs,
+            ..self
         })
     }
+}
+
+/// A C program that is compiled to learn about an MPI.
+struct Program {
+    source: PathBuf,
+}
+
+impl Program {
+    fn write(name: &str, text: &str) -> Result<Program, String> {
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+        let source = out.join(name).with_extension("c");
+        std::fs::write(&source, text).map_err(|error| error.to_string())?;
+        Ok(Program { source })
+    }
+
+    /// The preprocessed text, with the lines that are for these build steps.
+    fn preprocess(&self, flags: &Flags) -> Result<String, String> {
+        let includes = flags.include_paths.iter().map(|folder| joined("-I", folder));
+        run(compiler()?.args(includes).args(["-DMPI4TCH_IDENTIFY", "-E"]).arg(&self.source))
+    }
+
+    fn link(&self, flags: &Flags) -> Result<(), String> {
+        let mut link = compiler()?;
+        link.args(flags.include_paths.iter().map(|folder| joined("-I", folder)));
+        link.arg(&self.source).arg("-o").arg(self.source.with_extension(""));
+        link.args(flags.lib_paths.iter().map(|folder| joined("-L", folder)));
+        link.args(flags.libs.iter().map(|library| format!("-l{library}")));
+        run(&mut link).map(drop)
+    }
+}
+
+/// What follows `key` on its line of a preprocessed text, as in `4.1.4`.
+fn value(preprocessed: &str, key: &str) -> Option<String> {
+    let line = preprocessed.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.replace([' ', '"'], ""))
+}
+
+/// The version of the standard that a header states.
+fn standard(preprocessed: &str) -> Result<(u32, u32), String> {
+    value(preprocessed, "mpi4tch_standard")
+        .as_deref()
+        .and_then(|standard| standard.split_once('.'))
+        .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)))
+        .ok_or_else(|| "mpi.h states no MPI_VERSION".to_owned())
 }
 
 fn compiler() -> Result<Command, String> {

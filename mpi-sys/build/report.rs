@@ -57,13 +57,15 @@ fn is_default(folder: &Path) -> bool {
 pub fn describe(mpi: &Installation, features: &[(&str, bool)], headers: Option<String>) {
     let (major, minor) = mpi.standard;
     let standard = format!("{major}.{minor}");
-    let vendor = mpi.vendor.to_string();
+    let vendor = mpi.abi.as_ref().map_or(mpi.vendor.to_string(), |_| "abi".to_owned());
+    let version = mpi.abi.as_ref().unwrap_or(&mpi.version);
     let launcher = mpi.launcher.as_ref().map(|found| &found.path);
     let launcher = launcher.map_or("mpiexec".to_owned(), |path| path.display().to_string());
 
     let cfgs = [
         ("open_mpi", vendor == "openmpi"),
         ("mpich", vendor == "mpich"),
+        ("mpi_abi", mpi.abi.is_some()),
         ("mpi_4", mpi.standard >= (4, 0)),
         ("mpi_41", mpi.standard >= (4, 1)),
     ];
@@ -78,7 +80,7 @@ pub fn describe(mpi: &Installation, features: &[(&str, bool)], headers: Option<S
     let include = join(&mpi.include_paths);
     let env = [
         ("VENDOR", &vendor),
-        ("VERSION", &mpi.version),
+        ("VERSION", version),
         ("MPIEXEC", &launcher),
         // For a test, which reads mpi.h.
         ("INCLUDE", &include),
@@ -89,8 +91,8 @@ pub fn describe(mpi: &Installation, features: &[(&str, bool)], headers: Option<S
 
     let lib = join(&mpi.lib_paths);
     let metadata = [
+        ("version", version.clone()),
         ("vendor", vendor),
-        ("version", mpi.version.clone()),
         ("standard", standard),
         ("include", include),
         ("lib", lib),

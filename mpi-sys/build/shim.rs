@@ -2,18 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::installation::Installation;
 use crate::macros::Macros;
 
-/// Writes `macros.h` to `out`, and compiles the shim for this header of MPI. `includes`
+/// Writes `macros.h` to `out`, and compiles the shim for the header of this MPI. `includes`
 /// are the folders of both.
-pub fn compile(header: &str, includes: &[PathBuf], macros: &Macros, out: &Path) {
+pub fn compile(mpi: &Installation, includes: &[PathBuf], macros: &Macros, out: &Path) {
     for file in ["shim.h", "shim.c"] {
         println!("cargo::rerun-if-changed={file}");
     }
     std::fs::write(out.join("macros.h"), &macros.lines).expect("OUT_DIR is writable");
-    cc::Build::new()
+    let mut build = cc::Build::new();
+    if mpi.abi.is_some() {
+        build.define("MPI4TCH_ABI", None);
+    }
+    build
         .file("shim.c")
-        .define("MPI4TCH_HEADER", Some(format!("<{header}>").as_str()))
+        .define("MPI4TCH_HEADER", Some(format!("<{}>", mpi.header()).as_str()))
         .includes(includes)
         // All names that mpi.h has are bound, even if an MPI deprecates them.
         .flag_if_supported("-Wno-deprecated-declarations")

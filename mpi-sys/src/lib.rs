@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 
 use std::fmt;
+use std::sync::OnceLock;
 
 mod bindings {
     #![allow(
@@ -66,6 +67,8 @@ pub enum Vendor {
     OpenMpi,
     /// MPICH and its derivatives: Cray's, Intel's, MVAPICH.
     Mpich,
+    /// Any library that has the ABI of the MPI standard, which the feature `abi` binds.
+    StandardAbi,
     /// Any other, or unknown.
     Other,
 }
@@ -89,13 +92,16 @@ impl fmt::Display for Vendor {
         f.pad(match self {
             Vendor::OpenMpi => "Open MPI",
             Vendor::Mpich => "MPICH",
+            Vendor::StandardAbi => "an MPI with the standard's ABI",
             Vendor::Other => "another MPI",
         })
     }
 }
 
 /// The vendor of the MPI that this crate was compiled for.
-pub const VENDOR: Vendor = if cfg!(open_mpi) {
+pub const VENDOR: Vendor = if cfg!(mpi_abi) {
+    Vendor::StandardAbi
+} else if cfg!(open_mpi) {
     Vendor::OpenMpi
 } else if cfg!(mpich) {
     Vendor::Mpich
@@ -103,19 +109,43 @@ pub const VENDOR: Vendor = if cfg!(open_mpi) {
     Vendor::Other
 };
 
-/// The version of the library that this crate was compiled for: `4.1.4`.
+/// The version of the library that this crate was compiled for: `4.1.4`. With
+/// the feature `abi` that of the ABI: `1.0`.
 pub const LIBRARY_VERSION: &str = env!("MPI4TCH_MPI_VERSION");
 
-/// The version of the MPI standard that the library claims: `(3, 1)`.
+/// The version of the MPI standard that the library claims: `(3, 1)`. With the
+/// feature `abi` that of `mpi_abi.h`.
 pub const STANDARD: (i32, i32) = (MPI_VERSION, MPI_SUBVERSION);
 
 /// The `mpiexec` that starts programs of this MPI: a path, or just `mpiexec`
 /// if the build found none that belongs to it.
 pub const MPIEXEC: &str = env!("MPI4TCH_MPI_MPIEXEC");
 
+/// The vendor of the library that the program is running with: [`VENDOR`], or,
+/// with the feature `abi`, whose library has been loaded.
+pub fn loaded_vendor() -> Vendor {
+    static LOADED: OnceLock<Vendor> = OnceLock::new();
+    match VENDOR {
+        Vendor::StandardAbi => *LOADED.get_or_init(|| Vendor::of_library(&library_version())),
+        vendor => vendor,
+    }
+}
+
+/// The text that `MPI_Get_library_version` returns, which may be called at any
+/// time; empty if the function fails.
+fn library_version() -> String {
+    let mut text = vec![0_u8; MPI_MAX_LIBRARY_VERSION_STRING as usize];
+    let mut length = 0;
+    // SAFETY: `text` has the bytes that MPI may write.
+    let code = unsafe { MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length) };
+    text.truncate(if code == MPI_SUCCESS { usize::try_from(length).unwrap_or(0) } else { 0 });
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// Whether a library may be the one that this crate was compiled for, that is,
 /// whether it is not known to be of another vendor. `version` is the text that
-/// its `MPI_Get_library_version` returns.
+/// its `MPI_Get_library_version` returns. With the feature `abi` every vendor's
+/// may be; see [`abi_versions`].
 ///
 /// ```
 /// use mpi_sys::{VENDOR, Vendor, is_compiled_for};
@@ -125,5 +155,22 @@ pub const MPIEXEC: &str = env!("MPI4TCH_MPI_MPIEXEC");
 /// ```
 pub fn is_compiled_for(version: &str) -> bool {
     let loaded = Vendor::of_library(version);
-    loaded == VENDOR || loaded == Vendor::Other || VENDOR == Vendor::Other
+    let any = matches!(VENDOR, Vendor::Other | Vendor::StandardAbi);
+    any || loaded == VENDOR || loaded == Vendor::Other
+}
+
+/// With the feature `abi`: the versions of the standard's ABI that the program
+/// was compiled for and that the loaded library has, as in `(1, 0)`. The program
+/// runs if the first numbers are equal. `None` without the feature, and if the
+/// library does not say.
+pub fn abi_versions() -> Option<[(i32, i32); 2]> {
+    #[cfg(mpi_abi)]
+    {
+        let mut loaded = (0, 0);
+        // SAFETY: both are places for the result; MPI 5.0 allows the call at any time.
+        let code = unsafe { MPI_Abi_get_version(&mut loaded.0, &mut loaded.1) };
+        (code == MPI_SUCCESS).then_some([(MPI_ABI_VERSION, MPI_ABI_SUBVERSION), loaded])
+    }
+    #[cfg(not(mpi_abi))]
+    None
 }

@@ -22,10 +22,11 @@ impl Library {
     }
 
     /// The vendor of the MPI that the program was compiled for. A library that is known to be
-    /// another vendor's is an error of [`initialize`](crate::initialize).
+    /// another vendor's is an error of [`initialize`](crate::initialize). With the feature `abi` the
+    /// vendor of the library that was loaded.
     #[must_use]
     pub fn vendor(&self) -> mpi_sys::Vendor {
-        mpi_sys::VENDOR
+        mpi_sys::loaded_vendor()
     }
 
     /// What the library says of its version: the full text, perhaps several lines.
@@ -51,10 +52,11 @@ impl Library {
 }
 
 /// The version text of the library that is loaded; an error if it is known to be of another vendor
-/// than the one that the program was compiled for.
+/// than the one that the program was compiled for, or to have another version of the standard's ABI.
 pub(super) fn version() -> Result<String> {
     let version = library_version()?;
-    if mpi_sys::is_compiled_for(&version) {
+    let has_abi = mpi_sys::abi_versions().is_none_or(|[compiled, loaded]| compiled.0 == loaded.0);
+    if has_abi && mpi_sys::is_compiled_for(&version) {
         return Ok(version);
     }
     let compiled = format!("{} ({})", mpi_sys::VENDOR, mpi_sys::LIBRARY_VERSION);

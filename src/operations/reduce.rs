@@ -21,7 +21,9 @@ use crate::engine::request::{Nonblocking, Request};
 /// Whether `MPI_Reduce` is called in place. With MPICH the result is copied instead: MPICH 4.0.2
 /// reads from the address `MPI_IN_PLACE`, and ends with a segmentation fault, if the root is not
 /// rank 0 and the tensor is not small (seen in plain C on 2 ranks).
-const IN_PLACE: bool = !matches!(mpi_sys::VENDOR, mpi_sys::Vendor::Mpich);
+fn is_in_place() -> bool {
+    mpi_sys::loaded_vendor() != mpi_sys::Vendor::Mpich
+}
 
 impl Communicator {
     /// Combines `x` over all ranks with `op`; `root` receives the result, the others zeros.
@@ -113,7 +115,7 @@ impl Communicator {
     #[doc(alias = "MPI_IN_PLACE")]
     #[track_caller]
     pub fn reduce_(&self, x: &mut Tensor, op: Op, root: Rank) -> Result<()> {
-        if IN_PLACE && op.changes_in_place(self, x) {
+        if is_in_place() && op.changes_in_place(self, x) {
             return apply_in_place(&Reduce { op, root }, self, x);
         }
         replace(self.site("reduce"), self, x, |comm, x| comm.reduce(x, op, root))

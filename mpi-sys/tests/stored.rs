@@ -1,0 +1,17 @@
+//! Tests that `stored.rs`, which the documentation on docs.rs is made of, has the declarations of
+//! MPI's standard ABI, which a build with the feature `abi` makes of `mpi_abi.h`.
+
+/// The text differs from library to library in nothing.
+#[cfg(feature = "abi")]
+#[test]
+fn the_stored_declarations_are_those_of_the_abi() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/stored.rs");
+    let made = include_str!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+    if std::env::var_os("MPI4TCH_STORE").is_some() {
+        std::fs::write(path, made).unwrap();
+    }
+    let stored = std::fs::read_to_string(path).unwrap();
+    let different = stored.lines().zip(made.lines()).find(|(stored, made)| stored != made);
+    assert_eq!(different, None);
+    assert_eq!(stored.len(), made.len());
+}
