@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test test-hosts sanitize valgrind bench bench-overlap bench-peers fmt lint doc
+.PHONY: help demo test test-newest test-matrix test-hosts sanitize valgrind bench bench-overlap bench-peers fmt lint doc package
 
 EXAMPLE ?= linear_regression
 
@@ -13,6 +13,9 @@ runner = target.'cfg(all())'.runner = ['scripts/mpiexec.sh', '-n', '$(or $(RANKS
 needs_root = [[ $$EUID == 0 ]] || { echo 'network namespaces need root; what is built is then root'\''s, too'; exit 1; }
 comma := ,
 bench_ranks = $(or $(RANKS),2$(comma)4)
+newest_tests = $(addprefix --test ,collectives point_to_point requests tape)
+# Releases are tagged v0.1.0 and so on.
+last_release = $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null)
 format_c = git ls-files '*.c' '*.cpp' '*.h' | xargs -r "$$CLANG_FORMAT"
 
 help: ## list the targets
@@ -25,6 +28,16 @@ demo: ## train the example on RANKS=2 ranks; EXAMPLE=name, ARGS='...'
 test: ## run all tests on Open MPI and MPICH, or on MPI4TCH_MPI only; ALL=1, ARGS='...'
 	@$(call setup,--every-mpi)
 	scripts/test.sh $(if $(ALL),--all) $(ARGS)
+
+test-newest: ## run those of collectives, messages, requests and the tape on 2 ranks, on the newest Open MPI and MPICH
+	@$(call setup,--newest-mpi)
+	export MPI4TCH_TEST_MPIS=$$MPI4TCH_NEWEST_MPIS MPI4TCH_TEST_RANKS=$${MPI4TCH_TEST_RANKS:-2}
+	MPI4TCH_TEST_FEATURES= scripts/test.sh $(newest_tests)
+	MPI4TCH_MPI=$${MPI4TCH_TEST_MPIS##*:} cargo test -p mpi4tch-sys --features abi
+
+test-matrix: ## run the tests on 3 ranks on every MPI and libtorch of the README's table, and write it; ARGS='2.13 rsmpi'
+	@$(call setup,--matrix)
+	scripts/test_matrix.sh $(ARGS)
 
 test-hosts: ## run the tests on 2 ranks on two hosts, joined by a slow wire, on MPICH; needs root; ARGS='...'
 	@$(needs_root)
@@ -63,12 +76,21 @@ fmt: ## format the sources
 	cargo fmt --all
 	$(format_c) -i
 
-lint: ## check formatting and clippy's advice
-	@$(call setup,--clang-format)
+lint: ## check formatting, clippy's advice, what would be published, and that it fits the last release
+	@$(call setup,--clang-format $(if $(last_release),--semver-checks))
 	cargo fmt --all --check
 	$(format_c) --dry-run --Werror
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo package --workspace --no-verify --allow-dirty --quiet
+	$(if $(last_release),"$$SEMVER_CHECKS" semver-checks --workspace --exclude mpi4tch-harness \
+	    --default-features --baseline-rev $(last_release))
 
 doc: ## build the documentation
 	@$(call setup)
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+package: ## try to publish the crates, and to build their documentation as docs.rs does, without MPI and libtorch
+	@$(call setup)
+	cargo publish --workspace --dry-run $(ARGS)
+	env -u LIBTORCH -u MPI4TCH_MPI RUSTDOCFLAGS='-D warnings' \
+	    cargo doc --no-deps -p mpi4tch -p mpi4tch-sys --features mpi4tch/doc-only

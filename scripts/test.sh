@@ -6,6 +6,8 @@
 #               2³¹ elements, which take 11 GB of memory
 #     --of-mpi  no tests of the documentation, nor those that hardly depend on the MPI
 #
+# The crate's features are those of MPI4TCH_TEST_FEATURES, by default rsmpi.
+#
 # Without --all, the tests run on a few rank counts, or on those of MPI4TCH_TEST_RANKS.
 # Each count covers cases that smaller ones do not:
 #
@@ -20,6 +22,7 @@
 set -euo pipefail
 
 is_short=true is_of_mpi=false
+features=${MPI4TCH_TEST_FEATURES-mpi4tch/rsmpi}
 ranks=(1,3 2,4)
 case ${1:-} in
 --all)
@@ -68,11 +71,11 @@ for mpi in "${mpis[@]}"; do
     cargo clean --quiet -p mpi -p mpi-sys
     # For selected tests cargo builds no examples, two of which are run by tests of the same names.
     [[ ${#selected[@]} == 0 ]] || MPI4TCH_MPI=$mpi MPICC=$mpicc \
-        cargo build --workspace --features mpi4tch/rsmpi --example linear_regression \
+        cargo build --workspace --features "$features" --example linear_regression \
         --example timeline || true
     status=0
     MPI4TCH_MPI=$mpi MPICC=$mpicc MPI4TCH_TEST_RANKS=$counts \
-        cargo test --workspace --features mpi4tch/rsmpi --no-fail-fast "${selected[@]}" "$@" 2>&1 |
+        cargo test --workspace --features "$features" --no-fail-fast "${selected[@]}" "$@" 2>&1 |
         tee "$output" || status=$?
     read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
     # A run that does not compile, or ends without a result, counts as one failure.
