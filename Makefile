@@ -81,7 +81,7 @@ lint: ## check formatting, clippy's advice, what would be published, and that it
 	cargo fmt --all --check
 	$(format_c) --dry-run --Werror
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo package --workspace --no-verify --allow-dirty --quiet
+	cargo package --workspace --exclude mpi4tch-harness --no-verify --allow-dirty --quiet
 	$(if $(last_release),"$$SEMVER_CHECKS" semver-checks --workspace --exclude mpi4tch-harness \
 	    --default-features --baseline-rev $(last_release))
 
@@ -91,6 +91,6 @@ doc: ## build the documentation
 
 package: ## try to publish the crates, and to build their documentation as docs.rs does, without MPI and libtorch
 	@$(call setup)
-	cargo publish --workspace --dry-run $(ARGS)
+	cargo publish --workspace --exclude mpi4tch-harness --dry-run $(ARGS)
 	env -u LIBTORCH -u MPI4TCH_MPI RUSTDOCFLAGS='-D warnings' \
 	    cargo doc --no-deps -p mpi4tch -p mpi4tch-sys --features mpi4tch/doc-only
