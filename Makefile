@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test test-newest test-matrix test-hosts sanitize valgrind bench bench-overlap bench-peers fmt lint doc package
+.PHONY: help demo test test-newest test-matrix test-hosts sanitize valgrind bench bench-overlap bench-peers fmt lint pictures doc package
 
 EXAMPLE ?= linear_regression
 
@@ -84,6 +84,10 @@ lint: ## check formatting, clippy's advice, what would be published, and that it
 	cargo package --workspace --exclude mpi4tch-harness --no-verify --allow-dirty --quiet
 	$(if $(last_release),"$$SEMVER_CHECKS" semver-checks --workspace --exclude mpi4tch-harness \
 	    --default-features --baseline-rev $(last_release))
+
+pictures: ## draw the guide's pictures, src/guide/pictures/*.svg, from their sources
+	@$(call setup)
+	MPI4TCH_PICTURES=write cargo test --test pictures pictures_are_drawn_from_their_sources
 
 doc: ## build the documentation
 	@$(call setup)

@@ -7,11 +7,7 @@
 //! edge leads from one graph to another. Instead, nodes on different ranks belong together because
 //! they make matching MPI calls:
 //!
-//! ```text
-//!            rank 0                     rank 1
-//! forward    a ──▸ [send] · · · y · · ▸ [recv] ──▸ y ──▸ ℓ₁
-//! backward   ā ◂── [recv] ◂ · · ȳ · · · [send] ◂── ȳ ◂── 1
-//! ```
+#![doc = include_str!("guide/pictures/message.svg")]
 //!
 //! In the forward pass, y arrives by a message. In the backward pass, libtorch goes through the
 //! graph of rank 1 from ℓ₁ to the node of the receive, whose pullback sends ȳ back. On rank 0 the
@@ -134,12 +130,7 @@
 //! libtorch visits only the nodes that the loss depends on. In one process, skipping a result that
 //! is not used is harmless. In a parallel program another rank may wait for its adjoint:
 //!
-//! ```text
-//!            rank 0                     rank 1
-//! forward    y = all_reduce(x)          y = all_reduce(x)
-//!            loss = y²                  does not use y
-//! backward   all_reduce: waits …        nothing to do: goes on, and ends
-//! ```
+#![doc = include_str!("guide/pictures/dead_branch.svg")]
 //!
 //! There are four causes of such dead branches: a rank has no loss, an input on a rank does not
 //! require grad, the control flow depends on the rank, or a message is sent and the program does
@@ -169,11 +160,7 @@
 //! cotangents are complete it takes the newest. On the CPU, after a forward pass on one thread,
 //! that is the reverse of the forward order, which is right. But no edge of the graph ensures it:
 //!
-//! ```text
-//! u ──▸ [all_reduce] ──▸ p ──▸ on the CPU ────┐
-//!                                             ├──▸ loss       which of the two is ready first?
-//! v ──▸ [all_reduce] ──▸ q ──▸ on a GPU ──────┘
-//! ```
+#![doc = include_str!("guide/pictures/order.svg")]
 //!
 //! libtorch has a queue per device, and numbers the nodes of each thread separately. With several
 //! devices or threads the order is a race, whose outcome may differ between ranks. The order of
@@ -206,10 +193,7 @@
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```
 //!
-//! ```text
-//! forward    isend ──▸ recv ──▸ wait ──▸ loss
-//! backward   wait  ◂── send ◂── irecv ◂── 1
-//! ```
+#![doc = include_str!("guide/pictures/dummies.svg")]
 //!
 //! Without dummies the gradient is 1, as no rank receives the cotangent that its right neighbour
 //! sends back. If only some of them are forgotten, the ring may still work, because of the order
@@ -222,11 +206,7 @@
 //! elements, the token, through all calls that are made on it, so that each depends on the one
 //! before:
 //!
-//! ```text
-//! token ══▸ [isend] ══▸ [recv] ══▸ [wait] ══▸ token
-//!             ▲           │
-//!             a           └─▸ b ──▸ a + b ──▸ loss
-//! ```
+#![doc = include_str!("guide/pictures/tape.svg")]
 //!
 //! [`backward`](crate::Tape::backward) starts from the loss and from the last token. So it reaches
 //! every call, once, and data dependence makes the order the reverse one. It is a collective call:
@@ -290,12 +270,7 @@
 //! adjoint, and the pullback of the start *waits* for it. Operations between start and wait are
 //! newer than the start and older than the wait, so their pullbacks run in between, too:
 //!
-//! ```text
-//! forward    [start F ]──▸ local work            ──▸[wait for F ]
-//!                     └─────── F in flight ────────┘
-//! backward   [wait for F*]◂── its pullbacks      ◂──[start F*]
-//!                     └─────── F* in flight ───────┘
-//! ```
+#![doc = include_str!("guide/pictures/overlap.svg")]
 //!
 //! ```
 //! # use mpi4tch::Op;
@@ -320,27 +295,13 @@
 //! are whose, [`distribute`](crate::Cartesian::distribute) cuts a field that one rank has, and
 //! [`collect`](crate::Cartesian::collect) joins it again. These two are each other's adjoint.
 //!
-//! ```text
-//!           4 cells        3 cells         a field of 5 × 7 cells on a grid of 2 × 2 ranks:
-//!        ┌──────────────┬───────────┐      the first blocks are longer by one
-//! 3 rows │ rank 0 (0,0) │ 1  (0,1)  │
-//!        ├──────────────┼───────────┤
-//! 2 rows │ rank 2 (1,0) │ 3  (1,1)  │
-//!        └──────────────┴───────────┘
-//! ```
+#![doc = include_str!("guide/pictures/grid.svg")]
 //!
 //! A stencil at the border of a block needs cells of other ranks.
 //! [`halo_exchange`](crate::Cartesian::halo_exchange) surrounds the block with them. Rank 3 above
 //! receives, with one cell before and after along both axes, on a grid that is not periodic:
 //!
-//! ```text
-//!   0 │ 1   1   1 │ ·        0, 1, 2   cells of these ranks; the corner is of a diagonal neighbour
-//!  ───┼───────────┼───       3         its own block
-//!   2 │ 3   3   3 │ ·        ·         zeros, beyond the edge of the grid
-//!   2 │ 3   3   3 │ ·
-//!  ───┼───────────┼───
-//!   · │ ·   ·   · │ ·
-//! ```
+#![doc = include_str!("guide/pictures/halo.svg")]
 //!
 //! In the backward pass the ghosts go home: each cell's cotangent is the sum over all ranks that
 //! received a copy of it. A step of the heat equation, and the gradient of its result:
@@ -410,11 +371,7 @@
 //! [`PassOptions`](crate::PassOptions). The second backward pass then goes through the calls of the
 //! first one and through those of the forward pass. The tape orders all of them.
 //!
-//! ```text
-//! forward    token ══▸ [all_reduce] ══▸ token        y = Σ x
-//! first      token ◂══ [all_reduce] ◂══ token        g = ∂L/∂x
-//! second     goes back through both                  H·v = ∂(Σ g·v)/∂x
-//! ```
+#![doc = include_str!("guide/pictures/second_order.svg")]
 //!
 //! So the product of the second derivatives of L and a vector, of which each rank has its part v,
 //! costs two backward passes. Here L is y³ and H·v is 6·y·Σ v:
