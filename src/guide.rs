@@ -1,5 +1,7 @@
 //! A guide to parallel autodiff, for those who know torch's autograd on one process.
 //!
+//! A further page is on how to build and run a program [on a cluster](cluster).
+//!
 //! # Each rank has a graph of its own
 //!
 //! libtorch records a graph in each process. A call of this crate is a node of it, as `matmul` is,
@@ -429,3 +431,5 @@
 //! - [`testing::gradcheck`](crate::testing::gradcheck) compares the gradient on all ranks with
 //!   finite differences. It finds errors that do not hang: a tensor that was detached, or a part
 //!   that one rank omits.
+
+pub mod cluster;

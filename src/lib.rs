@@ -17,7 +17,8 @@
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```
 //!
-//! If derivatives across ranks are new to you, start with the [guide]. A [`Tape`] ensures that all
+//! If derivatives across ranks are new to you, start with the [guide]. It has a page on
+//! [clusters](guide::cluster). A [`Tape`] ensures that all
 //! ranks go back through the same communication, on one communicator or on several.
 //!
 //! # One model on all ranks
