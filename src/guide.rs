@@ -1,6 +1,7 @@
 //! A guide to parallel autodiff, for those who know torch's autograd on one process.
 //!
-//! A further page is on how to build and run a program [on a cluster](cluster).
+//! Further pages: how to build and run a program [on a cluster](cluster), and what to call here if you
+//! come [from mpi4torch](from_mpi4torch) or [from PyTorch's distributed](from_torch_distributed).
 //!
 //! # Each rank has a graph of its own
 //!
@@ -433,3 +434,5 @@
 //!   that one rank omits.
 
 pub mod cluster;
+pub mod from_mpi4torch;
+pub mod from_torch_distributed;

@@ -17,8 +17,9 @@
 //! # Ok::<(), mpi4tch::Error>(())
 //! ```
 //!
-//! If derivatives across ranks are new to you, start with the [guide]. It has a page on
-//! [clusters](guide::cluster). A [`Tape`] ensures that all
+//! If derivatives across ranks are new to you, start with the [guide]. It has pages on
+//! [clusters](guide::cluster), and for users of [mpi4torch](guide::from_mpi4torch) and of
+//! [PyTorch's distributed](guide::from_torch_distributed). A [`Tape`] ensures that all
 //! ranks go back through the same communication, on one communicator or on several.
 //!
 //! # One model on all ranks
