@@ -537,7 +537,9 @@ pub type MPI_Grequest_query_function = ::std::option::Option<
 >;
 #[doc = "A function that frees a generalized request."]
 pub type MPI_Grequest_free_function = ::std::option::Option<
-    unsafe extern "C" fn(extra_state: *mut ::std::os::raw::c_void) -> ::std::os::raw::c_int,
+    unsafe extern "C" fn(
+        extra_state: *mut ::std::os::raw::c_void,
+    ) -> ::std::os::raw::c_int,
 >;
 #[doc = "A function that cancels a generalized request."]
 pub type MPI_Grequest_cancel_function = ::std::option::Option<
@@ -658,11 +660,19 @@ pub type MPI_Datarep_conversion_function_c = ::std::option::Option<
 >;
 #[doc = "An error handler's function for communicators."]
 pub type MPI_Comm_errhandler_function = ::std::option::Option<
-    unsafe extern "C" fn(comm: *mut MPI_Comm, error_code: *mut ::std::os::raw::c_int, ...),
+    unsafe extern "C" fn(
+        comm: *mut MPI_Comm,
+        error_code: *mut ::std::os::raw::c_int,
+        ...
+    ),
 >;
 #[doc = "An error handler's function for files."]
 pub type MPI_File_errhandler_function = ::std::option::Option<
-    unsafe extern "C" fn(file: *mut MPI_File, error_code: *mut ::std::os::raw::c_int, ...),
+    unsafe extern "C" fn(
+        file: *mut MPI_File,
+        error_code: *mut ::std::os::raw::c_int,
+        ...
+    ),
 >;
 #[doc = "An error handler's function for windows."]
 pub type MPI_Win_errhandler_function = ::std::option::Option<
@@ -670,7 +680,11 @@ pub type MPI_Win_errhandler_function = ::std::option::Option<
 >;
 #[doc = "An error handler's function for sessions.\n\nSince MPI 4.0."]
 pub type MPI_Session_errhandler_function = ::std::option::Option<
-    unsafe extern "C" fn(session: *mut MPI_Session, error_code: *mut ::std::os::raw::c_int, ...),
+    unsafe extern "C" fn(
+        session: *mut MPI_Session,
+        error_code: *mut ::std::os::raw::c_int,
+        ...
+    ),
 >;
 #[doc = "An error handler's function for communicators (deprecated name)."]
 pub type MPI_Comm_errhandler_fn = MPI_Comm_errhandler_function;
@@ -893,7 +907,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Ends the processes of a communicator, with an error code for the environment."]
-    pub fn MPI_Abort(comm: MPI_Comm, errorcode: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Abort(
+        comm: MPI_Comm,
+        errorcode: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Combines local data with data in another process's window."]
@@ -925,7 +942,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Makes a new error class."]
-    pub fn MPI_Add_error_class(errorclass: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Add_error_class(
+        errorclass: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Makes a new error code of an error class."]
@@ -1279,7 +1298,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Deletes an attribute of a communicator (deprecated: [`MPI_Comm_delete_attr`])."]
-    pub fn MPI_Attr_delete(comm: MPI_Comm, keyval: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Attr_delete(
+        comm: MPI_Comm,
+        keyval: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Reads an attribute of a communicator (deprecated: [`MPI_Comm_get_attr`])."]
@@ -1515,7 +1537,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Closes a port on which other jobs could connect."]
-    pub fn MPI_Close_port(port_name: *const ::std::os::raw::c_char) -> ::std::os::raw::c_int;
+    pub fn MPI_Close_port(
+        port_name: *const ::std::os::raw::c_char,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Waits for another group of processes to connect, and makes an intercommunicator with it."]
@@ -1660,7 +1684,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Frees a key for attributes of communicators."]
-    pub fn MPI_Comm_free_keyval(comm_keyval: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Comm_free_keyval(
+        comm_keyval: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Reads an attribute of a communicator."]
@@ -1680,7 +1706,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the hints of a communicator that are in use."]
-    pub fn MPI_Comm_get_info(comm: MPI_Comm, info_used: *mut MPI_Info) -> ::std::os::raw::c_int;
+    pub fn MPI_Comm_get_info(
+        comm: MPI_Comm,
+        info_used: *mut MPI_Info,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the name of a communicator."]
@@ -1696,7 +1725,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the group of a communicator."]
-    pub fn MPI_Comm_group(comm: MPI_Comm, group: *mut MPI_Group) -> ::std::os::raw::c_int;
+    pub fn MPI_Comm_group(
+        comm: MPI_Comm,
+        group: *mut MPI_Group,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Starts to duplicate a communicator."]
@@ -1731,12 +1763,17 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the rank of this process in a communicator."]
-    pub fn MPI_Comm_rank(comm: MPI_Comm, rank: *mut ::std::os::raw::c_int)
-    -> ::std::os::raw::c_int;
+    pub fn MPI_Comm_rank(
+        comm: MPI_Comm,
+        rank: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the remote group of an intercommunicator."]
-    pub fn MPI_Comm_remote_group(comm: MPI_Comm, group: *mut MPI_Group) -> ::std::os::raw::c_int;
+    pub fn MPI_Comm_remote_group(
+        comm: MPI_Comm,
+        group: *mut MPI_Group,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the number of processes in the remote group of an intercommunicator."]
@@ -1773,8 +1810,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the number of processes in a communicator."]
-    pub fn MPI_Comm_size(comm: MPI_Comm, size: *mut ::std::os::raw::c_int)
-    -> ::std::os::raw::c_int;
+    pub fn MPI_Comm_size(
+        comm: MPI_Comm,
+        size: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Starts more processes of a program, and makes an intercommunicator with them."]
@@ -2034,15 +2073,24 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the group of processes that opened a file."]
-    pub fn MPI_File_get_group(fh: MPI_File, group: *mut MPI_Group) -> ::std::os::raw::c_int;
+    pub fn MPI_File_get_group(
+        fh: MPI_File,
+        group: *mut MPI_Group,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the hints of a file that are in use."]
-    pub fn MPI_File_get_info(fh: MPI_File, info_used: *mut MPI_Info) -> ::std::os::raw::c_int;
+    pub fn MPI_File_get_info(
+        fh: MPI_File,
+        info_used: *mut MPI_Info,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the individual file pointer."]
-    pub fn MPI_File_get_position(fh: MPI_File, offset: *mut MPI_Offset) -> ::std::os::raw::c_int;
+    pub fn MPI_File_get_position(
+        fh: MPI_File,
+        offset: *mut MPI_Offset,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the shared file pointer."]
@@ -2053,7 +2101,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the size of a file in bytes."]
-    pub fn MPI_File_get_size(fh: MPI_File, size: *mut MPI_Offset) -> ::std::os::raw::c_int;
+    pub fn MPI_File_get_size(
+        fh: MPI_File,
+        size: *mut MPI_Offset,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the extent of a datatype in the file."]
@@ -3364,7 +3415,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Starts to wait until all processes have come here."]
-    pub fn MPI_Ibarrier(comm: MPI_Comm, request: *mut MPI_Request) -> ::std::os::raw::c_int;
+    pub fn MPI_Ibarrier(
+        comm: MPI_Comm,
+        request: *mut MPI_Request,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Starts to send data of the root to all processes."]
@@ -4681,7 +4735,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the thread level that MPI provides."]
-    pub fn MPI_Query_thread(provided: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Query_thread(
+        provided: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Starts [`MPI_Accumulate`], with a request."]
@@ -4951,15 +5007,21 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Removes an error class that the program has made.\n\nSince MPI 4.1."]
-    pub fn MPI_Remove_error_class(errorclass: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Remove_error_class(
+        errorclass: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Removes an error code that the program has made.\n\nSince MPI 4.1."]
-    pub fn MPI_Remove_error_code(errorcode: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Remove_error_code(
+        errorcode: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Removes the text of an error code or class that the program has made.\n\nSince MPI 4.1."]
-    pub fn MPI_Remove_error_string(errorcode: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Remove_error_string(
+        errorcode: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Marks a request to be freed when its operation is complete."]
@@ -5942,8 +6004,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Duplicates a datatype."]
-    pub fn MPI_Type_dup(oldtype: MPI_Datatype, newtype: *mut MPI_Datatype)
-    -> ::std::os::raw::c_int;
+    pub fn MPI_Type_dup(
+        oldtype: MPI_Datatype,
+        newtype: *mut MPI_Datatype,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Marks a datatype to be freed when it is no longer in use."]
@@ -5951,7 +6015,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Frees a key for attributes of datatypes."]
-    pub fn MPI_Type_free_keyval(type_keyval: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Type_free_keyval(
+        type_keyval: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Reads an attribute of a datatype."]
@@ -6125,11 +6191,17 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Type_size`], with counts of type [`MPI_Count`].\n\nSince MPI 4.0."]
-    pub fn MPI_Type_size_c(datatype: MPI_Datatype, size: *mut MPI_Count) -> ::std::os::raw::c_int;
+    pub fn MPI_Type_size_c(
+        datatype: MPI_Datatype,
+        size: *mut MPI_Count,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the size of a datatype's data in bytes, as an [`MPI_Count`]."]
-    pub fn MPI_Type_size_x(datatype: MPI_Datatype, size: *mut MPI_Count) -> ::std::os::raw::c_int;
+    pub fn MPI_Type_size_x(
+        datatype: MPI_Datatype,
+        size: *mut MPI_Count,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Makes a datatype of blocks at a stride in elements."]
@@ -6209,7 +6281,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Waits until a request is complete, and frees it."]
-    pub fn MPI_Wait(request: *mut MPI_Request, status: *mut MPI_Status) -> ::std::os::raw::c_int;
+    pub fn MPI_Wait(
+        request: *mut MPI_Request,
+        status: *mut MPI_Status,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Waits until all requests are complete, and frees them."]
@@ -6363,11 +6438,17 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Ends an epoch of one-sided communication on all processes, and begins the next."]
-    pub fn MPI_Win_fence(assert: ::std::os::raw::c_int, win: MPI_Win) -> ::std::os::raw::c_int;
+    pub fn MPI_Win_fence(
+        assert: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Waits until the operations on a process's window are complete there."]
-    pub fn MPI_Win_flush(rank: ::std::os::raw::c_int, win: MPI_Win) -> ::std::os::raw::c_int;
+    pub fn MPI_Win_flush(
+        rank: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Waits until the operations on all processes' windows are complete there."]
@@ -6375,7 +6456,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Waits until the operations on a process's window are complete here."]
-    pub fn MPI_Win_flush_local(rank: ::std::os::raw::c_int, win: MPI_Win) -> ::std::os::raw::c_int;
+    pub fn MPI_Win_flush_local(
+        rank: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Waits until the operations on all processes' windows are complete here."]
@@ -6387,7 +6471,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Frees a key for attributes of windows."]
-    pub fn MPI_Win_free_keyval(win_keyval: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Win_free_keyval(
+        win_keyval: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Reads an attribute of a window."]
@@ -6407,11 +6493,17 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the group of a window."]
-    pub fn MPI_Win_get_group(win: MPI_Win, group: *mut MPI_Group) -> ::std::os::raw::c_int;
+    pub fn MPI_Win_get_group(
+        win: MPI_Win,
+        group: *mut MPI_Group,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the hints of a window that are in use."]
-    pub fn MPI_Win_get_info(win: MPI_Win, info_used: *mut MPI_Info) -> ::std::os::raw::c_int;
+    pub fn MPI_Win_get_info(
+        win: MPI_Win,
+        info_used: *mut MPI_Info,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the name of a window."]
@@ -6432,7 +6524,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Begins a shared access epoch to all processes' windows."]
-    pub fn MPI_Win_lock_all(assert: ::std::os::raw::c_int, win: MPI_Win) -> ::std::os::raw::c_int;
+    pub fn MPI_Win_lock_all(
+        assert: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Begins an exposure epoch for a group of processes."]
@@ -6502,11 +6597,17 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Says whether an exposure epoch has ended."]
-    pub fn MPI_Win_test(win: MPI_Win, flag: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_Win_test(
+        win: MPI_Win,
+        flag: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Ends the access epoch to a process's window."]
-    pub fn MPI_Win_unlock(rank: ::std::os::raw::c_int, win: MPI_Win) -> ::std::os::raw::c_int;
+    pub fn MPI_Win_unlock(
+        rank: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Ends the shared access epoch to all processes' windows."]
@@ -6672,7 +6773,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the number of categories."]
-    pub fn MPI_T_category_get_num(num_cat: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_T_category_get_num(
+        num_cat: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the number of event types of a category.\n\nSince MPI 4.0."]
@@ -6713,7 +6816,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the number of control variables."]
-    pub fn MPI_T_cvar_get_num(num_cvar: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_T_cvar_get_num(
+        num_cvar: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Makes a handle of a control variable."]
@@ -6726,7 +6831,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Frees a handle of a control variable."]
-    pub fn MPI_T_cvar_handle_free(handle: *mut MPI_T_cvar_handle) -> ::std::os::raw::c_int;
+    pub fn MPI_T_cvar_handle_free(
+        handle: *mut MPI_T_cvar_handle,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Reads a control variable."]
@@ -6810,7 +6917,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the number of event types.\n\nSince MPI 4.0."]
-    pub fn MPI_T_event_get_num(num_events: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_T_event_get_num(
+        num_events: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the source of an event.\n\nSince MPI 4.0."]
@@ -6921,7 +7030,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the number of performance variables."]
-    pub fn MPI_T_pvar_get_num(num_pvar: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_T_pvar_get_num(
+        num_pvar: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Makes a handle of a performance variable."]
@@ -6965,11 +7076,15 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Makes a session of performance variables."]
-    pub fn MPI_T_pvar_session_create(session: *mut MPI_T_pvar_session) -> ::std::os::raw::c_int;
+    pub fn MPI_T_pvar_session_create(
+        session: *mut MPI_T_pvar_session,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Frees a session of performance variables."]
-    pub fn MPI_T_pvar_session_free(session: *mut MPI_T_pvar_session) -> ::std::os::raw::c_int;
+    pub fn MPI_T_pvar_session_free(
+        session: *mut MPI_T_pvar_session,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Starts a performance variable."]
@@ -7009,7 +7124,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "Returns the number of sources of events.\n\nSince MPI 4.0."]
-    pub fn MPI_T_source_get_num(num_sources: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn MPI_T_source_get_num(
+        num_sources: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "Returns the time on the clock of a source of events.\n\nSince MPI 4.0."]
@@ -7056,7 +7173,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Abort`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Abort(comm: MPI_Comm, errorcode: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Abort(
+        comm: MPI_Comm,
+        errorcode: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Accumulate`], under the name by which a tool that replaces it calls it."]
@@ -7088,7 +7208,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Add_error_class`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Add_error_class(errorclass: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Add_error_class(
+        errorclass: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Add_error_code`], under the name by which a tool that replaces it calls it."]
@@ -7442,8 +7564,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Attr_delete`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Attr_delete(comm: MPI_Comm, keyval: ::std::os::raw::c_int)
-    -> ::std::os::raw::c_int;
+    pub fn PMPI_Attr_delete(
+        comm: MPI_Comm,
+        keyval: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Attr_get`], under the name by which a tool that replaces it calls it."]
@@ -7679,7 +7803,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Close_port`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Close_port(port_name: *const ::std::os::raw::c_char) -> ::std::os::raw::c_int;
+    pub fn PMPI_Close_port(
+        port_name: *const ::std::os::raw::c_char,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_accept`], under the name by which a tool that replaces it calls it."]
@@ -7804,7 +7930,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_dup`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Comm_dup(comm: MPI_Comm, newcomm: *mut MPI_Comm) -> ::std::os::raw::c_int;
+    pub fn PMPI_Comm_dup(
+        comm: MPI_Comm,
+        newcomm: *mut MPI_Comm,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_dup_with_info`], under the name by which a tool that replaces it calls it."]
@@ -7824,7 +7953,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_free_keyval`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Comm_free_keyval(comm_keyval: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Comm_free_keyval(
+        comm_keyval: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_get_attr`], under the name by which a tool that replaces it calls it."]
@@ -7844,7 +7975,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_get_info`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Comm_get_info(comm: MPI_Comm, info_used: *mut MPI_Info) -> ::std::os::raw::c_int;
+    pub fn PMPI_Comm_get_info(
+        comm: MPI_Comm,
+        info_used: *mut MPI_Info,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_get_name`], under the name by which a tool that replaces it calls it."]
@@ -7860,7 +7994,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_group`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Comm_group(comm: MPI_Comm, group: *mut MPI_Group) -> ::std::os::raw::c_int;
+    pub fn PMPI_Comm_group(
+        comm: MPI_Comm,
+        group: *mut MPI_Group,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_idup`], under the name by which a tool that replaces it calls it."]
@@ -7902,7 +8039,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_remote_group`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Comm_remote_group(comm: MPI_Comm, group: *mut MPI_Group) -> ::std::os::raw::c_int;
+    pub fn PMPI_Comm_remote_group(
+        comm: MPI_Comm,
+        group: *mut MPI_Group,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Comm_remote_size`], under the name by which a tool that replaces it calls it."]
@@ -8069,7 +8209,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Errhandler_free`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Errhandler_free(errhandler: *mut MPI_Errhandler) -> ::std::os::raw::c_int;
+    pub fn PMPI_Errhandler_free(
+        errhandler: *mut MPI_Errhandler,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Error_class`], under the name by which a tool that replaces it calls it."]
@@ -8202,15 +8344,24 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_File_get_group`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_File_get_group(fh: MPI_File, group: *mut MPI_Group) -> ::std::os::raw::c_int;
+    pub fn PMPI_File_get_group(
+        fh: MPI_File,
+        group: *mut MPI_Group,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_File_get_info`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_File_get_info(fh: MPI_File, info_used: *mut MPI_Info) -> ::std::os::raw::c_int;
+    pub fn PMPI_File_get_info(
+        fh: MPI_File,
+        info_used: *mut MPI_Info,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_File_get_position`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_File_get_position(fh: MPI_File, offset: *mut MPI_Offset) -> ::std::os::raw::c_int;
+    pub fn PMPI_File_get_position(
+        fh: MPI_File,
+        offset: *mut MPI_Offset,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_File_get_position_shared`], under the name by which a tool that replaces it calls it."]
@@ -8221,7 +8372,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_File_get_size`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_File_get_size(fh: MPI_File, size: *mut MPI_Offset) -> ::std::os::raw::c_int;
+    pub fn PMPI_File_get_size(
+        fh: MPI_File,
+        size: *mut MPI_Offset,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_File_get_type_extent`], under the name by which a tool that replaces it calls it."]
@@ -8469,7 +8623,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_File_preallocate`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_File_preallocate(fh: MPI_File, size: MPI_Offset) -> ::std::os::raw::c_int;
+    pub fn PMPI_File_preallocate(
+        fh: MPI_File,
+        size: MPI_Offset,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_File_read`], under the name by which a tool that replaces it calls it."]
@@ -9532,7 +9689,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Ibarrier`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Ibarrier(comm: MPI_Comm, request: *mut MPI_Request) -> ::std::os::raw::c_int;
+    pub fn PMPI_Ibarrier(
+        comm: MPI_Comm,
+        request: *mut MPI_Request,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Ibcast`], under the name by which a tool that replaces it calls it."]
@@ -9854,7 +10014,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Info_dup`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Info_dup(info: MPI_Info, newinfo: *mut MPI_Info) -> ::std::os::raw::c_int;
+    pub fn PMPI_Info_dup(
+        info: MPI_Info,
+        newinfo: *mut MPI_Info,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Info_free`], under the name by which a tool that replaces it calls it."]
@@ -10098,7 +10261,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Is_thread_main`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Is_thread_main(flag: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Is_thread_main(
+        flag: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Iscan`], under the name by which a tool that replaces it calls it."]
@@ -10849,7 +11014,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Query_thread`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Query_thread(provided: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Query_thread(
+        provided: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Raccumulate`], under the name by which a tool that replaces it calls it."]
@@ -11119,15 +11286,21 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Remove_error_class`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Remove_error_class(errorclass: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Remove_error_class(
+        errorclass: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Remove_error_code`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Remove_error_code(errorcode: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Remove_error_code(
+        errorcode: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Remove_error_string`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Remove_error_string(errorcode: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Remove_error_string(
+        errorcode: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Request_free`], under the name by which a tool that replaces it calls it."]
@@ -12121,7 +12294,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Type_free_keyval`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Type_free_keyval(type_keyval: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Type_free_keyval(
+        type_keyval: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Type_get_attr`], under the name by which a tool that replaces it calls it."]
@@ -12295,11 +12470,17 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Type_size_c`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Type_size_c(datatype: MPI_Datatype, size: *mut MPI_Count) -> ::std::os::raw::c_int;
+    pub fn PMPI_Type_size_c(
+        datatype: MPI_Datatype,
+        size: *mut MPI_Count,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Type_size_x`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Type_size_x(datatype: MPI_Datatype, size: *mut MPI_Count) -> ::std::os::raw::c_int;
+    pub fn PMPI_Type_size_x(
+        datatype: MPI_Datatype,
+        size: *mut MPI_Count,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Type_vector`], under the name by which a tool that replaces it calls it."]
@@ -12379,7 +12560,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Wait`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Wait(request: *mut MPI_Request, status: *mut MPI_Status) -> ::std::os::raw::c_int;
+    pub fn PMPI_Wait(
+        request: *mut MPI_Request,
+        status: *mut MPI_Status,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Waitall`], under the name by which a tool that replaces it calls it."]
@@ -12533,11 +12717,17 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_fence`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Win_fence(assert: ::std::os::raw::c_int, win: MPI_Win) -> ::std::os::raw::c_int;
+    pub fn PMPI_Win_fence(
+        assert: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_flush`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Win_flush(rank: ::std::os::raw::c_int, win: MPI_Win) -> ::std::os::raw::c_int;
+    pub fn PMPI_Win_flush(
+        rank: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_flush_all`], under the name by which a tool that replaces it calls it."]
@@ -12545,8 +12735,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_flush_local`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Win_flush_local(rank: ::std::os::raw::c_int, win: MPI_Win)
-    -> ::std::os::raw::c_int;
+    pub fn PMPI_Win_flush_local(
+        rank: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_flush_local_all`], under the name by which a tool that replaces it calls it."]
@@ -12558,7 +12750,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_free_keyval`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Win_free_keyval(win_keyval: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Win_free_keyval(
+        win_keyval: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_get_attr`], under the name by which a tool that replaces it calls it."]
@@ -12578,11 +12772,17 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_get_group`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Win_get_group(win: MPI_Win, group: *mut MPI_Group) -> ::std::os::raw::c_int;
+    pub fn PMPI_Win_get_group(
+        win: MPI_Win,
+        group: *mut MPI_Group,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_get_info`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Win_get_info(win: MPI_Win, info_used: *mut MPI_Info) -> ::std::os::raw::c_int;
+    pub fn PMPI_Win_get_info(
+        win: MPI_Win,
+        info_used: *mut MPI_Info,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_get_name`], under the name by which a tool that replaces it calls it."]
@@ -12603,7 +12803,10 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_lock_all`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Win_lock_all(assert: ::std::os::raw::c_int, win: MPI_Win) -> ::std::os::raw::c_int;
+    pub fn PMPI_Win_lock_all(
+        assert: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_post`], under the name by which a tool that replaces it calls it."]
@@ -12673,11 +12876,17 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_test`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Win_test(win: MPI_Win, flag: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_Win_test(
+        win: MPI_Win,
+        flag: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_unlock`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_Win_unlock(rank: ::std::os::raw::c_int, win: MPI_Win) -> ::std::os::raw::c_int;
+    pub fn PMPI_Win_unlock(
+        rank: ::std::os::raw::c_int,
+        win: MPI_Win,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_Win_unlock_all`], under the name by which a tool that replaces it calls it."]
@@ -12843,7 +13052,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_category_get_num`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_T_category_get_num(num_cat: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_T_category_get_num(
+        num_cat: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_category_get_num_events`], under the name by which a tool that replaces it calls it."]
@@ -12884,7 +13095,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_cvar_get_num`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_T_cvar_get_num(num_cvar: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_T_cvar_get_num(
+        num_cvar: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_cvar_handle_alloc`], under the name by which a tool that replaces it calls it."]
@@ -12897,7 +13110,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_cvar_handle_free`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_T_cvar_handle_free(handle: *mut MPI_T_cvar_handle) -> ::std::os::raw::c_int;
+    pub fn PMPI_T_cvar_handle_free(
+        handle: *mut MPI_T_cvar_handle,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_cvar_read`], under the name by which a tool that replaces it calls it."]
@@ -12981,7 +13196,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_event_get_num`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_T_event_get_num(num_events: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_T_event_get_num(
+        num_events: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_event_get_source`], under the name by which a tool that replaces it calls it."]
@@ -13092,7 +13309,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_pvar_get_num`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_T_pvar_get_num(num_pvar: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_T_pvar_get_num(
+        num_pvar: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_pvar_handle_alloc`], under the name by which a tool that replaces it calls it."]
@@ -13136,11 +13355,15 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_pvar_session_create`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_T_pvar_session_create(session: *mut MPI_T_pvar_session) -> ::std::os::raw::c_int;
+    pub fn PMPI_T_pvar_session_create(
+        session: *mut MPI_T_pvar_session,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_pvar_session_free`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_T_pvar_session_free(session: *mut MPI_T_pvar_session) -> ::std::os::raw::c_int;
+    pub fn PMPI_T_pvar_session_free(
+        session: *mut MPI_T_pvar_session,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_pvar_start`], under the name by which a tool that replaces it calls it."]
@@ -13180,7 +13403,9 @@ unsafe extern "C" {
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_source_get_num`], under the name by which a tool that replaces it calls it."]
-    pub fn PMPI_T_source_get_num(num_sources: *mut ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn PMPI_T_source_get_num(
+        num_sources: *mut ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
 }
 unsafe extern "C" {
     #[doc = "[`MPI_T_source_get_timestamp`], under the name by which a tool that replaces it calls it."]

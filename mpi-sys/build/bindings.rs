@@ -80,6 +80,8 @@ pub fn generate(source: &Source<'_>) -> String {
         .rust_target(bindgen::RustTarget::stable(85, 0).unwrap_or_default())
         .rust_edition(bindgen::RustEdition::Edition2024)
         .parse_callbacks(Box::new(Macros))
+        // rustfmt may be missing, and the text would then be one line.
+        .formatter(bindgen::Formatter::Prettyplease)
         .generate()
         .unwrap_or_else(|error| panic!("mpi4tch-sys: bindgen cannot read mpi.h: {error}"));
     polish(&bindings.to_string())
