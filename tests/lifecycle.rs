@@ -126,5 +126,7 @@ fn the_launcher_of_another_mpi_fails_the_job() {
     let Ok(output) = command.output() else { return };
     let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert!(!output.status.success(), "{printed}");
-    assert!(printed.contains(&alone()), "{printed}");
+    // MPICH 5 refuses to start there by itself.
+    let is_told = printed.contains(&alone()) || printed.contains("unsupported PMI version");
+    assert!(is_told, "{printed}");
 }
