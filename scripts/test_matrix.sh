@@ -36,33 +36,17 @@ name_of() { # openmpi|mpich|PREFIX
     esac
 }
 
-# What a version of an MPI cannot do: its name, a test, why, and where that is known.
-cannot=(
-)
-
-# The options that leave out what an MPI cannot do; says so.
-skips() { # NAME
-    local entry mpi test reason
-    for entry in "${cannot[@]}"; do
-        IFS='|' read -r mpi test reason <<<"$entry"
-        [[ $1 == $mpi* ]] || continue
-        printf '%s is left out on %s: %s\n' "$test" "$1" "$reason" >&2
-        printf '%s\n' --skip "$test"
-    done
-}
-
 # Notes a result in place of an earlier one of the same run.
 note() { # MPI LIBTORCH WAY
-    local passed failed skipped
-    read -r passed failed skipped < <(
-        awk '/^test result:/ { p += $4; f += $6; s += $12 } END { print p + 0, f + 0, s + 0 }' "$output"
+    local passed failed
+    read -r passed failed < <(
+        awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output"
     )
     # A run without a result is one that failed.
     [[ $passed != 0 || $failed != 0 ]] || failed=1
     awk -F '\t' -v mpi="$1" -v libtorch="$2" -v way="$3" \
         '!($1 == mpi && $2 == libtorch && $3 == way)' "$results" >"$results.new"
-    printf '%s\t%s\t%s\t%d\t%d\t%d\t%s\n' "$1" "$2" "$3" "$passed" "$failed" "$skipped" \
-        "$(date +%F)" >>"$results.new"
+    printf '%s\t%s\t%s\t%d\t%d\t%s\n' "$1" "$2" "$3" "$passed" "$failed" "$(date +%F)" >>"$results.new"
     LC_ALL=C sort -o "$results" "$results.new"
     rm "$results.new"
     total=$((total + failed))
@@ -106,10 +90,9 @@ test_abi() { # LIBTORCH
                 sed -n 's/.*"profile":{[^}]*"test":true[^}]*}.*"executable":"\([^"]*\)".*/\1/p'
         )
         printf '\n==== The standard ABI, on %s ====\n\n' "$name"
-        mapfile -t options < <(skips "$name")
         while IFS= read -r program; do
             printf '     Running %s\n' "$program"
-            LD_LIBRARY_PATH=$mpi/lib MPI4TCH_MPIEXEC=$mpi/bin/mpiexec "$program" "${options[@]}" || true
+            LD_LIBRARY_PATH=$mpi/lib MPI4TCH_MPIEXEC=$mpi/bin/mpiexec "$program" || true
         done <<<"$programs" 2>&1 | tee "$output"
         note "$name" "$1" abi
     done
@@ -119,7 +102,7 @@ test_abi() { # LIBTORCH
 write_table() {
     awk -F '\t' '
         { key = $1 "\t" $2; if (!(key in seen)) { seen[key] = 1; keys[++n] = key }
-          cell[key, $3] = $4 " passed" ($5 ? ", **" $5 " failed**" : "") ($6 ? ", " $6 " left out" : "") }
+          cell[key, $3] = $4 " passed" ($5 ? ", **" $5 " failed**" : "") }
         function of(key, way) { return (key, way) in cell ? cell[key, way] : "–" }
         END {
             print "| MPI | libtorch | all tests, with `rsmpi` | those of four files, without | the standard ABI |"
@@ -152,14 +135,13 @@ for entry in "${libtorchs[@]}"; do
     enter_tree "$libtorch"
     for mpi in "${mpis[@]}"; do
         name=$(name_of "$mpi")
-        mapfile -t options < <(skips "$name")
         if is_selected "$name" "$libtorch" rsmpi; then
-            MPI4TCH_TEST_MPIS=$mpi scripts/test.sh -- "${options[@]}" 2>&1 | tee "$output" || true
+            MPI4TCH_TEST_MPIS=$mpi scripts/test.sh 2>&1 | tee "$output" || true
             note "$name" "$libtorch" rsmpi
         fi
         if is_selected "$name" "$libtorch" plain; then
             MPI4TCH_TEST_MPIS=$mpi MPI4TCH_TEST_FEATURES='' scripts/test.sh \
-                "${plain[@]/#/--test=}" -- "${options[@]}" 2>&1 | tee "$output" || true
+                "${plain[@]/#/--test=}" 2>&1 | tee "$output" || true
             note "$name" "$libtorch" plain
         fi
     done

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 pub mod kinds;
+pub mod limits;
 pub mod memory;
 pub mod passes;
 pub mod ring;
