@@ -89,9 +89,10 @@ pictures: ## draw the guide's pictures, src/guide/pictures/*.svg, from their sou
 	@$(call setup)
 	MPI4TCH_PICTURES=write cargo test --test pictures pictures_are_drawn_from_their_sources
 
-doc: ## build the documentation
+doc: ## build the documentation, and check its links
 	@$(call setup)
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+	scripts/check_doc.py
 
 package: ## try to publish the crates, and to build their documentation as docs.rs does, without MPI and libtorch
 	@$(call setup)

@@ -213,8 +213,8 @@ impl DataParallel {
     /// ranks NaN: give `None` for a batch that is not to count.
     ///
     /// # Errors
-    /// As for `backward`; [`Error::Argument`] if the weight is negative or not finite, and then
-    /// [`Error::Mismatch`] on the other ranks; on all ranks if all weights are 0.
+    /// As for [`backward`](Self::backward); [`Error::Argument`] if the weight is negative or not
+    /// finite, and then [`Error::Mismatch`] on the other ranks; on all ranks if all weights are 0.
     ///
     /// # Examples
     /// ```
@@ -254,8 +254,8 @@ impl DataParallel {
     /// [`Replicated`](crate::Replicated) counts it.
     ///
     /// # Errors
-    /// As for `backward` and for [`Tape::backward`]. If one `DataParallel` fails, so does the pass on
-    /// all ranks of the tape.
+    /// As for [`backward`](Self::backward) and for [`Tape::backward`]. If one `DataParallel` fails,
+    /// so does the pass on all ranks of the tape.
     ///
     /// # Examples
     /// ```

@@ -1,5 +1,6 @@
-//! Differentiable MPI for [`tch`]: every MPI call on a tensor is a node of libtorch's own autograd
-//! graph, so a program that runs on many ranks can simply be differentiated.
+//! Differentiable MPI for the crate [`tch`](https://github.com/LaurentMazare/tch-rs): every MPI call on
+//! a tensor is a node of libtorch's own autograd graph, so a program that runs on many ranks can simply
+//! be differentiated.
 //!
 //! ```
 //! use mpi4tch::Op;
@@ -126,19 +127,19 @@
 //! [`duplicate`](Communicator::duplicate), [`split`](Communicator::split) and
 //! [`split_shared`](Communicator::split_shared) make further ones, [`create`](Communicator::create)
 //! makes one of a [`Group`], [`cartesian`](Communicator::cartesian) puts the ranks in a grid, and
-//! [`graph`](Communicator::graph) gives them neighbours. A communicator that is made from one on a [`Tape`] is on the tape too; [`Tape::on`] puts one on it
-//! that existed before.
+//! [`graph`](Communicator::graph) gives them neighbours. A communicator that is made from one on a
+//! [`Tape`] is on the tape too; [`Tape::on`] puts one on it that existed before.
 //! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), and, with
 //! the feature `rsmpi`, conversions from the crate `mpi` duplicate communicators of other
 //! libraries.
 //!
 //! The adjoint of each linear operation is one exchange of the same volume. Tensors may have any
 //! layout. Results are contiguous and share no storage with the arguments; only the result of a
-//! send is the tensor that was sent, and `vary` and `shard` of a replicated tensor share its memory. A method whose name ends with an underscore changes its
-//! argument in place, by torch's rules. If blocks may differ from rank to rank, their sizes travel
-//! first, in one small message (two for `all_to_all_v`). They do not if the call is given the sizes
-//! of all ranks: by a slice in place of an `i64`, see [`Counts`], or by the variants
-//! `…_with_counts`.
+//! send is the tensor that was sent, and `vary` and `shard` of a replicated tensor share its memory. A
+//! method whose name ends with an underscore changes its argument in place, by torch's rules. If blocks
+//! may differ from rank to rank, their sizes travel first, in one small message (two for
+//! `all_to_all_v`). They do not if the call is given the sizes of all ranks: by a slice in place of an
+//! `i64`, see [`Counts`], or by the variants `…_with_counts`.
 //!
 //! # Adjoints
 //!
@@ -157,11 +158,11 @@
 //! | reduce_scatter `Sum` | x̄ = all_gather(ȳ) |
 //! | all_to_all | x̄ = all_to_all(ȳ), axes and counts exchanged |
 //! | all_to_all_v | x̄ = all_to_all_v(ȳ), counts sent and counts received exchanged |
-//! | scan `Sum` | x̄_r = Σ_{s≥r} ȳ_s: a scan on a communicator with reversed ranks |
-//! | exscan `Sum` | x̄_r = Σ_{s>r} ȳ_s: likewise; the result on rank 0 is a constant |
+//! | scan `Sum` | x̄_r = Σ ȳ_s over all s ≥ r: a scan on a communicator with reversed ranks |
+//! | exscan `Sum` | x̄_r = Σ ȳ_s over all s > r: likewise; the result on rank 0 is a constant |
 //! | max_loc, min_loc | Σ ȳ_r for the owning rank, the lowest on ties; zeros for the others |
 //! | any, with `Mean` | that of `Sum`, divided by the number of ranks |
-//! | all_reduce `Max`, `Min` | m_s = \[x_s = y\], k = Σ m_s; x̄_s = (m_s / k) · Σ ȳ_r, both sums in one call |
+//! | all_reduce `Max`, `Min` | m_s is 1 where x_s = y, and 0 elsewhere; k = Σ m_s; x̄_s = (m_s / k) · Σ ȳ_r, both sums in one call |
 //! | all_reduce `Prod` | x̄_s = conj(E_s) · Σ ȳ_r, with E_s the product of the other ranks' factors |
 //! | reduce, reduce_scatter with `Max`, `Min`, `Prod` | as all_reduce |
 //! | send from A to B | B sends ȳ to A, where it is added |
@@ -204,12 +205,12 @@
 //! Errors are returned, not panics. An error or a panic in a pullback comes out of `f_backward` as
 //! an `Err`. Common to all operations are:
 //!
-//! - `Error::Kind`, `Error::Layout`, `Error::Device` if MPI cannot take the tensor: it must be
-//!   dense, in host memory, and of a kind in the table of [`datatype`];
-//! - `Error::Argument` if torch cannot make a tensor of the result's shape;
-//! - `Error::Mismatch` if the ranks disagree on the call, see below;
-//! - `Error::Mpi` if MPI fails; `Error::Torch` or `Error::Autograd` if libtorch does;
-//! - `Error::Finalized` after the universe's end, `Error::Thread` on a thread that may not call
+//! - [`Error::Kind`], [`Error::Layout`], [`Error::Device`] if MPI cannot take the tensor: it must
+//!   be dense, in host memory, and of a kind in the table of [`datatype`];
+//! - [`Error::Argument`] if torch cannot make a tensor of the result's shape;
+//! - [`Error::Mismatch`] if the ranks disagree on the call, see below;
+//! - [`Error::Mpi`] if MPI fails; [`Error::Torch`] or [`Error::Autograd`] if libtorch does;
+//! - [`Error::Finalized`] after the universe's end, [`Error::Thread`] on a thread that may not call
 //!   MPI.
 //!
 //! # Checks across ranks

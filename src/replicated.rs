@@ -127,7 +127,7 @@ impl Replicated {
     /// - Adjoint: that of `f`, on every rank, no call.
     ///
     /// # Errors
-    /// As for `assume`, for the result of `f`.
+    /// As for [`assume`](Self::assume), for the result of `f`.
     ///
     /// # Examples
     /// ```
@@ -152,8 +152,8 @@ impl Replicated {
     /// - Adjoint: that of `f`, on every rank, no call.
     ///
     /// # Errors
-    /// As for `map`; [`Error::Argument`] if there are no parts, or if they are on different
-    /// communicators or tapes.
+    /// As for [`map`](Self::map); [`Error::Argument`] if there are no parts, or if they are on
+    /// different communicators or tapes.
     ///
     /// # Examples
     /// A loss with a penalty, which counts once too:

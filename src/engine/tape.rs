@@ -192,7 +192,8 @@ impl Tape {
     /// pass or on another tape, and [`Error::Autograd`] if a pullback fails: the tape then starts
     /// anew as well. If that pass went through messages or started operations, messages of it may
     /// still be on their way: a later pass through the same communicators is an error on all ranks.
-    /// If libtorch fails on one rank between two communications, the other ranks wait for it: see [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
+    /// If libtorch fails on one rank between two communications, the other ranks wait for it: see
+    /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// # Examples
     /// See [`Tape`].
@@ -217,7 +218,7 @@ impl Tape {
     /// Collective. All ranks must give the same options.
     ///
     /// # Errors
-    /// As for `backward`; [`Error::Mismatch`] on all ranks if the options differ.
+    /// As for [`backward`](Self::backward); [`Error::Mismatch`] on all ranks if the options differ.
     ///
     /// # Examples
     /// ```
@@ -280,7 +281,7 @@ impl Tape {
     /// Collective. All ranks must give the same options.
     ///
     /// # Errors
-    /// As for `grad`; [`Error::Mismatch`] on all ranks if the options differ.
+    /// As for [`grad`](Self::grad); [`Error::Mismatch`] on all ranks if the options differ.
     ///
     /// # Examples
     /// The second derivative of Σ x³:

@@ -1,4 +1,4 @@
-//! The MPI datatype for each [`Kind`] of tch.
+//! The MPI datatype for each `Kind` of [tch](https://github.com/LaurentMazare/tch-rs).
 //!
 //! | kind | MPI datatype |
 //! | --- | --- |

@@ -29,8 +29,9 @@ impl Communicator {
     /// - Adjoint: `x̄ = reduce_scatter(ȳ, axis, Sum)`, one exchange, with the counts known.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Mismatch` on all ranks if extents along
-    /// other axes, or the kinds, differ; and the errors [common to all](crate#errors).
+    /// [`Error::Axis`](crate::Error::Axis) if there is no such axis;
+    /// [`Error::Mismatch`](crate::Error::Mismatch) on all ranks if extents along other axes, or the
+    /// kinds, differ; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -59,7 +60,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `all_gather`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `all_gather`, and those of [`Request::wait`].
+    /// As for [`all_gather`](Self::all_gather), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -83,8 +84,8 @@ impl Communicator {
     /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
     ///
     /// # Errors
-    /// As for `all_gather`; `Error::Counts` if `counts` has not one entry per rank, or its own
-    /// entry is not the tensor's extent.
+    /// As for [`all_gather`](Self::all_gather); [`Error::Counts`](crate::Error::Counts) if `counts`
+    /// has not one entry per rank, or its own entry is not the tensor's extent.
     ///
     /// # Examples
     /// ```
@@ -113,7 +114,8 @@ impl Communicator {
     ///   for it.
     ///
     /// # Errors
-    /// As for `all_gather_with_counts`, and those of [`Request::wait`].
+    /// As for [`all_gather_with_counts`](Self::all_gather_with_counts), and those of
+    /// [`Request::wait`].
     ///
     /// # Examples
     /// ```

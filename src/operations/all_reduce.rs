@@ -38,8 +38,9 @@ impl Communicator {
     /// result of [`Replicated::sum`](crate::Replicated::sum) counts once.
     ///
     /// # Errors
-    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has
-    /// no derivative and `x` requires grad; and the errors [common to all](crate#errors).
+    /// [`Error::OpKind`](crate::Error::OpKind) if `op` is not defined for the tensor's kind;
+    /// [`Error::NoAdjoint`](crate::Error::NoAdjoint) if it has no derivative and `x` requires grad;
+    /// and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -69,7 +70,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `all_reduce`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `all_reduce`, and those of [`Request::wait`].
+    /// As for [`all_reduce`](Self::all_reduce), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -92,9 +93,9 @@ impl Communicator {
     ///
     /// Wraps `MPI_Allreduce` with `MPI_IN_PLACE`. Collective: every rank must call it.
     ///
-    /// - Shape, kinds, adjoint: as for `all_reduce`. Falls back to a copy if `x` is not contiguous,
-    ///   if the op is `Mean` or a logical op on integers, if the call is on a
-    ///   [`Tape`](crate::Tape), or if `x` requires grad and either is a view or the op is not
+    /// - Shape, kinds, adjoint: as for [`all_reduce`](Self::all_reduce). Falls back to a copy if
+    ///   `x` is not contiguous, if the op is `Mean` or a logical op on integers, if the call is on
+    ///   a [`Tape`](crate::Tape), or if `x` requires grad and either is a view or the op is not
     ///   linear.
     ///
     /// It follows torch's rules for changes in place: it bumps the version counter, adds a node to
@@ -102,7 +103,8 @@ impl Communicator {
     /// grad.
     ///
     /// # Errors
-    /// As for `all_reduce`; `Error::Autograd` if torch's rules forbid the change.
+    /// As for [`all_reduce`](Self::all_reduce); [`Error::Autograd`](crate::Error::Autograd) if
+    /// torch's rules forbid the change.
     ///
     /// # Examples
     /// ```

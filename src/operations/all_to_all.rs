@@ -40,10 +40,11 @@ impl Communicator {
     /// - Adjoint: `all_to_all` with axes and counts exchanged, one call, with the counts known.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Counts` if a count is negative, if a slice
-    /// does not have one entry per rank, or, on all ranks, if the counts do not sum to the extent;
-    /// `Error::Mismatch` on all ranks if they disagree; and the errors [common to
-    /// all](crate#errors).
+    /// [`Error::Axis`](crate::Error::Axis) if there is no such axis;
+    /// [`Error::Counts`](crate::Error::Counts) if a count is negative, if a slice does not have one
+    /// entry per rank, or, on all ranks, if the counts do not sum to the extent;
+    /// [`Error::Mismatch`](crate::Error::Mismatch) on all ranks if they disagree; and the errors
+    /// [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -80,7 +81,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `all_to_all`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `all_to_all`, and those of [`Request::wait`].
+    /// As for [`all_to_all`](Self::all_to_all), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -113,8 +114,9 @@ impl Communicator {
     /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
     ///
     /// # Errors
-    /// As for `all_to_all`; `Error::Counts` if a list does not have one count per rank, or if this
-    /// rank's count along `gather_axis` is not the tensor's extent.
+    /// As for [`all_to_all`](Self::all_to_all); [`Error::Counts`](crate::Error::Counts) if a list
+    /// does not have one count per rank, or if this rank's count along `gather_axis` is not the
+    /// tensor's extent.
     ///
     /// # Examples
     /// ```
@@ -153,7 +155,8 @@ impl Communicator {
     ///   for it.
     ///
     /// # Errors
-    /// As for `all_to_all_with_counts`, and those of [`Request::wait`].
+    /// As for [`all_to_all_with_counts`](Self::all_to_all_with_counts), and those of
+    /// [`Request::wait`].
     ///
     /// # Examples
     /// ```

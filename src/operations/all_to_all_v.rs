@@ -35,9 +35,9 @@ impl Communicator {
     ///   transposed matrix of counts, one call, with the counts known.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Counts` if `send` does not have one entry
-    /// per rank, has a negative one or does not sum to the extent, or, on all ranks, if a sum is
-    /// larger than an extent can be; `Error::Mismatch` on all ranks if they disagree; and the
+    /// [`Error::Axis`] if there is no such axis; [`Error::Counts`] if `send` does not have one
+    /// entry per rank, has a negative one or does not sum to the extent, or, on all ranks, if a sum
+    /// is larger than an extent can be; [`Error::Mismatch`] on all ranks if they disagree; and the
     /// errors [common to all](crate#errors).
     ///
     /// # Examples
@@ -69,7 +69,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `all_to_all_v`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `all_to_all_v`, and those of [`Request::wait`].
+    /// As for [`all_to_all_v`](Self::all_to_all_v), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -100,12 +100,12 @@ impl Communicator {
     /// the agreement on every call. Shape, kinds, adjoint: as there.
     ///
     /// # Errors
-    /// As for `all_to_all_v`. `Error::Counts` also if `receive` does not have one entry per rank,
-    /// has a negative one, or differs from `send` in the count from this rank to itself.
-    /// `Error::Mismatch` on all ranks, with the counts of each, if a rank is to receive other
-    /// counts than are sent; also if some ranks, but not all, send or receive more than 2³¹ − 1
-    /// elements, as the ranks would then call different MPI functions. (In `all_to_all_v` the ranks
-    /// know each other's sums, and call the same function.)
+    /// As for [`all_to_all_v`](Self::all_to_all_v). [`Error::Counts`] also if `receive` does not
+    /// have one entry per rank, has a negative one, or differs from `send` in the count from this
+    /// rank to itself. [`Error::Mismatch`] on all ranks, with the counts of each, if a rank is to
+    /// receive other counts than are sent; also if some ranks, but not all, send or receive more
+    /// than 2³¹ − 1 elements, as the ranks would then call different MPI functions. (In
+    /// `all_to_all_v` the ranks know each other's sums, and call the same function.)
     ///
     /// # Examples
     /// ```
@@ -140,7 +140,8 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `all_to_all_v`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `all_to_all_v_with_counts`, and those of [`Request::wait`].
+    /// As for [`all_to_all_v_with_counts`](Self::all_to_all_v_with_counts), and those of
+    /// [`Request::wait`].
     ///
     /// # Examples
     /// ```

@@ -41,7 +41,7 @@ impl Communicator {
     /// Wraps `MPI_Ibarrier`. Collective: every rank must call it.
     ///
     /// # Errors
-    /// As for `barrier`, and those of [`Request::wait`].
+    /// As for [`barrier`](Self::barrier), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```

@@ -29,7 +29,8 @@ impl Communicator {
     /// [`Replicated::broadcast`](crate::Replicated::broadcast) is one on all ranks.
     ///
     /// # Errors
-    /// `Error::Rank` if there is no rank `root`; and the errors [common to all](crate#errors).
+    /// [`Error::Rank`](crate::Error::Rank) if there is no rank `root`; and the errors
+    /// [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -54,7 +55,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `broadcast`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `broadcast`, and those of [`Request::wait`].
+    /// As for [`broadcast`](Self::broadcast), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -77,10 +78,11 @@ impl Communicator {
     /// Wraps `MPI_Bcast`. Collective: every rank must call it. It follows torch's rules for changes
     /// in place, as [`all_reduce_`](Self::all_reduce_) does.
     ///
-    /// - Shape, kinds, adjoint: as for `broadcast`.
+    /// - Shape, kinds, adjoint: as for [`broadcast`](Self::broadcast).
     ///
     /// # Errors
-    /// As for `broadcast`; `Error::Autograd` if torch's rules forbid the change.
+    /// As for [`broadcast`](Self::broadcast); [`Error::Autograd`](crate::Error::Autograd) if
+    /// torch's rules forbid the change.
     ///
     /// # Examples
     /// ```

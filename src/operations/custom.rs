@@ -35,13 +35,15 @@ impl Communicator {
     /// # Errors
     /// [`Error::Argument`] if there is no output, or if one requires grad or is of a kind that
     /// carries no gradient, and then [`Error::Mismatch`] on the other ranks; [`Error::Mismatch`] if
-    /// other ranks make another call, or if inputs require grad on some ranks only, without a tape; [`Error::Undefined`] if a tensor is undefined. The backward
-    /// pass fails, a tape's with [`Error::Autograd`], if the pullback returns an error or does not
-    /// return one gradient for each input.
+    /// other ranks make another call, or if inputs require grad on some ranks only, without a tape;
+    /// [`Error::Undefined`] if a tensor is undefined. The backward pass fails, a tape's with
+    /// [`Error::Autograd`], if the pullback returns an error or does not return one gradient for each
+    /// input.
     ///
     /// # Examples
-    /// The implicit function theorem: u solves a u = Σ_r f_r, on every rank. The adjoint solves
-    /// a λ = Σ_r ū_r, with the cotangents on the right-hand side, and the gradient of f_r is λ.
+    /// The implicit function theorem: u solves a u = Σ f_r, summed over the ranks r, on every rank. The
+    /// adjoint solves a λ = Σ ū_r, with the cotangents on the right-hand side, and the gradient of f_r
+    /// is λ.
     /// ```
     /// use mpi4tch::Op;
     /// use tch::{Kind, Tensor};

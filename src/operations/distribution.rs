@@ -101,7 +101,8 @@ impl Cartesian {
     /// - Adjoint: [`distribute`](Self::distribute), in the same blocks.
     ///
     /// # Errors
-    /// As for `distribute`; [`Error::Counts`] on all ranks if the blocks do not fit together.
+    /// As for [`distribute`](Self::distribute); [`Error::Counts`] on all ranks if the blocks do not
+    /// fit together.
     ///
     /// # Examples
     /// See [`distribute`](Self::distribute).

@@ -30,9 +30,10 @@ impl Communicator {
     /// - Adjoint: `x̄ = scatter(ȳ, axis, count, root)`, with the counts known.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Rank` if there is no rank `root`;
-    /// `Error::Mismatch` on all ranks if extents along other axes, or the kinds, differ; and the
-    /// errors [common to all](crate#errors).
+    /// [`Error::Axis`](crate::Error::Axis) if there is no such axis;
+    /// [`Error::Rank`](crate::Error::Rank) if there is no rank `root`;
+    /// [`Error::Mismatch`](crate::Error::Mismatch) on all ranks if extents along other axes, or the
+    /// kinds, differ; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -61,7 +62,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `gather`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `gather`, and those of [`Request::wait`].
+    /// As for [`gather`](Self::gather), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -89,8 +90,8 @@ impl Communicator {
     /// Collective: every rank must call it. Shape, kinds, adjoint: as there.
     ///
     /// # Errors
-    /// As for `gather`; `Error::Counts` if `counts` has not one entry per rank, or its own entry is
-    /// not the tensor's extent.
+    /// As for [`gather`](Self::gather); [`Error::Counts`](crate::Error::Counts) if `counts` has not
+    /// one entry per rank, or its own entry is not the tensor's extent.
     ///
     /// # Examples
     /// ```
@@ -126,7 +127,7 @@ impl Communicator {
     ///   it.
     ///
     /// # Errors
-    /// As for `gather_with_counts`, and those of [`Request::wait`].
+    /// As for [`gather_with_counts`](Self::gather_with_counts), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```

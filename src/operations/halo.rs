@@ -52,11 +52,12 @@ impl Cartesian {
     ///   diagonal ones included.
     ///
     /// # Errors
-    /// `Error::Axis` if the tensor has no such axis; `Error::Argument` if the grid has none, if an
-    /// axis has two halos, if a width is negative or more than the extent, or if there are more than 7
-    /// halos, and then `Error::Mismatch` on the other ranks; `Error::Mismatch` on all ranks if the
-    /// halos or kinds differ, or if blocks beside each other do not fit; and the errors
-    /// [common to all](crate#errors).
+    /// [`Error::Axis`](crate::Error::Axis) if the tensor has no such axis;
+    /// [`Error::Argument`](crate::Error::Argument) if the grid has none, if an axis has two halos,
+    /// if a width is negative or more than the extent, or if there are more than 7 halos, and then
+    /// [`Error::Mismatch`](crate::Error::Mismatch) on the other ranks; `Error::Mismatch` on all
+    /// ranks if the halos or kinds differ, or if blocks beside each other do not fit; and the
+    /// errors [common to all](crate#errors).
     ///
     /// # Examples
     /// The second difference along a ring:
@@ -88,7 +89,7 @@ impl Cartesian {
     /// - Adjoint: the wait's pullback starts that of `halo_exchange`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `halo_exchange`, and those of [`Request::wait`].
+    /// As for [`halo_exchange`](Self::halo_exchange), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```

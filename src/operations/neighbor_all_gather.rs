@@ -31,8 +31,9 @@ impl Graph {
     ///   message along each edge.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Mismatch` on all ranks if extents along other
-    /// axes, or the kinds, differ; and the errors [common to all](crate#errors).
+    /// [`Error::Axis`](crate::Error::Axis) if there is no such axis;
+    /// [`Error::Mismatch`](crate::Error::Mismatch) on all ranks if extents along other axes, or the
+    /// kinds, differ; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -62,7 +63,7 @@ impl Graph {
     /// - Adjoint: the wait's pullback starts that of `neighbor_all_gather`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `neighbor_all_gather`, and those of [`Request::wait`].
+    /// As for [`neighbor_all_gather`](Self::neighbor_all_gather), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```

@@ -75,7 +75,7 @@ impl Graph {
     /// - Adjoint: the wait's pullback starts that of `neighbor_all_to_all`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `neighbor_all_to_all`, and those of [`Request::wait`].
+    /// As for [`neighbor_all_to_all`](Self::neighbor_all_to_all), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```

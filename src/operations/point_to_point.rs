@@ -36,8 +36,8 @@ impl Communicator {
     ///   its result, or if the call is on a [`Tape`](crate::Tape).
     ///
     /// # Errors
-    /// `Error::Rank` if there is no rank `dest`; `Error::Argument` if the tag is negative or beyond
-    /// MPI's largest; and the errors [common to all](crate#errors).
+    /// [`Error::Rank`] if there is no rank `dest`; [`Error::Argument`] if the tag is negative or
+    /// beyond MPI's largest; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -67,7 +67,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts to receive from `dest`, the start's waits for that.
     ///
     /// # Errors
-    /// As for `send`, and those of [`Request::wait`].
+    /// As for [`send`](Self::send), and those of [`Request::wait`].
     ///
     /// # Examples
     /// A ring, in which each rank gets its left neighbour's tensor:
@@ -102,11 +102,11 @@ impl Communicator {
     ///   If `like` does not require grad, nothing is recorded, except on a [`Tape`](crate::Tape).
     ///
     /// # Errors
-    /// `Error::Message` if the message is longer or shorter than `like`, and, under
+    /// [`Error::Message`] if the message is longer or shorter than `like`, and, under
     /// [`MPI4TCH_CHECK=collective`](crate#checks-across-ranks), if it is of another kind or only
-    /// one of the two ranks records it; `Error::Rank` if there is no rank `source`;
-    /// `Error::Argument` if the tag is negative or beyond MPI's largest; and what is [common to
-    /// all](crate#errors).
+    /// one of the two ranks records it; [`Error::Rank`] if there is no rank `source`;
+    /// [`Error::Argument`] if the tag is negative or beyond MPI's largest; and the errors
+    /// [common to all](crate#errors).
     ///
     /// # Examples
     /// See [`send`](Self::send).
@@ -124,7 +124,7 @@ impl Communicator {
     /// [`recv`](Self::recv) that also returns the message's [`Status`]: its source, tag and size.
     ///
     /// # Errors
-    /// As for `recv`.
+    /// As for [`recv`](Self::recv).
     ///
     /// # Examples
     /// ```
@@ -162,7 +162,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts to send the cotangent, the start's waits for that.
     ///
     /// # Errors
-    /// As for `recv`; `Error::Message` comes from the wait.
+    /// As for [`recv`](Self::recv); [`Error::Message`] comes from the wait.
     ///
     /// # Examples
     /// ```
@@ -201,8 +201,8 @@ impl Communicator {
     ///   message came from, and x̄ comes from `dest`; `like` gets zeros.
     ///
     /// # Errors
-    /// As for [`send`](Self::send) and [`recv`](Self::recv); `Error::Argument` if the kinds of `x`
-    /// and `like` differ.
+    /// As for [`send`](Self::send) and [`recv`](Self::recv); [`Error::Argument`] if the kinds of
+    /// `x` and `like` differ.
     ///
     /// # Examples
     /// ```
@@ -252,8 +252,8 @@ impl Communicator {
     /// Does what `MPI_Probe` does, by `MPI_Iprobe`.
     ///
     /// # Errors
-    /// `Error::Rank` if there is no rank `source`; `Error::Argument` if the tag is negative or
-    /// beyond MPI's largest; `Error::Mpi` if MPI fails; `Error::Finalized` after the universe's
+    /// [`Error::Rank`] if there is no rank `source`; [`Error::Argument`] if the tag is negative or
+    /// beyond MPI's largest; [`Error::Mpi`] if MPI fails; [`Error::Finalized`] after the universe's
     /// end.
     ///
     /// # Examples

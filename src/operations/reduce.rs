@@ -38,9 +38,10 @@ impl Communicator {
     ///   [`all_reduce`](Self::all_reduce), as the derivative needs the result on every rank.
     ///
     /// # Errors
-    /// `Error::Rank` if there is no rank `root`; `Error::OpKind` if `op` is not defined for the
-    /// tensor's kind; `Error::NoAdjoint` if it has no derivative and `x` requires grad; and the
-    /// errors [common to all](crate#errors).
+    /// [`Error::Rank`](crate::Error::Rank) if there is no rank `root`;
+    /// [`Error::OpKind`](crate::Error::OpKind) if `op` is not defined for the tensor's kind;
+    /// [`Error::NoAdjoint`](crate::Error::NoAdjoint) if it has no derivative and `x` requires grad;
+    /// and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -67,7 +68,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `reduce`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `reduce`, and those of [`Request::wait`].
+    /// As for [`reduce`](Self::reduce), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -94,10 +95,11 @@ impl Communicator {
     ///
     /// It follows torch's rules for changes in place, as [`all_reduce_`](Self::all_reduce_) does.
     ///
-    /// - Shape, kinds, adjoint: as for `reduce`.
+    /// - Shape, kinds, adjoint: as for [`reduce`](Self::reduce).
     ///
     /// # Errors
-    /// As for `reduce`; `Error::Autograd` if torch's rules forbid the change.
+    /// As for [`reduce`](Self::reduce); [`Error::Autograd`](crate::Error::Autograd) if torch's
+    /// rules forbid the change.
     ///
     /// # Examples
     /// ```

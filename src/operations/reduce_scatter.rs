@@ -41,11 +41,13 @@ impl Communicator {
     ///   requires grad is reduced by [`all_reduce`](Self::all_reduce).
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Counts` if a count is negative, if a slice
-    /// does not have one entry per rank, or, on all ranks, if the counts do not sum to the extent;
-    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has
-    /// no derivative and `x` requires grad; `Error::Mismatch` on all ranks if they disagree; and
-    /// the errors [common to all](crate#errors).
+    /// [`Error::Axis`](crate::Error::Axis) if there is no such axis;
+    /// [`Error::Counts`](crate::Error::Counts) if a count is negative, if a slice does not have one
+    /// entry per rank, or, on all ranks, if the counts do not sum to the extent;
+    /// [`Error::OpKind`](crate::Error::OpKind) if `op` is not defined for the tensor's kind;
+    /// [`Error::NoAdjoint`](crate::Error::NoAdjoint) if it has no derivative and `x` requires grad;
+    /// [`Error::Mismatch`](crate::Error::Mismatch) on all ranks if they disagree; and the errors
+    /// [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -75,14 +77,14 @@ impl Communicator {
 
     /// Starts a [`reduce_scatter`](Self::reduce_scatter).
     ///
-    /// Wraps `MPI_Ireduce_scatter(_block)`, or `MPI_Ialltoallv` as there. Collective: every rank must call it. Shape, kinds: as
-    /// there. If `counts` is an `i64`, the counts travel first, so the start waits for the other
-    /// ranks to start too; with a slice it does not.
+    /// Wraps `MPI_Ireduce_scatter(_block)`, or `MPI_Ialltoallv` as there. Collective: every rank must
+    /// call it. Shape, kinds: as there. If `counts` is an `i64`, the counts travel first, so the start
+    /// waits for the other ranks to start too; with a slice it does not.
     ///
     /// - Adjoint: the wait's pullback starts that of `reduce_scatter`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `reduce_scatter`, and those of [`Request::wait`].
+    /// As for [`reduce_scatter`](Self::reduce_scatter), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```

@@ -27,15 +27,15 @@ impl Communicator {
     /// - Shape: any, equal on all ranks; so is the result's.
     /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks. `Mean` is the mean over
     ///   the ranks up to this one.
-    /// - Adjoint: for `Sum`, x̄_r = Σ_{s≥r} ȳ_s: a scan from the last rank to the first, by one
-    ///   `MPI_Scan` on a communicator with reversed ranks. For `Max`, `Min` and `Prod`, an `x` that
-    ///   requires grad is gathered by [`all_gather`](Self::all_gather), and takes the memory of all
-    ///   ranks' `x`. For `Max` and `Min`, the ranks up to this one that have the extreme value
+    /// - Adjoint: for `Sum`, x̄_r = Σ ȳ_s over all s ≥ r: a scan from the last rank to the first, by
+    ///   one `MPI_Scan` on a communicator with reversed ranks. For `Max`, `Min` and `Prod`, an `x`
+    ///   that requires grad is gathered by [`all_gather`](Self::all_gather), and takes the memory of
+    ///   all ranks' `x`. For `Max` and `Min`, the ranks up to this one that have the extreme value
     ///   share its cotangent.
     ///
     /// # Errors
-    /// `Error::OpKind` if `op` is not defined for the tensor's kind; `Error::NoAdjoint` if it has
-    /// no derivative and `x` requires grad; and the errors [common to all](crate#errors).
+    /// [`Error::OpKind`] if `op` is not defined for the tensor's kind; [`Error::NoAdjoint`] if it
+    /// has no derivative and `x` requires grad; and the errors [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -61,7 +61,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `scan`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `scan`, and those of [`Request::wait`].
+    /// As for [`scan`](Self::scan), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -88,11 +88,11 @@ impl Communicator {
     /// - Kinds: as the [table of `Op`](Op#kinds) says; equal on all ranks. `Mean` is not defined,
     ///   as rank 0 would have the mean of nothing. The identity is the value that changes nothing:
     ///   0 for `Sum`, 1 for `Prod`, −∞ or the least integer for `Max`, and so on.
-    /// - Adjoint: for `Sum`, x̄_r = Σ_{s>r} ȳ_s, computed as for [`scan`](Self::scan); the result
-    ///   on rank 0 is a constant. For `Max`, `Min` and `Prod`: as for `scan`.
+    /// - Adjoint: for `Sum`, x̄_r = Σ ȳ_s over all s > r, computed as for [`scan`](Self::scan); the
+    ///   result on rank 0 is a constant. For `Max`, `Min` and `Prod`: as for [`scan`](Self::scan).
     ///
     /// # Errors
-    /// `Error::Op` for `Mean`; otherwise as for `scan`.
+    /// [`Error::Op`] for `Mean`; otherwise as for [`scan`](Self::scan).
     ///
     /// # Examples
     /// ```
@@ -119,7 +119,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `exscan`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `exscan`, and those of [`Request::wait`].
+    /// As for [`exscan`](Self::exscan), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```

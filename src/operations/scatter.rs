@@ -33,10 +33,12 @@ impl Communicator {
     /// - Adjoint: `x̄ = gather(ȳ, axis, root)` on `root`, and zeros of `x`'s own shape elsewhere.
     ///
     /// # Errors
-    /// `Error::Axis` if there is no such axis; `Error::Rank` if there is no rank `root`;
-    /// `Error::Counts` if a count is negative, if a slice does not have one entry per rank, or, on
-    /// all ranks, if the counts do not sum to the extent; `Error::Mismatch` on all ranks if they
-    /// disagree; and the errors [common to all](crate#errors).
+    /// [`Error::Axis`](crate::Error::Axis) if there is no such axis;
+    /// [`Error::Rank`](crate::Error::Rank) if there is no rank `root`;
+    /// [`Error::Counts`](crate::Error::Counts) if a count is negative, if a slice does not have one
+    /// entry per rank, or, on all ranks, if the counts do not sum to the extent;
+    /// [`Error::Mismatch`](crate::Error::Mismatch) on all ranks if they disagree; and the errors
+    /// [common to all](crate#errors).
     ///
     /// # Examples
     /// ```
@@ -73,7 +75,7 @@ impl Communicator {
     /// - Adjoint: the wait's pullback starts that of `scatter`, the start's waits for it.
     ///
     /// # Errors
-    /// As for `scatter`, and those of [`Request::wait`].
+    /// As for [`scatter`](Self::scatter), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```

@@ -106,7 +106,7 @@ impl Replicated {
     /// Wraps `MPI_Iallreduce`. Collective: every rank must call it. Shape, kinds, adjoint: as there.
     ///
     /// # Errors
-    /// As for `sum`, and those of [`Request::wait`].
+    /// As for [`sum`](Self::sum), and those of [`Request::wait`].
     ///
     /// # Examples
     /// See [`ReplicatedRequest`].
@@ -121,7 +121,7 @@ impl Replicated {
     /// Wraps `MPI_Iallreduce`. Collective: every rank must call it. Shape, kinds, adjoint: as there.
     ///
     /// # Errors
-    /// As for `mean`, and those of [`Request::wait`].
+    /// As for [`mean`](Self::mean), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -145,7 +145,7 @@ impl Replicated {
     /// there. The block sizes travel first, so the start waits for the other ranks to start too.
     ///
     /// # Errors
-    /// As for `concat`, and those of [`Request::wait`].
+    /// As for [`concat`](Self::concat), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -171,7 +171,7 @@ impl Replicated {
     /// ranks to start too.
     ///
     /// # Errors
-    /// As for `broadcast`, and those of [`Request::wait`].
+    /// As for [`broadcast`](Self::broadcast), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -199,7 +199,7 @@ impl Replicated {
     /// Makes no MPI call. Its adjoint is collective, as that of `vary`; it wraps `MPI_Iallreduce`.
     ///
     /// # Errors
-    /// As for `vary`, and those of [`Request::wait`].
+    /// As for [`vary`](Self::vary), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```
@@ -231,7 +231,7 @@ impl Replicated {
     /// `MPI_Iallgather(v)`.
     ///
     /// # Errors
-    /// As for `shard`, and those of [`Request::wait`].
+    /// As for [`shard`](Self::shard), and those of [`Request::wait`].
     ///
     /// # Examples
     /// ```

@@ -27,8 +27,9 @@ impl Tape {
     ///   numbers on the CPU is in the same state then, and wildcards of receives match what they
     ///   matched in the first run. Work that has other effects is done twice.
     /// - Shape: any number of inputs and outputs of any shape and kind. None needs to require grad.
-    /// - Gradients: variables that `f` has captured and that are not its inputs get their gradients in [`backward`](Self::backward). In [`grad`](Self::grad) and under
-    ///   `create_graph` they are an error, as a part of the gradient would be lost.
+    /// - Gradients: variables that `f` has captured and that are not its inputs get their gradients in
+    ///   [`backward`](Self::backward). In [`grad`](Self::grad) and under `create_graph` they are an
+    ///   error, as a part of the gradient would be lost.
     /// - Memory: an output that shares memory with an input, or with another output, is copied.
     /// - Adjoint: that of `f`. Second derivatives keep the graph of the second run.
     /// - Nesting: `f` may make checkpoints of the same tape, by a `Weak<Tape>` that it has captured (an
@@ -37,8 +38,9 @@ impl Tape {
     ///
     /// # Errors
     /// [`Error::Undefined`] if an input or an output is undefined; [`Error::Argument`] if `f` panics,
-    /// changes an input in place, or sends or receives a message on no tape; the error of `f` if it returns one. The other ranks are not told, and
-    /// wait if they need this one: see [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
+    /// changes an input in place, or sends or receives a message on no tape; the error of `f` if it
+    /// returns one. The other ranks are not told, and wait if they need this one: see
+    /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// The backward pass fails with [`Error::Tape`] on all ranks if the ranks' calls differ, and with
     /// [`Error::Autograd`] if `f` fails when it is run again, or if it then makes other calls, gives them
@@ -104,10 +106,11 @@ impl Tape {
     /// | 100 | 265 MiB | 3.1 s | 2900 |
     /// | the whole graph | 2012 MiB | 1.8 s | 1000 |
     ///
-    /// (Two shared cores, so the times are rough. The time of the whole graph includes first use of all its memory.)
+    /// (Two shared cores, so the times are rough. The time of the whole graph includes the first use of
+    /// all its memory.)
     ///
     /// # Errors
-    /// As for `checkpoint`; [`Error::Argument`] if `slots` is 0.
+    /// As for [`checkpoint`](Self::checkpoint); [`Error::Argument`] if `slots` is 0.
     ///
     /// # Examples
     /// ```
