@@ -188,13 +188,14 @@ impl DataParallel {
     /// A gradient that the parameter still has is changed in place, so a loss cannot depend on it.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the loss does not have one element, is complex, or does not require
-    /// grad, or within another backward pass of this `DataParallel`, and then [`Error::Mismatch`] on
-    /// the other ranks: nothing has changed then. [`Error::Mismatch`] if other ranks call something
-    /// else, or train other parameters. [`Error::Autograd`] if the backward pass fails, and then
-    /// [`Error::Mismatch`] on the other ranks: the gradients are then to be zeroed.
-    /// [`Error::Argument`] if a gradient changes after it has been summed, which can happen if a
-    /// pullback carries out backward passes of its own, the first time that it does.
+    /// - [`Error::Argument`] if the loss does not have one element, is complex, or does not require
+    ///   grad, or within another backward pass of this `DataParallel`, and then [`Error::Mismatch`] on
+    ///   the other ranks: nothing has changed then.
+    /// - [`Error::Mismatch`] if other ranks call something else, or train other parameters.
+    /// - [`Error::Autograd`] if the backward pass fails, and then [`Error::Mismatch`] on the other
+    ///   ranks: the gradients are then to be zeroed.
+    /// - [`Error::Argument`] if a gradient changes after it has been summed, which can happen if a
+    ///   pullback carries out backward passes of its own, the first time that it does.
     ///
     /// # Examples
     /// See [`DataParallel`].

@@ -185,13 +185,15 @@ impl Tape {
     /// not require grad is a constant.
     ///
     /// # Errors
-    /// [`Error::Tape`] on all ranks, before the pass begins, if the ranks recorded different calls:
-    /// go on with a new tape. [`Error::Argument`] if the loss is complex or does not have one
-    /// element, and [`Error::Mismatch`] on the other ranks: the tape is then as it was.
-    /// [`Error::Argument`] if the loss depends on operations that were recorded before an earlier
-    /// pass or on another tape, and [`Error::Autograd`] if a pullback fails: the tape then starts
-    /// anew as well. If that pass went through messages or started operations, messages of it may
-    /// still be on their way: a later pass through the same communicators is an error on all ranks.
+    /// - [`Error::Tape`] on all ranks, before the pass begins, if the ranks recorded different calls:
+    ///   go on with a new tape.
+    /// - [`Error::Argument`] if the loss is complex or does not have one element, and
+    ///   [`Error::Mismatch`] on the other ranks: the tape is then as it was.
+    /// - [`Error::Argument`] if the loss depends on operations that were recorded before an earlier
+    ///   pass or on another tape, and [`Error::Autograd`] if a pullback fails: the tape then starts
+    ///   anew as well. If that pass went through messages or started operations, messages of it may
+    ///   still be on their way: a later pass through the same communicators is an error on all ranks.
+    ///
     /// If libtorch fails on one rank between two communications, the other ranks wait for it: see
     /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///

@@ -8,8 +8,8 @@ use crate::communicator;
 use crate::engine::agreement::Terms;
 use crate::engine::communicator::Communicator;
 
-/// An ordered set of processes, without a communicator: what [`Communicator::create`] makes one of.
-/// Each process of the group has a rank in it, from 0.
+/// An ordered set of processes, each of which has a rank in it, from 0.
+/// [`Communicator::create`] makes a communicator of a group.
 ///
 /// All methods are local. A group is a list, and needs no MPI: it may be kept beyond the universe's
 /// end.

@@ -18,8 +18,8 @@ use crate::engine::operator::{Blocking, Operator, apply};
 use crate::engine::request::{Nonblocking, Request};
 use layout::Layout;
 
-/// The cells of neighbours along one axis of a field, its ghosts: so many before the block that this
-/// rank has, and after it.
+/// The ghosts of a field along one of its axes: how many cells of the neighbours a rank gets before its
+/// block of the field, and after it.
 ///
 /// # Examples
 /// See [`Cartesian::halo_exchange`].
