@@ -130,8 +130,8 @@
 //! [`graph`](Communicator::graph) gives them neighbours. A communicator that is made from one on a
 //! [`Tape`] is on the tape too; [`Tape::on`] puts one on it that existed before.
 //! [`from_raw`](Communicator::from_raw), [`from_fortran`](Communicator::from_fortran), and, with
-//! the feature `rsmpi`, conversions from the crate `mpi` duplicate communicators of other
-//! libraries.
+//! the feature `rsmpi`, conversions from the crate `mpi` duplicate communicators of
+//! [other](#other-crates) libraries.
 //!
 //! The adjoint of each linear operation is one exchange of the same volume. Tensors may have any
 //! layout. Results are contiguous and share no storage with the arguments; only the result of a
@@ -288,6 +288,31 @@
 //! [`ThreadLevel::Multiple`] threads call MPI concurrently. Threads that make collective calls at
 //! the same time need a communicator each. A backward pass calls MPI on the thread that libtorch
 //! runs it on: for tensors in host memory, the thread that called `backward`.
+//!
+//! # Other crates
+//!
+//! The crates `tch` and `mpi_sys` are re-exported, in the versions that this crate is compiled with.
+//! `mpi_sys`, of the package `mpi4tch-sys`, is raw MPI, for calls that this crate lacks. Make them on the
+//! handle that [`Communicator::as_raw`] returns; a program that waits in such a call takes the handle
+//! before it does, as is said there.
+//!
+//! ```
+//! use mpi4tch::mpi_sys;
+//!
+//! let universe = mpi4tch::initialize()?;
+//! let (mut version, mut subversion) = (0, 0);
+//! // SAFETY: MPI writes to the two numbers, which outlive the call.
+//! unsafe { mpi_sys::MPI_Get_version(&mut version, &mut subversion) };
+//! assert_eq!((version, subversion), universe.library().standard());
+//! # Ok::<(), mpi4tch::Error>(())
+//! ```
+//!
+//! | feature | |
+//! | --- | --- |
+//! | `rsmpi` | the module `rsmpi`: conversions from and to the communicators of rsmpi, the [crate `mpi`](https://docs.rs/mpi) |
+
+// docs.rs, which builds with a nightly compiler, says which items need a feature.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(all(feature = "abi", feature = "rsmpi"))]
 compile_error!(
@@ -311,8 +336,6 @@ mod replicated;
 pub mod testing;
 mod universe;
 
-/// Raw MPI. A program that waits in calls of its own takes the communicator from
-/// [`Communicator::as_raw`], or calls it before: then this crate leaves nothing to be done meanwhile.
 pub use mpi_sys;
 pub use tch;
 
