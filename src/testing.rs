@@ -245,6 +245,18 @@ pub fn gradcheck(
 ///
 /// # Errors
 /// Whatever `f` returns, or the backward passes.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::{Op, testing};
+/// use tch::Kind;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = testing::random(&world, &[3], Kind::Double)?;
+/// testing::gradgradcheck(&world, &x, |x| world.all_reduce(&x.sin(), Op::Sum))?;
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 pub fn gradgradcheck(
     comm: &Communicator,
     x: &Tensor,
@@ -262,6 +274,20 @@ pub fn gradgradcheck(
 
 /// The number of nodes of this crate in the autograd graphs of this process: 0 when all graphs have
 /// been dropped.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::{Op, testing};
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let x = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+/// let y = universe.world().all_reduce(&x, Op::Sum)?;
+/// assert!(testing::live_pullbacks() > 0);
+/// drop(y);
+/// assert_eq!(testing::live_pullbacks(), 0);
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[must_use]
 pub fn live_pullbacks() -> usize {
     autograd::live_pullbacks()

@@ -96,13 +96,27 @@ static CURRENT: Mutex<Current> = Mutex::new(Current { shared: Weak::new(), owner
 
 /// A handle to MPI. Dropping the last `Universe` finalizes MPI, if this crate initialized it.
 ///
-/// Finalizing is collective: every rank must drop its universe, or call
-/// [`finalize`](Self::finalize). If `main` returns an error, Rust drops the universe before it
-/// prints the error, and the drop may wait for ranks that wait for this one; after some seconds the
-/// rank prints that it waits, with the last error of this crate. A program under [`run`] ends the
-/// job at once instead, as [`Communicator::abort`] does. Communicators may outlive the universe,
-/// but their calls then return [`Error::Finalized`]. If a universe is dropped by a panic, the job
-/// is aborted, because finalizing would wait for ever if other ranks wait for this one.
+/// - Finalizing is collective: every rank must drop its universe, or call
+///   [`finalize`](Self::finalize).
+/// - If `main` returns an error, Rust drops the universe before it prints the error, and the drop may
+///   wait for ranks that wait for this one. After some seconds the rank prints that it waits, with the
+///   last error of this crate. A program under [`run`] ends the job at once instead, as
+///   [`Communicator::abort`] does.
+/// - If a universe is dropped by a panic, the job is aborted, because finalizing would wait for ever if
+///   other ranks wait for this one.
+/// - Communicators may outlive the universe, but their calls then return [`Error::Finalized`].
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Error;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// world.barrier()?;
+/// drop(universe); // finalizes MPI
+/// assert!(matches!(world.barrier(), Err(Error::Finalized { .. })));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping the universe finalizes MPI"]
 #[doc(alias = "MPI_Finalize")]
@@ -114,6 +128,14 @@ pub struct Universe {
 
 impl Universe {
     /// The communicator of all ranks: a duplicate of `MPI_COMM_WORLD`, with contexts of its own.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// assert!((0..world.size()).contains(&world.rank()));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_COMM_WORLD")]
     pub fn world(&self) -> Communicator {
@@ -173,6 +195,14 @@ impl Universe {
     }
 
     /// The MPI library in use.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// println!("{}", universe.library().version());
+    /// assert!(universe.library().standard() >= (3, 0));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     pub fn library(&self) -> &Library {
         self.shared.runtime.environment.library()

@@ -9,9 +9,38 @@ use crate::base::op::Op;
 use crate::base::rank::Rank;
 
 /// The result of every fallible call of this crate.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::{Communicator, Op, Result};
+/// use tch::Tensor;
+///
+/// fn mean(comm: &Communicator, x: &Tensor) -> Result<Tensor> {
+///     comm.all_reduce(x, Op::Mean)
+/// }
+///
+/// let universe = mpi4tch::initialize()?;
+/// let x = Tensor::from_slice(&[1.5]);
+/// assert_eq!(mean(&universe.world(), &x)?, x);
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a call failed: the call first, then what came and what was needed.
+/// Why a call failed. The text of an error names the call first, then what came and what was needed.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Error;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let error = world.broadcast(&Tensor::from_slice(&[1.0]), -1).unwrap_err();
+/// assert!(matches!(error, Error::Rank { role: "root", rank: -1, .. }));
+/// let text = format!("broadcast: root -1 is out of range for {} ranks", world.size());
+/// assert_eq!(error.to_string(), text);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -24,6 +24,20 @@ use tch::{Kind, Scalar};
 /// `Sum`, `Mean`, `Prod`, `Max` and `Min` have derivatives of every order. The logical and bitwise
 /// ops have none: with a tensor that requires grad they are an
 /// [`Error::NoAdjoint`](crate::Error::NoAdjoint).
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let ranks = world.all_reduce(&Tensor::from_slice(&[1]), Op::Sum)?;
+/// assert_eq!(ranks, Tensor::from_slice(&[world.size()]));
+/// let is_first = Tensor::from_slice(&[world.rank() == 0]);
+/// assert_eq!(world.all_reduce(&is_first, Op::LogicalOr)?, Tensor::from_slice(&[true]));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[doc(alias = "MPI_Op")]
@@ -64,6 +78,15 @@ pub enum Op {
 
 impl Op {
     /// Every op.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    ///
+    /// let with_adjoint: Vec<Op> =
+    ///     Op::ALL.into_iter().filter(|op| op.is_differentiable()).collect();
+    /// assert_eq!(with_adjoint, [Op::Sum, Op::Prod, Op::Max, Op::Min, Op::Mean]);
+    /// ```
     pub const ALL: [Self; 11] = [
         Self::Sum,
         Self::Prod,
@@ -79,6 +102,14 @@ impl Op {
     ];
 
     /// Whether the op has a derivative.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    ///
+    /// assert!(Op::Max.is_differentiable());
+    /// assert!(!Op::LogicalAnd.is_differentiable());
+    /// ```
     #[must_use]
     pub fn is_differentiable(self) -> bool {
         matches!(self, Self::Sum | Self::Prod | Self::Max | Self::Min | Self::Mean)

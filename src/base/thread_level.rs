@@ -3,6 +3,19 @@
 use std::ffi::c_int;
 
 /// Which threads may call MPI.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::ThreadLevel;
+///
+/// let universe = mpi4tch::initialize_with(ThreadLevel::Multiple)?;
+/// // MPI may provide a lower level than the one asked for.
+/// if universe.library().thread_level() == ThreadLevel::Multiple {
+///     let other = universe.world().duplicate()?;
+///     std::thread::spawn(move || other.barrier()).join().expect("no panic")?;
+/// }
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ThreadLevel {
     /// The program has one thread.

@@ -6,6 +6,16 @@ use crate::base::thread_level::ThreadLevel;
 use crate::environment::error_code::checked;
 
 /// The MPI library in use.
+///
+/// # Examples
+/// ```
+/// let universe = mpi4tch::initialize()?;
+/// let library = universe.library();
+/// let (version, subversion) = library.standard();
+/// println!("{}, which implements MPI {version}.{subversion}", library.vendor());
+/// assert!(library.version().contains("MPI"));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Library {
     version: String,
@@ -24,12 +34,30 @@ impl Library {
     /// The vendor of the MPI that the program was compiled for. A library that is known to be
     /// another vendor's is an error of [`initialize`](crate::initialize). With the feature `abi` the
     /// vendor of the library that was loaded.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::mpi_sys::Vendor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let library = universe.library();
+    /// assert_eq!(library.vendor(), Vendor::of_library(library.version()));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     pub fn vendor(&self) -> mpi_sys::Vendor {
         mpi_sys::loaded_vendor()
     }
 
-    /// What the library says of its version: the full text, perhaps several lines.
+    /// The library's own text on its version, of one or more lines.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let text = universe.library().version();
+    /// assert!(text.contains("MPI"));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Get_library_version")]
     pub fn version(&self) -> &str {
@@ -37,6 +65,13 @@ impl Library {
     }
 
     /// The version of the MPI standard that the library implements: `(3, 1)`.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// assert!(universe.library().standard() >= (3, 0));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Get_version")]
     pub fn standard(&self) -> (i32, i32) {
@@ -44,6 +79,15 @@ impl Library {
     }
 
     /// The thread level that MPI provides.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::ThreadLevel;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// assert!(universe.library().thread_level() >= ThreadLevel::Serialized);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Query_thread")]
     pub fn thread_level(&self) -> ThreadLevel {

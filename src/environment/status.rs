@@ -12,6 +12,19 @@ use crate::base::tag::Tag;
 
 /// The rank of no process. A send to it does nothing, and a receive from it returns zeros at once.
 /// In a shift along a line of ranks it is the neighbour that the ranks at both ends lack.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::PROC_NULL;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = Tensor::from_slice(&[1.5]);
+/// world.send(&x, PROC_NULL, 0)?;
+/// assert_eq!(world.recv(&x, PROC_NULL, 0)?, Tensor::from_slice(&[0.0]));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[doc(alias = "MPI_PROC_NULL")]
 pub const PROC_NULL: Rank = mpi_sys::MPI_PROC_NULL;
 
@@ -62,6 +75,22 @@ impl From<Tag> for TagMatch {
 }
 
 /// The source, tag and size of a message that has arrived.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::{Source, TagMatch};
+/// use tch::{Kind, Tensor};
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let x = Tensor::from_slice(&[1.0, 2.0]);
+/// let request = world.isend(&x, world.rank(), 7)?;
+/// let (_, status) = world.recv_with_status(&x, Source::Any, TagMatch::Any)?;
+/// request.wait()?;
+/// assert_eq!((status.source(), status.tag()), (world.rank(), 7));
+/// assert_eq!(status.count(Kind::Double), Some(2));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias = "MPI_Status")]
 pub struct Status {
@@ -91,12 +120,43 @@ impl Status {
     }
 
     /// The rank that sent the message.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Source;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let (rank, size) = (world.rank(), world.size());
+    /// let x = Tensor::from_slice(&[rank]);
+    /// let request = world.isend(&x, (rank + 1) % size, 0)?;
+    /// let (y, status) = world.recv_with_status(&x, Source::Any, 0)?;
+    /// request.wait()?;
+    /// assert_eq!(y, Tensor::from_slice(&[status.source()]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     pub fn source(&self) -> Rank {
         self.source
     }
 
     /// The message's tag.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::TagMatch;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let x = Tensor::from_slice(&[1.5]);
+    /// let request = world.isend(&x, world.rank(), 7)?;
+    /// let (_, status) = world.recv_with_status(&x, world.rank(), TagMatch::Any)?;
+    /// request.wait()?;
+    /// assert_eq!(status.tag(), 7);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     pub fn tag(&self) -> Tag {
         self.tag
@@ -104,6 +164,21 @@ impl Status {
 
     /// How many elements of this kind the message has; `None` if its size is not that of a whole
     /// number.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let x = Tensor::from_slice(&[1_f32, 2.0, 3.0]);
+    /// let request = world.isend(&x, world.rank(), 0)?;
+    /// let (_, status) = world.recv_with_status(&x, world.rank(), 0)?;
+    /// request.wait()?;
+    /// assert_eq!(status.count(Kind::Float), Some(3));
+    /// assert_eq!(status.count(Kind::Double), None); // 12 bytes are no whole number of doubles
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Get_count")]
     pub fn count(&self, kind: Kind) -> Option<i64> {
