@@ -30,6 +30,20 @@ use crate::environment::Environment;
 /// Dropping a communicator is local and makes no MPI call. Once no rank holds it or anything made
 /// from it, its contexts are freed by the next call that makes a communicator from the same parent,
 /// or at the latest when MPI is finalized. An autograd graph that communicates on it holds it.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::Op;
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// // The even ranks and the odd ranks get a communicator each.
+/// let half = world.split(Some(world.rank() % 2), 0)?.expect("each rank has a color");
+/// let ranks = half.all_reduce(&Tensor::from_slice(&[1]), Op::Sum)?;
+/// assert_eq!(ranks, Tensor::from_slice(&[half.size()]));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[derive(Clone)]
 #[doc(alias = "MPI_Comm")]
 pub struct Communicator {
@@ -120,6 +134,17 @@ impl Communicator {
     }
 
     /// The calling process's rank.
+    ///
+    /// # Examples
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let ranks = world.all_gather(&Tensor::from_slice(&[world.rank()]), 0)?;
+    /// assert_eq!(ranks, Tensor::from_slice(&(0..world.size()).collect::<Vec<_>>()));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[inline]
     #[must_use]
     #[doc(alias = "MPI_Comm_rank")]
@@ -128,6 +153,18 @@ impl Communicator {
     }
 
     /// The number of ranks.
+    ///
+    /// # Examples
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let sum = world.all_reduce(&Tensor::from_slice(&[1]), Op::Sum)?;
+    /// assert_eq!(sum, Tensor::from_slice(&[world.size()]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[inline]
     #[must_use]
     #[doc(alias = "MPI_Comm_size")]

@@ -91,8 +91,25 @@ pub struct Request {
 
 type LocalWork = Box<dyn FnOnce(Vec<Tensor>) -> Result<Tensor> + Send>;
 
-/// The outcome of [`Request::test`]. `Y` is the type of the result and `R` that of the request: those
-/// of [`ReplicatedRequest::test`](crate::ReplicatedRequest::test) are others.
+/// The outcome of [`Request::test`], and of
+/// [`ReplicatedRequest::test`](crate::ReplicatedRequest::test), for which the type `Y` of the result is
+/// [`Replicated`](crate::Replicated), and the type `R` of the request is `ReplicatedRequest`.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::{Op, Test};
+/// use tch::Tensor;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let world = universe.world();
+/// let request = world.iall_reduce(&Tensor::from_slice(&[1]), Op::Sum)?;
+/// let sum = match request.test()? {
+///     Test::Done(sum) => sum,
+///     Test::Pending(request) => request.wait()?, // after other work
+/// };
+/// assert_eq!(sum, Tensor::from_slice(&[world.size()]));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[derive(Debug)]
 pub enum Test<Y = Tensor, R = Request> {
     /// The operation has ended; this is its result.
@@ -221,7 +238,17 @@ impl Request {
     /// fails; [`Error::Finalized`] after the universe's end.
     ///
     /// # Examples
-    /// See [`Request`].
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = world.iall_reduce(&Tensor::from_slice(&[1]), Op::Sum)?;
+    /// let meanwhile: i32 = (0..world.size()).map(|_| 1).sum(); // beside the communication
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&[meanwhile]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Wait")]
     #[track_caller]
     pub fn wait(self) -> Result<Tensor> {

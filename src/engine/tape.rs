@@ -115,7 +115,18 @@ impl Communicator {
     /// Local.
     ///
     /// # Examples
-    /// See [`Tape`].
+    /// ```
+    /// use mpi4tch::Op;
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let tape = universe.world().tape();
+    /// let x = Tensor::from_slice(&[3.0]).set_requires_grad(true);
+    /// let mean = tape.all_reduce(&x.square(), Op::Mean)?; // recorded
+    /// tape.backward(&mean.sum(Kind::Double))?;
+    /// assert_eq!(x.grad(), Tensor::from_slice(&[6.0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     pub fn tape(&self) -> Tape {
         let record = Arc::new(Record::new(self));
@@ -125,6 +136,22 @@ impl Communicator {
 
 /// Options of a backward pass of a [`Tape`]: whether it keeps the graph, and whether it records
 /// itself.
+///
+/// # Examples
+/// The first pass keeps the graph for the second one, which adds the same gradient again:
+/// ```
+/// use mpi4tch::{Op, PassOptions};
+/// use tch::{Kind, Tensor};
+///
+/// let universe = mpi4tch::initialize()?;
+/// let tape = universe.world().tape();
+/// let x = Tensor::from_slice(&[3.0]).set_requires_grad(true);
+/// let loss = tape.all_reduce(&x, Op::Mean)?.sum(Kind::Double);
+/// tape.backward_with(&loss, PassOptions { keep_graph: true, ..Default::default() })?;
+/// tape.backward_with(&loss, PassOptions::default())?;
+/// assert_eq!(x.grad(), Tensor::from_slice(&[1.0 + 1.0]));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassOptions {
     /// Keeps the graph for another backward pass: the tape does not start anew, and the next pass
@@ -198,7 +225,19 @@ impl Tape {
     /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// # Examples
-    /// See [`Tape`].
+    /// Only rank 0 has a loss, and all ranks get their gradients:
+    /// ```
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let tape = universe.world().tape();
+    /// let x = Tensor::from_slice(&[f64::from(tape.rank())]).set_requires_grad(true);
+    /// let all = tape.gather(&x, 0, 0)?;
+    /// let loss = (tape.rank() == 0).then(|| all.square().sum(Kind::Double));
+    /// tape.backward(loss.as_ref())?;
+    /// assert_eq!(x.grad(), 2.0 * x.detach());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[track_caller]
     pub fn backward<'a>(&self, loss: impl Into<Option<&'a Tensor>>) -> Result<()> {
         self.backward_with(loss, PassOptions::default())

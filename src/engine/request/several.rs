@@ -21,8 +21,9 @@ use crate::base::site::Site;
 /// let universe = mpi4tch::initialize()?;
 /// let world = universe.world();
 /// let x = Tensor::from_slice(&[1.0]);
-/// let results = mpi4tch::wait_all([world.iall_reduce(&x, Op::Sum)?, world.iscan(&x, Op::Sum)?])?;
-/// assert_eq!(results.len(), 2);
+/// let requests = [world.iall_reduce(&x, Op::Mean)?, world.iscan(&x, Op::Max)?];
+/// let results = mpi4tch::wait_all(requests)?;
+/// assert_eq!(results, [x.shallow_clone(), x]);
 /// # Ok::<(), mpi4tch::Error>(())
 /// ```
 #[doc(alias = "MPI_Waitall")]
@@ -51,9 +52,11 @@ pub fn wait_all(requests: impl IntoIterator<Item = Request>) -> Result<Vec<Tenso
 /// use tch::Tensor;
 ///
 /// let universe = mpi4tch::initialize()?;
-/// let mut requests = vec![universe.world().iall_reduce(&Tensor::from_slice(&[1.0]), Op::Sum)?];
-/// let (place, _result) = mpi4tch::wait_any(&mut requests)?;
-/// assert_eq!((place, requests.len()), (0, 0));
+/// let x = Tensor::from_slice(&[1.0]);
+/// let mut requests = vec![universe.world().iall_reduce(&x, Op::Mean)?];
+/// let (place, mean) = mpi4tch::wait_any(&mut requests)?;
+/// assert_eq!((place, mean), (0, x));
+/// assert!(requests.is_empty());
 /// # Ok::<(), mpi4tch::Error>(())
 /// ```
 #[doc(alias = "MPI_Waitany")]
@@ -79,9 +82,11 @@ pub fn wait_any(requests: &mut Vec<Request>) -> Result<(usize, Tensor)> {
 /// use tch::Tensor;
 ///
 /// let universe = mpi4tch::initialize()?;
-/// let mut requests = vec![universe.world().iall_reduce(&Tensor::from_slice(&[1.0]), Op::Sum)?];
+/// let x = Tensor::from_slice(&[1.0]);
+/// let mut requests = vec![universe.world().iall_reduce(&x, Op::Mean)?];
 /// let done = mpi4tch::wait_some(&mut requests)?;
-/// assert_eq!((done.len(), requests.len()), (1, 0));
+/// assert_eq!(done, [(0, x)]);
+/// assert!(requests.is_empty());
 /// # Ok::<(), mpi4tch::Error>(())
 /// ```
 #[doc(alias = "MPI_Waitsome")]
