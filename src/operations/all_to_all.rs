@@ -92,7 +92,8 @@ impl Communicator {
     /// // Every rank has the row 0, 1, …; rank r receives column r, whose elements are all r.
     /// let ranks: Vec<_> = (0..world.size()).collect();
     /// let request = world.iall_to_all(&Tensor::from_slice(&ranks).unsqueeze(0), 0, 1, 1)?;
-    /// assert_eq!(request.wait()?, Tensor::from_slice(&[world.rank()]).expand([ranks.len() as i64, 1], false));
+    /// let column = vec![world.rank(); ranks.len()];
+    /// assert_eq!(request.wait()?, Tensor::from_slice(&column).unsqueeze(1));
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     #[doc(alias = "MPI_Ialltoall")]

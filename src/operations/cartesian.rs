@@ -28,7 +28,8 @@ use crate::engine::communicator::Communicator;
 /// let universe = mpi4tch::initialize()?;
 /// let world = universe.world();
 /// // MPI chooses the extents; along the second axis the grid is periodic.
-/// let grid = world.cartesian(&[0, 0], &[false, true], true)?.expect("all ranks are in the grid");
+/// let grid = world.cartesian(&[0, 0], &[false, true], true)?;
+/// let grid = grid.expect("all ranks are in the grid");
 /// assert_eq!(grid.dims().iter().product::<i32>(), world.size());
 /// let [i, j] = grid.coordinates() else { unreachable!("two axes") };
 /// assert_eq!(grid.rank_at(&[*i, *j + grid.dims()[1]])?, grid.rank());
@@ -67,7 +68,16 @@ impl Communicator {
     /// if MPI fails; [`Error::Finalized`] after the universe's end.
     ///
     /// # Examples
-    /// See [`Cartesian`].
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let grid = world.cartesian(&[0, 0], &[false; 2], false)?.expect("all ranks");
+    /// assert_eq!(grid.dims().iter().product::<i32>(), world.size());
+    /// // A grid of one place leaves over all ranks but one.
+    /// let single = world.cartesian(&[1], &[false], false)?;
+    /// assert_eq!(single.is_some(), world.rank() == 0);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Cart_create")]
     #[doc(alias = "MPI_Dims_create")]
     #[track_caller]
@@ -134,18 +144,43 @@ impl Cartesian {
     }
 
     /// The number of ranks along each axis.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let line = universe.world().cartesian(&[0], &[false], false)?.expect("all ranks");
+    /// assert_eq!(line.dims(), [line.size()]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     pub fn dims(&self) -> &[i32] {
         &self.grid.dims
     }
 
     /// Whether each axis is periodic.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let tube = universe.world().cartesian(&[0, 0], &[false, true], false)?.expect("all ranks");
+    /// assert_eq!(tube.periodic(), [false, true]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     pub fn periodic(&self) -> &[bool] {
         &self.grid.periodic
     }
 
     /// This rank's coordinates.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let grid = universe.world().cartesian(&[0, 0], &[false; 2], false)?.expect("all ranks");
+    /// let [row, column] = grid.coordinates() else { unreachable!("two axes") };
+    /// assert_eq!(row * grid.dims()[1] + column, grid.rank()); // row-major order
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Cart_coords")]
     pub fn coordinates(&self) -> &[i32] {
@@ -184,7 +219,13 @@ impl Cartesian {
     /// [`Error::Argument`] if there are not as many coordinates as axes, or if one is out of range.
     ///
     /// # Examples
-    /// See [`Cartesian`].
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let ring = universe.world().cartesian(&[0], &[true], false)?.expect("all ranks");
+    /// let next = ring.rank_at(&[ring.coordinates()[0] + 1])?;
+    /// assert_eq!(next, (ring.rank() + 1) % ring.size());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Cart_rank")]
     pub fn rank_at(&self, coordinates: &[i32]) -> Result<Rank> {
         let refuse = |message: String| Err(Error::Argument { call: "rank_at", message });

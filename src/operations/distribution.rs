@@ -105,7 +105,20 @@ impl Cartesian {
     /// fit together.
     ///
     /// # Examples
-    /// See [`distribute`](Self::distribute).
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let line = universe.world().cartesian(&[0], &[false], false)?.expect("all ranks");
+    /// let own = Tensor::from_slice(&[line.rank()]);
+    /// let whole = line.collect(&own, &[0], 0)?;
+    /// if line.rank() == 0 {
+    ///     assert_eq!(whole, Tensor::from_slice(&(0..line.size()).collect::<Vec<_>>()));
+    /// } else {
+    ///     assert_eq!(whole.size(), [0]);
+    /// }
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Gatherv")]
     #[track_caller]
     pub fn collect(&self, x: &Tensor, axes: &[i64], root: Rank) -> Result<Tensor> {

@@ -95,13 +95,13 @@ impl Communicator {
     ///
     /// # Examples
     /// ```
-    /// use tch::Tensor;
+    /// use tch::{Device, Kind, Tensor};
     ///
     /// let universe = mpi4tch::initialize()?;
     /// let world = universe.world();
     /// // Rank r has r + 1 elements.
     /// let counts: Vec<i64> = (1..=i64::from(world.size())).collect();
-    /// let x = Tensor::zeros([counts[world.rank() as usize]], (tch::Kind::Float, tch::Device::Cpu));
+    /// let x = Tensor::zeros([counts[world.rank() as usize]], (Kind::Float, Device::Cpu));
     /// let y = world.gather_with_counts(&x, 0, &counts, 0)?;
     /// let expected = if world.rank() == 0 { counts.iter().sum() } else { 0 };
     /// assert_eq!(y.size(), [expected]);

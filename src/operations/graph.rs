@@ -66,7 +66,21 @@ impl Communicator {
     /// [`Error::Finalized`] after the universe's end.
     ///
     /// # Examples
-    /// See [`Graph`].
+    /// All other ranks send to rank 0:
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let others: Vec<_> = (1..world.size()).collect();
+    /// let star = match world.rank() {
+    ///     0 => world.graph(&others, &[])?,
+    ///     _ => world.graph(&[], &[0])?,
+    /// };
+    /// let heard = star.neighbor_all_gather(&Tensor::from_slice(&[world.rank()]), 0)?;
+    /// assert_eq!(heard, Tensor::from_slice(&star.sources()));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Dist_graph_create_adjacent")]
     #[track_caller]
     pub fn graph(&self, sources: &[Rank], destinations: &[Rank]) -> Result<Graph> {
@@ -112,6 +126,16 @@ impl Graph {
     /// The ranks that this one hears, in the order in which what they send is joined.
     ///
     /// Local.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let (rank, size) = (world.rank(), world.size());
+    /// let ring = world.graph(&[(rank + size - 1) % size], &[(rank + 1) % size])?;
+    /// assert_eq!(ring.sources(), [(rank + size - 1) % size]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Dist_graph_neighbors")]
     pub fn sources(&self) -> Vec<Rank> {
@@ -121,6 +145,15 @@ impl Graph {
     /// The ranks that this one sends to, in the order in which what they receive is cut.
     ///
     /// Local.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let ring = universe.world().cartesian(&[0], &[true], false)?.expect("all ranks");
+    /// let (before, after) = ring.shift(0, 1)?;
+    /// assert_eq!(ring.destinations(), [before, after]);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Dist_graph_neighbors")]
     pub fn destinations(&self) -> Vec<Rank> {

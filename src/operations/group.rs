@@ -48,6 +48,14 @@ impl Group {
     /// The number of processes.
     ///
     /// As `MPI_Group_size`.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// assert_eq!(world.group()?.size(), world.size());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Group_size")]
     pub fn size(&self) -> Rank {
@@ -57,6 +65,15 @@ impl Group {
     /// The rank of the calling process; `None` if it is not in the group.
     ///
     /// As `MPI_Group_rank`.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let first = world.group()?.include(&[0])?;
+    /// assert_eq!(first.rank(), (world.rank() == 0).then_some(0));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Group_rank")]
     pub fn rank(&self) -> Option<Rank> {
@@ -114,6 +131,15 @@ impl Group {
     /// in theirs.
     ///
     /// As `MPI_Group_union`.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let all = universe.world().group()?;
+    /// let (first, others) = (all.include(&[0])?, all.exclude(&[0])?);
+    /// assert_eq!(first.union(&others), all);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Group_union")]
     pub fn union(&self, other: &Self) -> Self {
@@ -124,6 +150,16 @@ impl Group {
     /// The processes of this group that are in the other group too, in their order here.
     ///
     /// As `MPI_Group_intersection`.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let all = universe.world().group()?;
+    /// let (first, others) = (all.include(&[0])?, all.exclude(&[0])?);
+    /// assert_eq!(all.intersection(&first), first);
+    /// assert_eq!(first.intersection(&others).size(), 0);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Group_intersection")]
     pub fn intersection(&self, other: &Self) -> Self {
@@ -133,6 +169,15 @@ impl Group {
     /// The processes of this group that are not in the other group, in their order here.
     ///
     /// As `MPI_Group_difference`.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let all = universe.world().group()?;
+    /// let first = all.include(&[0])?;
+    /// assert_eq!(all.difference(&first), all.exclude(&[0])?);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     #[doc(alias = "MPI_Group_difference")]
     pub fn difference(&self, other: &Self) -> Self {
@@ -192,7 +237,13 @@ impl Communicator {
     /// comes from a library that started processes; [`Error::Finalized`] after the universe's end.
     ///
     /// # Examples
-    /// See [`Group`].
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let group = world.group()?;
+    /// assert_eq!((group.rank(), group.size()), (Some(world.rank()), world.size()));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Comm_group")]
     pub fn group(&self) -> Result<Group> {
         let processes: Option<Arc<[Rank]>> =
@@ -214,7 +265,15 @@ impl Communicator {
     /// universe's end.
     ///
     /// # Examples
-    /// See [`Group`].
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let reversed: Vec<_> = (0..world.size()).rev().collect();
+    /// let reversed = world.group()?.include(&reversed)?;
+    /// let comm = world.create(&reversed)?.expect("all ranks are in the group");
+    /// assert_eq!(comm.rank(), world.size() - 1 - world.rank());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Comm_create")]
     #[track_caller]
     pub fn create(&self, group: &Group) -> Result<Option<Self>> {

@@ -22,7 +22,18 @@ use layout::Layout;
 /// block of the field, and after it.
 ///
 /// # Examples
-/// See [`Cartesian::halo_exchange`].
+/// ```
+/// use mpi4tch::Halo;
+/// use tch::{Device, Kind, Tensor};
+///
+/// let universe = mpi4tch::initialize()?;
+/// let line = universe.world().cartesian(&[0], &[false], false)?.expect("all ranks");
+/// // The last axis of the tensor is cut along the only axis of the grid.
+/// let halo = Halo { axis: -1, along: 0, before: 1, after: 2 };
+/// let block = Tensor::ones([3, 4], (Kind::Double, Device::Cpu));
+/// assert_eq!(line.halo_exchange(&block, &[halo])?.size(), [3, 1 + 4 + 2]);
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Halo {
     /// The axis of the tensor; a negative one counts from the end.

@@ -37,14 +37,15 @@ impl Graph {
     ///
     /// # Examples
     /// ```
+    /// use mpi4tch::PROC_NULL;
     /// use tch::Tensor;
     ///
     /// let universe = mpi4tch::initialize()?;
     /// let line = universe.world().cartesian(&[0], &[false], false)?.expect("all ranks");
     /// // The ranks beside this one: two, or one at an end of the line.
     /// let beside = line.neighbor_all_gather(&Tensor::from_slice(&[line.rank()]), 0)?;
-    /// let sources = line.sources();
-    /// let expected: Vec<_> = sources.into_iter().filter(|rank| *rank != mpi4tch::PROC_NULL).collect();
+    /// let mut expected = line.sources();
+    /// expected.retain(|rank| *rank != PROC_NULL);
     /// assert_eq!(beside, Tensor::from_slice(&expected));
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```

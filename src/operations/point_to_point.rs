@@ -109,7 +109,20 @@ impl Communicator {
     /// [common to all](crate#errors).
     ///
     /// # Examples
-    /// See [`send`](Self::send).
+    /// ```
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let (rank, size) = (world.rank(), world.size());
+    /// let x = Tensor::from_slice(&[rank]);
+    /// let request = world.isend(&x, (rank + 1) % size, 0)?;
+    /// let left = (rank + size - 1) % size;
+    /// let y = world.recv(&x, left, 0)?;
+    /// request.wait()?;
+    /// assert_eq!(y, Tensor::from_slice(&[left]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Recv")]
     #[track_caller]
     pub fn recv(
@@ -171,9 +184,10 @@ impl Communicator {
     /// let universe = mpi4tch::initialize()?;
     /// let world = universe.world();
     /// let x = Tensor::from_slice(&[world.rank()]);
-    /// let (right, left) = ((world.rank() + 1) % world.size(), (world.rank() + world.size() - 1) % world.size());
+    /// let (rank, size) = (world.rank(), world.size());
+    /// let left = (rank + size - 1) % size;
     /// let request = world.irecv(&x, left, 0)?;
-    /// world.send(&x, right, 0)?;
+    /// world.send(&x, (rank + 1) % size, 0)?;
     /// assert_eq!(request.wait()?, Tensor::from_slice(&[left]));
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
