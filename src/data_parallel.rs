@@ -100,7 +100,19 @@ impl DataParallel {
     /// As for [`with_options`](Self::with_options).
     ///
     /// # Examples
-    /// See [`DataParallel`].
+    /// ```
+    /// use mpi4tch::DataParallel;
+    /// use tch::{Device, nn};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let store = nn::VarStore::new(Device::Cpu);
+    /// let layer = nn::linear(store.root(), 3, 1, Default::default()); // random on each rank
+    /// let model = DataParallel::new(&world, &store)?;
+    /// let weights = layer.ws.detach();
+    /// assert_eq!(weights, world.broadcast(&weights, 0)?);
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[track_caller]
     pub fn new(comm: &Communicator, store: &nn::VarStore) -> Result<Self> {
         Self::make(comm, Model::of_store(store), DataParallelOptions::default())
@@ -198,7 +210,21 @@ impl DataParallel {
     ///   pullback carries out backward passes of its own, the first time that it does.
     ///
     /// # Examples
-    /// See [`DataParallel`].
+    /// ```
+    /// use mpi4tch::DataParallel;
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let w = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+    /// let parameters = [w.shallow_clone()];
+    /// let model = DataParallel::with_options(&world, &parameters, &[], Default::default())?;
+    /// let sample = f64::from(world.rank()); // this rank's own
+    /// model.backward(&(&w * sample).sum(Kind::Double))?;
+    /// let mean = f64::from(world.size() - 1) / 2.0;
+    /// assert_eq!(w.grad(), Tensor::from_slice(&[mean]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[track_caller]
     pub fn backward<'a>(&self, loss: impl Into<Option<&'a Tensor>>) -> Result<()> {
         let site = self.comm.site("DataParallel::backward");

@@ -249,7 +249,19 @@ impl Replicated {
     /// gradients.
     ///
     /// # Examples
-    /// See [`Replicated`].
+    /// ```
+    /// use mpi4tch::Replicated;
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let w = Tensor::from_slice(&[3.0]).set_requires_grad(true);
+    /// let w = Replicated::assume(&world, &w)?;
+    /// assert!(!w.grad().defined());
+    /// Replicated::mean(&world, &w.vary()?.square().sum(Kind::Double))?.backward()?;
+    /// assert_eq!(w.grad(), Tensor::from_slice(&[6.0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     pub fn grad(&self) -> Tensor {
         self.value.grad()
     }

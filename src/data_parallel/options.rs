@@ -4,7 +4,18 @@ use tch::Kind;
 
 use crate::base::error::{Error, Result};
 
-/// Options of [`DataParallel`](super::DataParallel): how gradients are grouped and summed. Equal on all ranks.
+/// Options of [`DataParallel`](super::DataParallel): how gradients are grouped and summed. They must
+/// be equal on all ranks. [`DataParallel::with_options`](super::DataParallel::with_options) takes them.
+///
+/// # Examples
+/// ```
+/// use mpi4tch::DataParallelOptions;
+/// use tch::Kind;
+///
+/// // Sums in 16 bits; the other options have their defaults.
+/// let options = DataParallelOptions { reduce_in: Some(Kind::BFloat16), ..Default::default() };
+/// assert_eq!((options.first_bucket_bytes, options.bucket_bytes), (256 << 10, 1 << 20));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataParallelOptions {
     /// How many bytes of small gradients are collected in a buffer before they are summed.

@@ -50,7 +50,16 @@ impl ReplicatedRequest {
     /// As for [`Request::wait`].
     ///
     /// # Examples
-    /// See [`ReplicatedRequest`].
+    /// ```
+    /// use mpi4tch::Replicated;
+    /// use tch::Tensor;
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let request = Replicated::isum(&world, &Tensor::from_slice(&[1]))?;
+    /// assert_eq!(*request.wait()?.tensor(), Tensor::from_slice(&[world.size()]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Wait")]
     #[track_caller]
     pub fn wait(self) -> Result<Replicated> {
@@ -109,7 +118,17 @@ impl Replicated {
     /// As for [`sum`](Self::sum), and those of [`Request::wait`].
     ///
     /// # Examples
-    /// See [`ReplicatedRequest`].
+    /// ```
+    /// use mpi4tch::Replicated;
+    /// use tch::{Kind, Tensor};
+    ///
+    /// let universe = mpi4tch::initialize()?;
+    /// let x = Tensor::from_slice(&[2.0]).set_requires_grad(true);
+    /// let request = Replicated::isum(&universe.world(), &x.square().sum(Kind::Double))?;
+    /// request.wait()?.backward()?;
+    /// assert_eq!(x.grad(), Tensor::from_slice(&[4.0]));
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[doc(alias = "MPI_Iallreduce")]
     #[track_caller]
     pub fn isum(comm: &Communicator, x: &Tensor) -> Result<ReplicatedRequest> {
