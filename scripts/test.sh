@@ -37,7 +37,7 @@ case ${1:-} in
     ;;
 esac
 
-of_no_mpi=(harness layers linear_regression operations pictures readme setup timeout)
+of_no_mpi=(documentation harness layers linear_regression operations pictures readme setup timeout)
 
 # Options of cargo that select the library's unit tests, and all test files but those of `of_no_mpi`.
 select_tests_of_mpi() {
