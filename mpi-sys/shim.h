@@ -15,15 +15,17 @@
 
 #ifdef MPI4TCH_DEFINE
 #define CONSTANT(type, name) type const mpi4tch_##name = name;
+#define INTEGER(type, name)
 #define FUNCTION(type, name, parameters, call) \
   type mpi4tch_##name parameters { return call; }
 #else
 #define CONSTANT(type, name) extern type const mpi4tch_##name;
+/* bindgen reads the value. */
+#define INTEGER(type, name) static type const mpi4tch_##name = name;
 #define FUNCTION(type, name, parameters, call) type mpi4tch_##name parameters;
 #endif
 
-/* The integer of Fortran: a macro in Open MPI, a type in MPICH. The standard ABI has none, and
- * converts handles from and to int. */
+/* The integer of Fortran: a macro in Open MPI, a type in MPICH, and none in the standard's ABI. */
 #ifdef MPI4TCH_ABI
 typedef int mpi4tch_MPI_Fint;
 #elif defined(MPI_Fint)
@@ -36,16 +38,10 @@ _Static_assert(sizeof(MPI_Aint) == sizeof(void *), "MPI_Aint is isize");
 _Static_assert(sizeof(MPI_Count) == 8, "MPI_Count is i64");
 _Static_assert(sizeof(MPI_Offset) == 8, "MPI_Offset is i64");
 
-/* A displacement: an int in Open MPI, an MPI_Offset in MPICH 5. bindgen reads the
- * value. */
-#ifndef MPI4TCH_DEFINE
-static MPI_Offset const mpi4tch_MPI_DISPLACEMENT_CURRENT = MPI_DISPLACEMENT_CURRENT;
-#endif
-
 #ifdef MPI4TCH_ABI
-/* The standard ABI has no integer of Fortran, and converts handles from and to int. */
-#define CONVERT(type, handle)                                                    \
-  FUNCTION(int, MPI_##handle##_c2f, (type value), MPI_##handle##_toint(value))   \
+/* The standard's ABI converts handles from and to int. */
+#define CONVERT(type, handle)                                                  \
+  FUNCTION(int, MPI_##handle##_c2f, (type value), MPI_##handle##_toint(value)) \
   FUNCTION(type, MPI_##handle##_f2c, (int value), MPI_##handle##_fromint(value))
 CONVERT(MPI_Comm, Comm)
 CONVERT(MPI_Datatype, Type)
@@ -61,11 +57,12 @@ CONVERT(MPI_Win, Win)
 #undef CONVERT
 #endif
 
-/* A line for each macro: CONSTANT for those that are casts, FUNCTION for those with
- * arguments. Made by build/macros.rs. */
+/* A line for each macro: CONSTANT or INTEGER for those that are casts, FUNCTION for those
+ * with arguments. Made by build/macros.rs. */
 #include "macros.h"
 
 #undef CONSTANT
+#undef INTEGER
 #undef FUNCTION
 
 #endif

@@ -13416,8 +13416,6 @@ unsafe extern "C" {
 }
 #[doc = "The integer of Fortran."]
 pub type MPI_Fint = ::std::os::raw::c_int;
-#[doc = "As a displacement of a view: the shared file pointer's, for sequential files."]
-pub const MPI_DISPLACEMENT_CURRENT: MPI_Offset = -1;
 unsafe extern "C" {
     #[link_name = "mpi4tch_MPI_Comm_c2f"]
     #[doc = "Returns the Fortran handle of a communicator."]
@@ -13723,6 +13721,8 @@ unsafe extern "C" {
     #[doc = "No datatype."]
     pub safe static MPI_DATATYPE_NULL: MPI_Datatype;
 }
+#[doc = "As a displacement of a view: the shared file pointer's, for sequential files."]
+pub const MPI_DISPLACEMENT_CURRENT: MPI_Offset = -1;
 unsafe extern "C" {
     #[link_name = "mpi4tch_MPI_DOUBLE"]
     #[doc = "Datatype: C's `double`, Rust's `f64`."]

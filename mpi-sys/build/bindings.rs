@@ -17,7 +17,7 @@ const STANDARD_NAMES: &str = "(mpi4tch_)?P?MPI_.*";
 /// MPICH's enumerations, whose enumerators have names of the standard.
 const ENUMS: &str = "MPIR_.*";
 
-/// Constants that the shim gives another type than they have in some `mpi.h`.
+/// What the shim gives another type than it has in some `mpi.h`.
 const RETYPED: &str = "MPI_DISPLACEMENT_CURRENT";
 
 /// Integers whose size `shim.h` asserts, and the Rust type of that size.

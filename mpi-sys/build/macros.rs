@@ -8,8 +8,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Macros that expand to the name of a function in Open MPI, and their types.
-const FUNCTIONS: [(&str, &str); 12] = [
+/// Macros whose expansion does not tell their type in some `mpi.h`: a number, or the name
+/// of a function in Open MPI.
+const TYPES: [(&str, &str); 13] = [
+    ("MPI_DISPLACEMENT_CURRENT", "MPI_Offset"),
     ("MPI_COMM_DUP_FN", "MPI_Comm_copy_attr_function *"),
     ("MPI_COMM_NULL_COPY_FN", "MPI_Comm_copy_attr_function *"),
     ("MPI_COMM_NULL_DELETE_FN", "MPI_Comm_delete_attr_function *"),
@@ -23,6 +25,9 @@ const FUNCTIONS: [(&str, &str); 12] = [
     ("MPI_WIN_NULL_COPY_FN", "MPI_Win_copy_attr_function *"),
     ("MPI_WIN_NULL_DELETE_FN", "MPI_Win_delete_attr_function *"),
 ];
+
+/// Types whose constants bindgen evaluates.
+const INTEGERS: [&str; 4] = ["int", "MPI_Aint", "MPI_Count", "MPI_Offset"];
 
 /// The macros of a header.
 pub struct Macros {
@@ -40,9 +45,10 @@ impl Macros {
         let names = compiler.macros()?;
         let mut macros = Macros { lines: String::new(), functions: Vec::new() };
         for (name, expansion) in compiler.expansions(&names)? {
-            let known = FUNCTIONS.into_iter().find(|(function, _)| *function == name);
-            if let Some(kind) = known.map(|(_, kind)| kind).or_else(|| cast(&expansion)) {
-                macros.lines += &format!("CONSTANT({kind}, {name})\n");
+            let known = TYPES.iter().find(|(other, _)| *other == name).map(|(_, kind)| *kind);
+            if let Some(kind) = known.or_else(|| cast(&expansion)) {
+                let list = if INTEGERS.contains(&kind) { "INTEGER" } else { "CONSTANT" };
+                macros.lines += &format!("{list}({kind}, {name})\n");
             }
         }
         for name in names.iter().filter_map(|name| name.strip_suffix('(')) {

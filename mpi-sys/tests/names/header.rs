@@ -21,20 +21,11 @@ pub struct Header {
 
 impl Header {
     pub fn read() -> Header {
-        static CALLS: AtomicUsize = AtomicUsize::new(0);
-        let call = CALLS.fetch_add(1, Ordering::Relaxed);
-        let out = env::temp_dir().join(format!("mpi4tch-names-{}-{call}", std::process::id()));
-        std::fs::create_dir_all(&out).unwrap();
-        let includes: Vec<PathBuf> = env::split_paths(env!("MPI4TCH_MPI_INCLUDE")).collect();
-        let compiler =
-            Preprocessor { compiler: compiler(), header: "mpi.h", includes: &includes, out: &out };
-        let macros = compiler.macros().unwrap();
-        let text = compiler.run("", "-P").unwrap();
-        let is_intel = compiler.run("I_MPI_VERSION", "-P").unwrap().trim_end().ends_with('"');
-        std::fs::remove_dir_all(&out).unwrap();
-
-        let mut declared: BTreeSet<String> = words(&text).map(str::to_owned).collect();
-        declared.extend(macros.into_iter().map(|name| name.trim_end_matches('(').to_owned()));
+        let declared = declared("mpi.h").unwrap();
+        let is_intel = includes().iter().any(|folder| {
+            let text = std::fs::read_to_string(folder.join("mpi.h")).unwrap_or_default();
+            text.contains("I_MPI_VERSION")
+        });
         let bindings = include_str!(concat!(env!("OUT_DIR"), "/bindings.rs"));
         let bound = bindings.lines().filter_map(item).filter(|name| is_of_mpi(name));
         let upper = declared.iter().map(|name| name.to_uppercase()).collect();
@@ -46,6 +37,29 @@ impl Header {
     pub fn declares_in_any_case(&self, name: &str) -> bool {
         self.upper.contains(name) && !self.declared.contains(name)
     }
+}
+
+/// The names of MPI that a header declares.
+pub fn declared(header: &str) -> Result<BTreeSet<String>, String> {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    let out = env::temp_dir().join(format!("mpi4tch-names-{}-{call}", std::process::id()));
+    std::fs::create_dir_all(&out).map_err(|error| error.to_string())?;
+    let includes = includes();
+    let preprocessor =
+        Preprocessor { compiler: compiler(), header, includes: &includes, out: &out };
+    let texts = preprocessor
+        .macros()
+        .and_then(|macros| preprocessor.run("", "-P").map(|text| (macros, text)));
+    std::fs::remove_dir_all(&out).map_err(|error| error.to_string())?;
+    let (macros, text) = texts?;
+    let macros = macros.iter().map(|name| name.trim_end_matches('('));
+    Ok(words(&text).chain(macros).map(str::to_owned).collect())
+}
+
+/// The folders of MPI's headers.
+pub fn includes() -> Vec<PathBuf> {
+    env::split_paths(env!("MPI4TCH_MPI_INCLUDE")).collect()
 }
 
 /// The C compiler, with what cargo tells a build script of it.

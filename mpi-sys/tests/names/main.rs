@@ -110,6 +110,33 @@ fn every_name_that_is_bound_is_declared() {
     assert!(more.is_empty(), "bound but not declared by mpi.h: {more:?}");
 }
 
+/// `mpi_abi.h` is the header of the standard's own ABI. Where an MPI has the one of MPI 5.0,
+/// it shows that `standard.txt` is whole.
+#[test]
+fn the_standard_has_the_names_of_its_abi() {
+    let mut headers = header::includes().into_iter().map(|folder| folder.join("mpi_abi.h"));
+    let Some(text) = headers.find_map(|path| std::fs::read_to_string(path).ok()) else { return };
+    let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut defines = |name, value| lines.any(|line| line == ["#define", name, value]);
+    if !(defines("MPI_VERSION", "5") && defines("MPI_SUBVERSION", "0")) {
+        return;
+    }
+    let names = standard::names();
+    let unknown = header::declared("mpi_abi.h").unwrap().into_iter().filter(|name| {
+        // Extensions, the structs behind handles, and fields of a status.
+        let is_own = name.starts_with("PMPI")
+            || name.starts_with("MPIX_")
+            || name.ends_with("_t")
+            || name.starts_with("MPI_ABI_")
+            || ["MPI_H_ABI", "MPI_internal", "MPI_SOURCE", "MPI_TAG", "MPI_ERROR"]
+                .contains(&name.as_str());
+        !is_own && !names.contains_key(name.as_str())
+    });
+    let unknown: Vec<_> = unknown.collect();
+    // A name for `MPI_Session_errhandler_function` that the standard does not have.
+    assert_eq!(unknown, ["MPI_Session_errhandler_fn"]);
+}
+
 #[test]
 #[cfg_attr(feature = "abi", ignore = "of mpi.h, and not of mpi_abi.h")]
 fn the_page_is_true() {
