@@ -296,13 +296,15 @@
 //! [`cartesian`](crate::Communicator::cartesian) puts the ranks in a grid, of which each rank has its
 //! [`coordinates`](crate::Cartesian::coordinates); [`block`](crate::Cartesian::block) says which cells
 //! are whose, [`distribute`](crate::Cartesian::distribute) cuts a field that one rank has, and
-//! [`collect`](crate::Cartesian::collect) joins it again. These two are each other's adjoint.
+//! [`collect`](crate::Cartesian::collect) joins it again. These two are each other's adjoint. Here is a
+//! field of 5 × 7 cells on a grid of 2 × 2 ranks; the first blocks are longer by one:
 //!
 #![doc = include_str!("guide/pictures/grid.svg")]
 //!
 //! A stencil at the border of a block needs cells of other ranks.
 //! [`halo_exchange`](crate::Cartesian::halo_exchange) surrounds the block with them. Rank 3 above
-//! receives, with one cell before and after along both axes, on a grid that is not periodic:
+//! receives, with one cell before and after along both axes, on a grid that is not periodic, the
+//! following. The corner is of a diagonal neighbour:
 //!
 #![doc = include_str!("guide/pictures/halo.svg")]
 //!

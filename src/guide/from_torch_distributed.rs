@@ -159,11 +159,12 @@
 //!
 //! ## Calls that do not match
 //!
-//! With gloo, a rank whose tensor has another shape is an error or a hang, and a rank that does not
-//! come is an error after the timeout of the group, 30 minutes. Here the ranks agree on each collective
-//! call before they make it, and all get the same error. A rank that does not come is named after a
-//! minute, and with `MPI4TCH_TIMEOUT=<seconds>` the job ends then. `TORCH_DISTRIBUTED_DEBUG=DETAIL` is
-//! like [`MPI4TCH_CHECK=collective`](crate#checks-across-ranks), which costs little.
+//! With gloo, if the tensors of an `all_reduce` differ in shape or kind, one process aborts and the others
+//! read "Connection reset by peer". A rank that does not come is an error after the timeout of the group,
+//! 30 minutes. Here the ranks agree on each collective call before they make it, and all get the same
+//! error, as with `TORCH_DISTRIBUTED_DEBUG=DETAIL` there; see [what is
+//! compared](crate#checks-across-ranks). A rank that waits for a minute for another one prints where, and
+//! with `MPI4TCH_TIMEOUT=<seconds>` the job ends then.
 //!
 //! ## A sampler
 //!
@@ -173,7 +174,7 @@
 //! ```
 //! use tch::{Device, Kind, Tensor};
 //!
-//! /// This rank's samples in an epoch. Without repetition: the last ranks may have one fewer.
+//! /// This rank's samples in an epoch. No sample is repeated: the last ranks may have one fewer.
 //! fn samples(rank: i64, size: i64, len: i64, epoch: i64) -> Tensor {
 //!     tch::manual_seed(epoch); // on all ranks alike
 //!     let order = Tensor::randperm(len, (Kind::Int64, Device::Cpu));
@@ -185,8 +186,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `manual_seed` sets the generator that dropout uses, too; set it again, differently on each rank, if
-//! that matters.
+//! A rank that has one batch fewer than others calls `parallel.backward(None)` for the last. `manual_seed`
+//! sets the generator that dropout uses, too; set it again, differently on each rank, if that matters.
 //!
 //! ## Meshes
 //!
