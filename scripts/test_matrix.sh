@@ -2,9 +2,9 @@
 # Runs the tests on 3 ranks, or MPI4TCH_TEST_RANKS, on each MPI of MPI4TCH_MATRIX_MPIS
 # with each libtorch of MPI4TCH_MATRIX_LIBTORCHS (see scripts/setup.sh), in these ways:
 #
-#     rsmpi   all tests, with the feature rsmpi
+#     rsmpi   all tests but those that hardly depend on the MPI, with the feature rsmpi
 #     plain   those of `$plain` below, without it
-#     abi     all tests, compiled once for the standard's ABI, on each MPI that has it
+#     abi     all test files, compiled once for the standard's ABI, on each MPI that has it
 #
 # What was seen is noted in tests/matrix.tsv, a line for each run, from which the table
 # of README.md is written. Arguments select runs by words of their lines:
@@ -136,7 +136,7 @@ for entry in "${libtorchs[@]}"; do
     for mpi in "${mpis[@]}"; do
         name=$(name_of "$mpi")
         if is_selected "$name" "$libtorch" rsmpi; then
-            MPI4TCH_TEST_MPIS=$mpi scripts/test.sh 2>&1 | tee "$output" || true
+            MPI4TCH_TEST_MPIS=$mpi scripts/test.sh --of-mpi 2>&1 | tee "$output" || true
             note "$name" "$libtorch" rsmpi
         fi
         if is_selected "$name" "$libtorch" plain; then

@@ -122,6 +122,11 @@ fn prefix() -> Option<PathBuf> {
     // By its name for the linker, and by those that the loader asks for.
     let linked = format!("lib{name}.so");
     let library = lib.join(&linked).canonicalize().unwrap();
+    // Where it is a script for the linker, as in Python's packages, it names the library itself, and
+    // the copy would include itself without end. Such an MPI is in a prefix already.
+    if !fs::read(&library).unwrap().starts_with(b"\x7fELF") {
+        return None;
+    }
     fs::copy(&library, prefix.join("lib").join(&linked)).unwrap();
     for file in fs::read_dir(library.parent().unwrap()).unwrap() {
         let name = file.unwrap().file_name();
