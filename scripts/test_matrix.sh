@@ -4,7 +4,7 @@
 #
 #     rsmpi   all tests but those that hardly depend on the MPI, with the feature rsmpi
 #     plain   those of `$plain` below, without it
-#     abi     all test files, compiled once for the standard's ABI, on each MPI that has it
+#     abi     the same, without it, compiled once for the standard's ABI, on each MPI that has it
 #
 # What was seen is noted in tests/matrix.tsv, a line for each run, from which the table
 # of README.md is written. Arguments select runs by words of their lines:
@@ -80,14 +80,16 @@ enter_tree() { # LIBTORCH
 # Compiles the tests for the standard's ABI with the first MPI that has it, and runs the same
 # programs on each.
 test_abi() { # LIBTORCH
-    local mpi name programs=
+    local mpi name programs= of_no_mpi
+    of_no_mpi=$(sed -n 's/^of_no_mpi=(\(.*\))$/\1/p' scripts/test.sh)
     for mpi in "${mpis[@]}"; do
         [[ -f $mpi/include/mpi_abi.h ]] || continue
         name=$(name_of "$mpi")
         is_selected "$name" "$1" abi || continue
         [[ -n $programs ]] || programs=$(
             MPI4TCH_MPI=$mpi cargo test --workspace --features mpi4tch/abi --no-run --message-format json |
-                sed -n 's/.*"profile":{[^}]*"test":true[^}]*}.*"executable":"\([^"]*\)".*/\1/p'
+                sed -n 's/.*"profile":{[^}]*"test":true[^}]*}.*"executable":"\([^"]*\)".*/\1/p' |
+                grep -Ev "/(${of_no_mpi// /|})-[0-9a-f]+$"
         )
         printf '\n==== The standard ABI, on %s ====\n\n' "$name"
         while IFS= read -r program; do
