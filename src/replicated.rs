@@ -258,8 +258,8 @@ impl Replicated {
     /// let w = Tensor::from_slice(&[3.0]).set_requires_grad(true);
     /// let w = Replicated::assume(&world, &w)?;
     /// assert!(!w.grad().defined());
-    /// Replicated::mean(&world, &w.vary()?.square().sum(Kind::Double))?.backward()?;
-    /// assert_eq!(w.grad(), Tensor::from_slice(&[6.0]));
+    /// Replicated::sum(&world, &w.vary()?.square().sum(Kind::Double))?.backward()?;
+    /// assert_eq!(w.grad(), Tensor::from_slice(&[6.0 * f64::from(world.size())]));
     /// # Ok::<(), mpi4tch::Error>(())
     /// ```
     pub fn grad(&self) -> Tensor {

@@ -16,12 +16,12 @@
 //!
 //! fn handle_errors_of(comm: MPI_Comm) {
 //!     let mut handler = MPI_ERRHANDLER_NULL;
-//!     // SAFETY: MPI is initialized; `report` lives as long as the program.
-//!     unsafe {
-//!         MPI_Comm_create_errhandler(errhandler::comm(report), &mut handler);
-//!         MPI_Comm_set_errhandler(comm, handler);
-//!         MPI_Errhandler_free(&mut handler);
-//!     }
+//!     // SAFETY: MPI is initialized, and `report` is a function of the program.
+//!     unsafe { MPI_Comm_create_errhandler(errhandler::comm(report), &mut handler) };
+//!     // SAFETY: both handles are valid.
+//!     unsafe { MPI_Comm_set_errhandler(comm, handler) };
+//!     // SAFETY: the handler is kept as long as the communicator has it.
+//!     unsafe { MPI_Errhandler_free(&mut handler) };
 //! }
 //! ```
 //!

@@ -11,7 +11,10 @@ use mpi_sys::*;
 use world::World;
 
 fn main() -> ExitCode {
-    harness::run(world::start, harness::tests![of_a_communicator, of_a_file, of_a_window])
+    let tests = harness::tests![of_a_communicator, of_a_file, of_a_window];
+    #[cfg(mpi_sessions)]
+    let tests = tests.into_iter().chain(harness::tests![of_a_session]).collect();
+    harness::run(world::start, tests)
 }
 
 /// The objects and the classes of the errors that handlers have seen.
@@ -22,6 +25,8 @@ enum Object {
     Comm(MPI_Comm),
     File(MPI_File),
     Win(MPI_Win),
+    #[cfg(mpi_sessions)]
+    Session(MPI_Session),
 }
 
 unsafe extern "C" fn handle_comm(comm: *mut MPI_Comm, code: *mut c_int) {
@@ -40,6 +45,13 @@ unsafe extern "C" fn handle_win(win: *mut MPI_Win, code: *mut c_int) {
     // SAFETY: as above.
     let (win, code) = unsafe { (*win, *code) };
     note(Object::Win(win), code);
+}
+
+#[cfg(mpi_sessions)]
+unsafe extern "C" fn handle_session(session: *mut MPI_Session, code: *mut c_int) {
+    // SAFETY: as above.
+    let (session, code) = unsafe { (*session, *code) };
+    note(Object::Session(session), code);
 }
 
 fn note(object: Object, code: c_int) {
@@ -112,6 +124,24 @@ fn of_a_window(_: &World) {
     ok(unsafe { MPI_Errhandler_free(&mut handler) });
     // SAFETY: no access is under way.
     ok(unsafe { MPI_Win_free(&mut win) });
+}
+
+#[cfg(mpi_sessions)]
+fn of_a_session(_: &World) {
+    let (mut session, mut handler) = (MPI_SESSION_NULL, MPI_ERRHANDLER_NULL);
+    // SAFETY: `session` is a place for the result.
+    ok(unsafe { MPI_Session_init(MPI_INFO_NULL, MPI_ERRORS_RETURN, &mut session) });
+    // SAFETY: `handle_session` is a function of the program.
+    ok(unsafe { MPI_Session_create_errhandler(errhandler::session(handle_session), &mut handler) });
+    // SAFETY: both handles are valid.
+    ok(unsafe { MPI_Session_set_errhandler(session, handler) });
+    // SAFETY: the session is valid, and the code is one of MPI.
+    unsafe { MPI_Session_call_errhandler(session, MPI_ERR_OTHER) };
+    assert_eq!(seen(), [(Object::Session(session), MPI_ERR_OTHER)]);
+    // SAFETY: the handler is kept as long as the session has it.
+    ok(unsafe { MPI_Errhandler_free(&mut handler) });
+    // SAFETY: nothing of the session is in use.
+    ok(unsafe { MPI_Session_finalize(&mut session) });
 }
 
 #[track_caller]

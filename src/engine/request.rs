@@ -294,7 +294,7 @@ impl Request {
     /// ```
     /// # let universe = mpi4tch::initialize()?;
     /// # let x = tch::Tensor::from_slice(&[1.0]);
-    /// let request = universe.world().iall_reduce(&x, mpi4tch::Op::Sum)?;
+    /// let request = universe.world().iall_reduce(&x, mpi4tch::Op::Mean)?;
     /// let y = mpi4tch::join_dummies(&x, &[&request.dummy()])?;
     /// assert_eq!(y, request.wait()?);
     /// # Ok::<(), mpi4tch::Error>(())
