@@ -12,7 +12,7 @@ fn main() {
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
         return;
     }
-    for file in ["shim.cpp", "memory.cpp", "memory.h"] {
+    for file in ["shim.cpp", "memory.cpp", "memory.h", "border.h"] {
         println!("cargo::rerun-if-changed=src/autograd/{file}");
     }
     let libtorch = Libtorch::find();

@@ -1,5 +1,5 @@
-// All C++ of the crate: an autograd node that owns a Rust pullback, and functions of libtorch that
-// tch does not offer. The Rust files in this folder call it through wrapper.h.
+// An autograd node that owns a Rust pullback, and functions of libtorch that tch does not offer.
+// The Rust files in this folder call all C++ through wrapper.h.
 
 #include "../../wrapper.h"
 
@@ -30,10 +30,16 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/headeronly/version.h>
 
+#include "border.h"
 #include "memory.h"
 
 namespace {
 
+using mpi4tch::give;
+using mpi4tch::guarded;
+using mpi4tch::take;
+using mpi4tch::tensor;
+using mpi4tch::tensors;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
@@ -50,44 +56,6 @@ auto make_node(Args &&...args) {
   return std::shared_ptr<Node>(new Node(std::forward<Args>(args)...), torch::autograd::deleteNode);
 }
 #endif
-
-const at::Tensor &tensor(const void *pointer) { return *static_cast<const at::Tensor *>(pointer); }
-
-variable_list tensors(const mpi4tch_tensor *pointers, size_t count) {
-  variable_list list;
-  list.reserve(count);
-  for (size_t i = 0; i < count; ++i) {
-    list.push_back(pointers[i] == nullptr ? at::Tensor() : tensor(pointers[i]));
-  }
-  return list;
-}
-
-// Passes a tensor to Rust, which owns it from then on; NULL for an undefined one.
-mpi4tch_tensor give(at::Tensor t) { return t.defined() ? new at::Tensor(std::move(t)) : nullptr; }
-
-// Takes ownership of a tensor that Rust passed; NULL is an undefined one.
-at::Tensor take(mpi4tch_tensor pointer) {
-  if (pointer == nullptr) return {};
-  std::unique_ptr<at::Tensor> owned(static_cast<at::Tensor *>(pointer));
-  return std::move(*owned);
-}
-
-// Runs `body` and turns what it throws into the error text that the C functions return.
-template <typename Body>
-char *guarded(Body &&body) noexcept {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error &error) {
-    const char *text = error.what_without_backtrace();
-    return mpi4tch_text(text, std::strlen(text));
-  } catch (const std::exception &error) {
-    return mpi4tch_text(error.what(), std::strlen(error.what()));
-  } catch (...) {
-    static constexpr char text[] = "unknown C++ exception";
-    return mpi4tch_text(text, sizeof text - 1);
-  }
-}
 
 // Calls the Rust closure, and drops it with the last reference to the node.
 class Pullback {
