@@ -1,4 +1,4 @@
-//! Compiles `src/autograd/shim.cpp` against the libtorch that torch-sys found, and binds
+//! Compiles the C++ of `src/autograd` against the libtorch that torch-sys found, and binds
 //! `wrapper.h`.
 
 use std::env;
@@ -12,7 +12,7 @@ fn main() {
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
         return;
     }
-    for file in ["shim.cpp", "memory.cpp", "memory.h", "border.h"] {
+    for file in ["shim.cpp", "memory.cpp", "dispatcher.cpp", "memory.h", "border.h"] {
         println!("cargo::rerun-if-changed=src/autograd/{file}");
     }
     let libtorch = Libtorch::find();
@@ -61,7 +61,10 @@ impl Libtorch {
         cc::Build::new()
             .cpp(true)
             .std("c++17")
-            .files(["src/autograd/shim.cpp", "src/autograd/memory.cpp"])
+            .files(
+                ["shim.cpp", "memory.cpp", "dispatcher.cpp"]
+                    .map(|file| format!("src/autograd/{file}")),
+            )
             // As system headers, whose warnings the compiler does not report.
             .flag("-isystem")
             .flag(&self.include)
@@ -117,6 +120,7 @@ fn bind_wrapper() {
         .allowlist_item("mpi4tch_.*")
         .rust_edition(bindgen::RustEdition::Edition2024)
         .layout_tests(false)
+        .prepend_enum_name(false)
         .generate_comments(false)
         .generate()
         .expect("bindgen cannot read wrapper.h")

@@ -1,4 +1,4 @@
-/* The C interface of src/autograd/shim.cpp. It is included there and read by bindgen in
+/* The C interface of the C++ files in src/autograd/. It is included there and read by bindgen in
  * build.rs, so the two sides cannot disagree.
  *
  * A function that can fail returns an error text, which the caller frees with
@@ -165,6 +165,39 @@ bool mpi4tch_shares_memory(const void *a, const void *b);
 
 /* Whether operations are being recorded; in a pullback: whether the pass has create_graph. */
 bool mpi4tch_grad_enabled(void);
+
+/* What a value is that an operation of libtorch's dispatcher takes or returns. */
+typedef enum {
+  MPI4TCH_NONE,
+  MPI4TCH_TENSOR,
+  MPI4TCH_TENSORS,
+  MPI4TCH_INTEGER,
+  MPI4TCH_INTEGERS,
+  MPI4TCH_TEXT,
+} mpi4tch_type;
+
+/* Such a value. Whoever gets it owns its tensors, but neither a list nor a text, which are valid
+ * for the call. */
+typedef struct {
+  mpi4tch_type type;
+  int64_t integer;
+  mpi4tch_tensor tensor;
+  const void *items; /* mpi4tch_tensor, int64_t, or char in UTF-8 */
+  size_t length;
+} mpi4tch_value;
+
+/* An operation in Rust. `call` returns an error text made by mpi4tch_text, or sets the results,
+ * each of which is a tensor or an integer, and returns NULL. */
+typedef struct {
+  const void *state;
+  char *(*call)(const void *state, const mpi4tch_value *arguments, size_t argument_count,
+                mpi4tch_value *results, size_t result_count);
+} mpi4tch_operation;
+
+/* Registers an operation with libtorch's dispatcher, by a schema as
+ * "mpi4tch::rank(int? communicator) -> int". It is called as long as the program runs. `registered`
+ * is set to false, and nothing is done, if other code has registered one of this name. */
+char *mpi4tch_register(const char *schema, mpi4tch_operation operation, bool *registered);
 
 /* A copy of a text, to be freed with mpi4tch_free. */
 char *mpi4tch_text(const char *text, size_t length);

@@ -21,7 +21,8 @@
 //! If derivatives across ranks are new to you, start with the [guide]. It has pages on
 //! [clusters](guide::cluster), and for users of [mpi4torch](guide::from_mpi4torch) and of
 //! [PyTorch's distributed](guide::from_torch_distributed). A [`Tape`] ensures that all
-//! ranks go back through the same communication, on one communicator or on several.
+//! ranks go back through the same communication, on one communicator or on several. Modules that
+//! Python has scripted can communicate too, see [`torchscript`].
 //!
 //! # One model on all ranks
 //!
@@ -309,6 +310,7 @@
 //!
 //! | feature | |
 //! | --- | --- |
+//! | `abi` | programs are compiled for the ABI of the MPI standard, and run with every MPI that has it; not with `rsmpi`. See [`mpi_sys`] |
 //! | `rsmpi` | the module `rsmpi`: conversions from and to the communicators of rsmpi, the [crate `mpi`](https://docs.rs/mpi) |
 
 // docs.rs, which builds with a nightly compiler, says which items need a feature.
@@ -321,8 +323,8 @@ compile_error!(
 );
 
 // The folders are layers, from the lowest: base, autograd, environment, communicator, call, engine,
-// operations, replicated, data_parallel. A file uses its own folder and those below it. The files
-// next to this one are above all.
+// operations, replicated, data_parallel, torchscript. A file uses its own folder and those below it.
+// The files next to this one are above all.
 mod autograd;
 mod base;
 mod call;
@@ -334,6 +336,7 @@ pub mod guide;
 mod operations;
 mod replicated;
 pub mod testing;
+pub mod torchscript;
 mod universe;
 
 pub use mpi_sys;

@@ -17,6 +17,7 @@ use crate::engine::communicator::Communicator;
 use crate::engine::runtime::Runtime;
 use crate::environment::library::{self, Library};
 use crate::environment::{is_finalized, watch};
+use crate::torchscript;
 
 /// Starts MPI with [`ThreadLevel::Serialized`], which the autograd engine needs: it may run the
 /// backward pass on a thread of its own.
@@ -79,6 +80,7 @@ pub fn initialize_with(level: ThreadLevel) -> Result<Universe> {
         return Ok(Universe { shared, not_send: PhantomData });
     }
     let shared = Arc::new(Shared::start(Site::new("initialize"), level)?);
+    torchscript::begin(&shared.world)?;
     current.shared = Arc::downgrade(&shared);
     current.owner = shared.runtime.environment.is_owner().then_some(thread);
     shared.runtime.make_current();
@@ -235,6 +237,7 @@ impl Shared {
     /// Finalizes MPI, if this crate initialized it. Returns a line for each message or call that
     /// was left over.
     fn end(&self, site: Site) -> Vec<String> {
+        torchscript::end();
         let environment = &self.runtime.environment;
         if environment.is_owner() && self.world.size() > 1 {
             if std::thread::panicking() {

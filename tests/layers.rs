@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom up. The files that stand in no folder are above all.
-const LAYERS: [&str; 9] = [
+const LAYERS: [&str; 10] = [
     "base",
     "autograd",
     "environment",
@@ -14,6 +14,7 @@ const LAYERS: [&str; 9] = [
     "operations",
     "replicated",
     "data_parallel",
+    "torchscript",
 ];
 
 /// The folder of the guide's pages, which are documentation only.

@@ -1,11 +1,14 @@
-//! Nodes of libtorch's autograd graph with pullbacks in Rust. Only this module uses the C++ shim
-//! (`wrapper.h`, `shim.cpp`).
+//! Nodes of libtorch's autograd graph with pullbacks in Rust. Only this module uses the C++ shim:
+//! `wrapper.h` and the C++ files in this folder.
 //!
 //! [`add_node`] makes given tensors the outputs of a new node. When libtorch's engine reaches the
 //! node in a backward pass, the pullback gets the outputs' cotangents and returns the inputs'.
 //! It is an ordinary closure on tensors: what it does is itself recorded when the user asked for
 //! a graph of the derivative (`create_graph`), so every order of derivative follows.
+//!
+//! [`register`] makes a Rust function an operation of libtorch's dispatcher.
 
+mod dispatcher;
 mod generator;
 mod hook;
 mod node;
@@ -19,6 +22,7 @@ use std::ptr;
 use tch::Tensor;
 
 use crate::base::error::{Error, Result};
+pub(crate) use dispatcher::{Operation, Value, register};
 pub(crate) use generator::{Generator, generator};
 pub(crate) use hook::{LeafHook, has_hook, set_grad};
 pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks, panic_text};

@@ -239,6 +239,6 @@ unsafe fn own_all(list: *const shim::mpi4tch_tensor, count: usize) -> Vec<Tensor
     (0..count).filter_map(|i| own(unsafe { *list.add(i) })).collect()
 }
 
-fn give(tensor: Tensor) -> shim::mpi4tch_tensor {
+pub(super) fn give(tensor: Tensor) -> shim::mpi4tch_tensor {
     std::mem::ManuallyDrop::new(tensor).as_ptr().cast_mut().cast()
 }
