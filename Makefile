@@ -96,6 +96,8 @@ doc: ## build the documentation, and check its links
 
 package: ## try to publish the crates, and to build their documentation as docs.rs does, without MPI and libtorch
 	@$(call setup)
-	cargo publish --workspace --exclude mpi4tch-harness --dry-run $(ARGS)
+	# Elsewhere, as cargo would take what it compiles here for the workspace's own later.
+	folder=$$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
+	cargo publish --workspace --exclude mpi4tch-harness --dry-run --target-dir "$$folder/package" $(ARGS)
 	env -u LIBTORCH -u MPI4TCH_MPI RUSTDOCFLAGS='-D warnings' \
 	    cargo doc --no-deps -p mpi4tch -p mpi4tch-sys --features mpi4tch/doc-only

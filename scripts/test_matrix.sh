@@ -137,6 +137,9 @@ for entry in "${libtorchs[@]}"; do
     enter_tree "$libtorch"
     for mpi in "${mpis[@]}"; do
         name=$(name_of "$mpi")
+        # By this Intel's compiler wrapper finds mpi.h.
+        unset I_MPI_ROOT
+        [[ $name != Intel* ]] || export I_MPI_ROOT=$mpi
         if is_selected "$name" "$libtorch" rsmpi; then
             MPI4TCH_TEST_MPIS=$mpi scripts/test.sh --of-mpi 2>&1 | tee "$output" || true
             note "$name" "$libtorch" rsmpi
