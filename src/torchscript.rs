@@ -231,6 +231,17 @@ pub fn schemas() -> Vec<&'static str> {
 /// Made by [`Communicator::script_handle`]. The number is this rank's own: other ranks may have
 /// another for the same communicator. No number is given twice. A handle keeps its communicator, but
 /// not the tape that the communicator is on.
+///
+/// # Examples
+/// ```
+/// use tch::IValue;
+///
+/// let universe = mpi4tch::initialize()?;
+/// let handle = universe.world().duplicate()?.script_handle()?;
+/// // An argument for a module's `communicator: Optional[int]`.
+/// assert_eq!(IValue::from(&handle), IValue::Int(handle.number()));
+/// # Ok::<(), mpi4tch::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "the number is valid until the handle is dropped"]
 pub struct Handle {
@@ -239,6 +250,14 @@ pub struct Handle {
 
 impl Handle {
     /// The number, for the argument `communicator` of an operation.
+    ///
+    /// # Examples
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let handle = universe.world().script_handle()?;
+    /// println!("torch.ops.mpi4tch.size({})", handle.number());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
     #[must_use]
     pub fn number(&self) -> i64 {
         self.number
@@ -267,7 +286,15 @@ impl Communicator {
     /// carries out the operations, as it does not know this copy's communicators.
     ///
     /// # Examples
-    /// See [`torchscript`](crate::torchscript#communicators).
+    /// ```
+    /// let universe = mpi4tch::initialize()?;
+    /// let world = universe.world();
+    /// let (first, second) = (world.script_handle()?, world.script_handle()?);
+    /// assert_ne!(first.number(), second.number());
+    /// # Ok::<(), mpi4tch::Error>(())
+    /// ```
+    ///
+    /// A module that takes one is in [`torchscript`](crate::torchscript#communicators).
     pub fn script_handle(&self) -> Result<Handle> {
         if !ARE_OURS.load(Ordering::Relaxed) {
             let message = "another copy of mpi4tch in this program carries out the operations of \
