@@ -20,8 +20,13 @@ pub struct Context {
     _universe: Universe,
 }
 
-/// Starts MPI; the harness wants to know the rank and the number of ranks.
+/// Starts MPI, in a release build with the checks of a debug build too; the harness wants to know the
+/// rank and the number of ranks.
 pub fn start() -> (Context, i32, i32) {
+    if std::env::var_os("MPI4TCH_CHECK").is_none() {
+        // SAFETY: the harness calls this before it makes any thread.
+        unsafe { std::env::set_var("MPI4TCH_CHECK", "collective") };
+    }
     let universe = mpi4tch::initialize().expect("MPI starts");
     testing::assume_no_foreign_calls().expect("MPI has started");
     let world = universe.world();
