@@ -43,7 +43,7 @@ of_no_mpi=(documentation harness layers linear_regression operations pictures re
 select_tests_of_mpi() {
     local file name
     selected=(--lib)
-    for file in tests/*.rs tests/*/main.rs mpi-sys/tests/*.rs; do
+    for file in tests/*.rs tests/*/main.rs mpi-sys/tests/*.rs mpi-sys/tests/*/main.rs; do
         name=${file%/main.rs} name=${name##*/} name=${name%.rs}
         [[ " ${of_no_mpi[*]} " == *" $name "* ]] || selected+=(--test "$name")
     done

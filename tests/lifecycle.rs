@@ -80,8 +80,8 @@ fn alone() -> String {
          launcher is not one of {}, which the program is compiled for; start it with {}, or set \
          MPI4TCH_ALLOW_SINGLETONS=1 if that is meant",
         foreign(),
-        mpi_sys::VENDOR,
-        mpi_sys::MPIEXEC
+        mpi_sys::loaded_vendor(),
+        if mpi_sys::VENDOR == Vendor::StandardAbi { "its mpiexec" } else { mpi_sys::MPIEXEC }
     )
 }
 

@@ -69,6 +69,8 @@ const ABI_PROGRAM: &str = "\
 mpi4tch_standard MPI_VERSION . MPI_SUBVERSION
 mpi4tch_abi MPI_ABI_VERSION . MPI_ABI_SUBVERSION
 #endif
+/* Drafts, as that of Intel MPI 2021.19, state the same version. */
+_Static_assert(MPI_SEEK_SET == 403, \"mpi_abi.h is of a draft, not of MPI 5.0\");
 int main(void) { return MPI_Init(0, 0); }
 ";
 
@@ -205,10 +207,14 @@ fn joined(option: &str, folder: &Path) -> OsString {
 
 /// What the compiler prints, or its error text if it fails.
 fn run(compiler: &mut Command) -> Result<String, String> {
-    let output = compiler.output().map_err(|error| format!("cannot run {compiler:?}: {error}"))?;
+    // Without the environment, which the compiler's own `Debug` shows too.
+    let program = compiler.get_program();
+    let call = std::iter::once(program).chain(compiler.get_args()).map(|word| format!("{word:?}"));
+    let call = call.collect::<Vec<_>>().join(" ");
+    let output = compiler.output().map_err(|error| format!("cannot run {call}: {error}"))?;
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{compiler:?} failed:\n{}", errors.trim_end()));
+        return Err(format!("{call} failed:\n{}", errors.trim_end()));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

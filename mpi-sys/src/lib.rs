@@ -133,7 +133,7 @@ pub fn loaded_vendor() -> Vendor {
 
 /// The text that `MPI_Get_library_version` returns, which may be called at any
 /// time; empty if the function fails.
-fn library_version() -> String {
+pub fn library_version() -> String {
     let mut text = vec![0_u8; MPI_MAX_LIBRARY_VERSION_STRING as usize];
     let mut length = 0;
     // SAFETY: `text` has the bytes that MPI may write.
@@ -157,6 +157,26 @@ pub fn is_compiled_for(version: &str) -> bool {
     let loaded = Vendor::of_library(version);
     let any = matches!(VENDOR, Vendor::Other | Vendor::StandardAbi);
     any || loaded == VENDOR || loaded == Vendor::Other
+}
+
+/// With the feature `abi`: whether the loaded library has the constants of MPI 5.0; else
+/// true. To be called once MPI is initialized.
+///
+/// Intel MPI 2021.19 states version 1.0 of the ABI, but has the constants of a draft:
+/// `MPI_ERRORS_RETURN` and `MPI_ERRORS_ABORT` are exchanged there, and `MPI_SEEK_SET` is
+/// another number (<https://github.com/pmodels/mpich/pull/7633>).
+pub fn has_standard_constants() -> bool {
+    #[cfg(mpi_abi)]
+    {
+        // The standard has errors of files return, unless told otherwise.
+        let mut handler = MPI_ERRHANDLER_NULL;
+        // SAFETY: `MPI_FILE_NULL` stands for the handler of files that are opened later, and
+        // `handler` is a place for the result.
+        let code = unsafe { MPI_File_get_errhandler(MPI_FILE_NULL, &mut handler) };
+        code == MPI_SUCCESS && handler == MPI_ERRORS_RETURN
+    }
+    #[cfg(not(mpi_abi))]
+    true
 }
 
 /// With the feature `abi`: the versions of the standard's ABI that the program

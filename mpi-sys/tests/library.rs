@@ -37,6 +37,7 @@ fn loaded_library(_: &World) {
         None => assert!(version.contains(LIBRARY_VERSION), "{LIBRARY_VERSION} is not in {version}"),
     }
     assert_eq!(loaded_vendor(), Vendor::of_library(&version));
+    assert!(has_standard_constants());
 }
 
 const MAX_VERSION: usize = MPI_MAX_LIBRARY_VERSION_STRING as usize;

@@ -103,8 +103,22 @@ pub(super) fn version() -> Result<String> {
     if has_abi && mpi_sys::is_compiled_for(&version) {
         return Ok(version);
     }
-    let compiled = format!("{} ({})", mpi_sys::VENDOR, mpi_sys::LIBRARY_VERSION);
-    Err(Error::Library { compiled, loaded: version })
+    Err(Error::Library { compiled: compiled(), loaded: version })
+}
+
+/// An error if the library that is loaded has other constants than MPI 5.0, although it states the
+/// version of its ABI. To be called once MPI is initialized.
+pub(super) fn check_constants(version: &str) -> Result<()> {
+    if mpi_sys::has_standard_constants() {
+        return Ok(());
+    }
+    let loaded = format!("{version}, with the constants of a draft of that ABI,");
+    Err(Error::Library { compiled: compiled(), loaded })
+}
+
+/// What the program was compiled for.
+fn compiled() -> String {
+    format!("{} ({})", mpi_sys::VENDOR, mpi_sys::LIBRARY_VERSION)
 }
 
 fn library_version() -> Result<String> {
@@ -114,6 +128,15 @@ fn library_version() -> Result<String> {
     unsafe { checked!(MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length)) }?;
     text.truncate(usize::try_from(length).unwrap_or(0));
     Ok(String::from_utf8_lossy(&text).trim_end_matches(['\0', '\n']).to_owned())
+}
+
+/// The launcher of the library that is loaded: where that need not be the one that the program was
+/// compiled with, it is not known.
+fn launcher() -> &'static str {
+    match mpi_sys::VENDOR {
+        mpi_sys::Vendor::StandardAbi => "its mpiexec",
+        _ => mpi_sys::MPIEXEC,
+    }
 }
 
 /// The environment variable that allows each rank to be alone in its world.
@@ -147,8 +170,8 @@ pub(crate) fn check_launcher(size: i32) -> Result<()> {
         _ => Err(Error::Launcher {
             variable,
             launched,
-            vendor: mpi_sys::VENDOR,
-            launcher: mpi_sys::MPIEXEC,
+            vendor: mpi_sys::loaded_vendor(),
+            launcher: launcher(),
         }),
     }
 }

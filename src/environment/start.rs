@@ -39,12 +39,17 @@ impl Environment {
                     &mut provided,
                 ))
             }?;
-            // MPI raises some errors of requests on these, not on our communicators: MPICH those of
-            // receives, Open MPI those of nonblocking collectives.
-            return_errors(mpi_sys::MPI_COMM_WORLD)?;
-            return_errors(mpi_sys::MPI_COMM_SELF)?;
         }
-        let settings = match agreed_settings() {
+        let settings = library::check_constants(&version).and_then(|()| {
+            if owner {
+                // MPI raises some errors of requests on these, not on our communicators: MPICH those
+                // of receives, Open MPI those of nonblocking collectives.
+                return_errors(mpi_sys::MPI_COMM_WORLD)?;
+                return_errors(mpi_sys::MPI_COMM_SELF)?;
+            }
+            agreed_settings()
+        });
+        let settings = match settings {
             Ok(settings) => settings,
             Err(error) => {
                 if owner {
