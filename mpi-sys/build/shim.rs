@@ -11,6 +11,11 @@ pub fn compile(mpi: &Installation, includes: &[PathBuf], macros: &Macros, out: &
     for file in ["shim.h", "shim.c"] {
         println!("cargo::rerun-if-changed={file}");
     }
+    // An MPI may be replaced in place.
+    let headers = includes.iter().map(|folder| folder.join(mpi.header()));
+    for header in headers.filter(|header| header.is_file()) {
+        println!("cargo::rerun-if-changed={}", header.display());
+    }
     std::fs::write(out.join("macros.h"), &macros.lines).expect("OUT_DIR is writable");
     let mut build = cc::Build::new();
     if mpi.abi.is_some() {

@@ -21,7 +21,7 @@ mod bindings {
 
 pub use bindings::*;
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg(all(unix, any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub mod errhandler;
 
 #[cfg(doc)]

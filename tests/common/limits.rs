@@ -1,4 +1,4 @@
-//! What versions of MPI libraries cannot do. Tests leave it out there, by its name.
+//! The limits of MPI libraries, by version. A test that needs more is left out there, by name.
 
 use mpi4tch::mpi_sys::{self, Vendor};
 
@@ -25,7 +25,7 @@ const KNOWN: [Known; 2] = [
         limit: Limit::MessageToOneselfThatDoesNotFit,
         vendor: Vendor::Mpich,
         version: "",
-        reason: "MPICH 4.0.2 ends the job, in plain C too",
+        reason: "MPICH 4.0.2 ends the job, in plain C too; later ones were not asked",
     },
     // No report is known; https://github.com/pmodels/mpich/issues/7881 is about the same check.
     Known {

@@ -1,6 +1,6 @@
 //! Messages, and what is started and waited for: the calls of both passes, in order.
 
-use mpi4tch::mpi_sys::{self, Vendor};
+use mpi4tch::mpi_sys;
 use mpi4tch::{Communicator, Op, Request, Result, join_dummies, testing};
 use tch::{Kind, Tensor};
 
