@@ -9,7 +9,7 @@
 //!
 //! # The same program
 //!
-//! A call with a derivative, one without, training steps, and messages, in Python:
+//! Calls with a derivative, one without, training steps, and messages, in Python:
 //!
 //! ```python
 #![doc = include_str!("from_torch_distributed/program.py")]
@@ -26,12 +26,15 @@
 //!
 //! ```text
 //! rank 0: y 6.0, gradient 12.0
+//! rank 0: exchanged [0.0, 10.0, 20.0]
 //! rank 0: weight 1.295880
 //! rank 0: received 3.0
 //! rank 1: y 6.0, gradient 12.0
+//! rank 1: exchanged [1.0, 11.0, 21.0]
 //! rank 1: weight 1.295880
 //! rank 1: received 1.0
 //! rank 2: y 6.0, gradient 12.0
+//! rank 2: exchanged [2.0, 12.0, 22.0]
 //! rank 2: weight 1.295880
 //! rank 2: received 2.0
 //! ```
@@ -64,7 +67,7 @@
 //! | `dist.gather(x, list, dst)`, `fn.gather` | [`gather(&x, axis, root)`](crate::Communicator::gather) | |
 //! | `dist.scatter(x, list, src)`, `fn.scatter` | [`scatter(&x, axis, count, root)`](crate::Communicator::scatter) | |
 //! | `dist.reduce_scatter(y, list, op)`, `reduce_scatter_tensor`, `fn.reduce_scatter` | [`reduce_scatter(&x, axis, count, op)`](crate::Communicator::reduce_scatter) | |
-//! | `dist.all_to_all(out, in)`, `fn.all_to_all` | [`all_to_all(&x, axis, axis, count)`](crate::Communicator::all_to_all) | cuts along one axis and joins along another, or the same |
+//! | `dist.all_to_all(out, in)`, `fn.all_to_all` | [`all_to_all_v(&x, axis, &counts)`](crate::Communicator::all_to_all_v) | block i of x goes to rank i. A tensor that is cut along one axis, and is to be cut along another one, takes one call of [`all_to_all(&x, a, b, n)`](crate::Communicator::all_to_all), with a ≠ b |
 //! | `dist.all_to_all_single(y, x, out_splits, in_splits)`, `fn.all_to_all_single` | [`all_to_all_v(&x, 0, &in_splits)`](crate::Communicator::all_to_all_v) | the sizes to receive travel, or are given to [`all_to_all_v_with_counts`](crate::Communicator::all_to_all_v_with_counts) |
 //! | `dist.send(x, dst)`, `dist.recv(x, src)` | [`send(&x, dest, tag)`](crate::Communicator::send), [`recv(&like, source, tag)`](crate::Communicator::recv) | differentiable, see [messages](#messages); `src=None` is `Source::Any` |
 //! | `dist.isend`, `dist.irecv` | [`isend`](crate::Communicator::isend), [`irecv`](crate::Communicator::irecv) | `irecv` returns a request, whose wait returns the tensor |

@@ -13,6 +13,11 @@ loss = y.square().sum() / size
 loss.backward()
 print(f"rank {rank}: y {y.item():.1f}, gradient {x.grad.item():.1f}", flush=True)
 
+# Another one: each rank has one element for every rank.
+elements = list((10.0 * rank + torch.arange(size, dtype=torch.double)).chunk(size))
+exchanged = fn.all_to_all([torch.empty_like(element) for element in elements], elements)
+print(f"rank {rank}: exchanged {torch.cat(exchanged).tolist()}", flush=True)
+
 # One without a derivative, in place.
 z = x.detach().clone()
 dist.all_reduce(z, op=dist.ReduceOp.MAX)

@@ -21,6 +21,15 @@ pub fn program(universe: &Universe) -> mpi4tch::Result<()> {
     println!("rank {rank}: y {y:.1}, gradient {gradient:.1}");
     assert_eq!(gradient, 2.0 * y);
 
+    // Another one: each rank has one element for every rank.
+    let elements = Tensor::arange(i64::from(size), (Kind::Double, Device::Cpu));
+    let counts: Vec<i64> = (0..size).map(|_| 1).collect();
+    let exchanged = world.all_to_all_v(&(elements + 10.0 * f64::from(rank)), 0, &counts)?;
+    let exchanged = Vec::<f64>::try_from(&exchanged)?;
+    println!("rank {rank}: exchanged {exchanged:?}");
+    let ranks = (0..size).map(f64::from);
+    assert_eq!(exchanged, ranks.map(|i| 10.0 * i + f64::from(rank)).collect::<Vec<_>>());
+
     // One without a derivative, in place.
     let mut z = x.detach().copy();
     world.all_reduce_(&mut z, Op::Max)?;
