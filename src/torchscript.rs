@@ -179,7 +179,8 @@
 //! - Modes of torch hold as elsewhere: nothing is recorded under `no_grad` and in inference mode.
 //!   Autocast leaves these operations and their arguments as they are. A tensor without data, on the
 //!   device `meta` or a fake one, is an error, so `torch.compile` and `torch.export` cannot trace a
-//!   call; `torch.jit.trace` can.
+//!   call. `torch.jit.trace` can, where the operation returns tensors; calls of operations that return
+//!   numbers must be scripted.
 //! - `torch.jit.fork` may run a call on another thread: see [threads](crate#threads).
 //! - If several copies of this crate are in a program, in libraries that were loaded at run time, the
 //!   first to be initialized carries out the operations.
