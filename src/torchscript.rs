@@ -150,6 +150,7 @@
 //! isend(Tensor x, int dest, int tag, int? communicator=None) -> int
 //! irecv(Tensor like, int? source, int? tag, int? communicator=None) -> int
 //! wait(int request) -> Tensor
+//! drop_request(int request) -> ()
 //! rank(int? communicator=None) -> int
 //! size(int? communicator=None) -> int
 //! proc_null() -> int
@@ -162,7 +163,8 @@
 //! - A `source` or `tag` that is `None` is any. `proc_null` returns [`PROC_NULL`](crate::PROC_NULL).
 //! - An operation whose name begins with an `i` is started, and returns the number of its
 //!   [`Request`](crate::Request), for `wait` on the same rank. Both calls have their nodes in the
-//!   graph: the pullback of `wait` starts the adjoint.
+//!   graph: the pullback of `wait` starts the adjoint. `drop_request` gives up a request that is not to
+//!   be waited for, as a drop in Rust does.
 //!
 //! Operations in place, and those of a grid or graph of ranks, are not among them.
 //!

@@ -126,6 +126,10 @@ methods! {
 fn others() -> Vec<Operation> {
     vec![
         operation!(wait(request: Request) -> Tensor = request.wait()),
+        operation!(drop_request(request: Request) -> () = {
+            drop(request);
+            Ok(())
+        }),
         operation!(rank(communicator: Communicator) -> Rank = Ok(communicator.rank())),
         operation!(size(communicator: Communicator) -> Rank = Ok(communicator.size())),
         operation!(proc_null() -> Rank = Ok(PROC_NULL)),

@@ -81,7 +81,8 @@ pub(super) fn add_request(request: Request) -> i64 {
 pub(super) fn take_request(call: &'static str, number: i64) -> Result<Request> {
     let taken = REQUESTS.lock().objects.remove(&number);
     taken.ok_or_else(|| {
-        let message = format!("no request has the number {number}; a request is waited for once");
+        let message =
+            format!("no request has the number {number}; it is waited for, or dropped, once");
         Error::Argument { call, message }
     })
 }

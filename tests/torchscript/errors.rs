@@ -108,8 +108,12 @@ fn requests(context: &Context) -> Outcome<()> {
         return Err("no number".into());
     };
     script.call_with("wait", vec![int(number)])?;
-    let needed = format!("wait: no request has the number {number}; a request is waited for once");
-    assert_eq!(exception(script.call_with("wait", vec![int(number)])), needed);
+    for call in ["wait", "drop_request"] {
+        let needed = format!(
+            "{call}: no request has the number {number}; it is waited for, or dropped, once"
+        );
+        assert_eq!(exception(script.call_with(call, vec![int(number)])), needed);
+    }
     works(&context.world)?;
     Ok(())
 }

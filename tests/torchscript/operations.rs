@@ -221,6 +221,7 @@ fn others(comm: &Communicator, script: &Script) -> Outcome<()> {
     let ended = script.tensors(script.call("ibarrier", Vec::new())?)?;
     assert_eq!(ended[0].size(), [0]);
     let x = testing::random(comm, &[2], Kind::Double)?;
+    given_up(comm, script, &x)?;
     let joined = |x: &Tensor| {
         let dummies = IValue::TensorList(vec![x.square(), x.exp()]);
         script.tensors(script.call_with("join_dummies", vec![tensor(&x.sin()), dummies])?)
@@ -228,6 +229,21 @@ fn others(comm: &Communicator, script: &Script) -> Outcome<()> {
     let joined_in_rust =
         |x: &Tensor| Ok(vec![mpi4tch::join_dummies(&x.sin(), &[&x.square(), &x.exp()])?]);
     assert_same(comm, &x, "join_dummies", &joined, &joined_in_rust)
+}
+
+/// A request that is dropped is gone: nothing is left of its node, and it cannot be waited for.
+fn given_up(comm: &Communicator, script: &Script, x: &Tensor) -> Outcome<()> {
+    let before = testing::live_pullbacks();
+    let x = x.detach().set_requires_grad(true);
+    let request = script.call("iall_reduce", vec![tensor(&x), text("sum")])?;
+    assert!(testing::live_pullbacks() > before);
+    let IValue::Int(number) = request else { return Err("no number".into()) };
+    let dropped = script.call_with("drop_request", vec![int(number)])?;
+    assert_eq!(dropped, IValue::Tuple(Vec::new()));
+    assert!(script.call_with("wait", vec![int(number)]).is_err());
+    comm.barrier()?;
+    assert_eq!(testing::live_pullbacks(), before);
+    Ok(())
 }
 
 fn every_op(context: &Context) -> Outcome<()> {

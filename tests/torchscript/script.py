@@ -59,6 +59,7 @@ ibarrier(int? communicator=None) -> int
 isend(Tensor x, int dest, int tag, int? communicator=None) -> int
 irecv(Tensor like, int? source, int? tag, int? communicator=None) -> int
 wait(int request) -> Tensor
+drop_request(int request) -> ()
 rank(int? communicator=None) -> int
 size(int? communicator=None) -> int
 proc_null() -> int
