@@ -7,8 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/core/TensorBase.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
+#include <c10/core/GradMode.h>
 #include <torch/library.h>
 
 #include "border.h"
@@ -84,6 +86,9 @@ class Operation final : public c10::OperatorKernel {
   void operator()(const c10::OperatorHandle &op, c10::DispatchKeySet /*keys*/,
                   torch::jit::Stack *stack) {
     TORCH_CHECK(why_not_.empty(), why_not_);
+    // Below libtorch's autograd nothing is recorded, whatever the mode is.
+    const c10::AutoGradMode mode(c10::GradMode::is_enabled() &&
+                                 !at::impl::variable_excluded_from_dispatch());
     const size_t count = op.schema().arguments().size();
     for (const c10::IValue &value : torch::jit::last(*stack, count)) {
       TORCH_CHECK(!value.isTensor() || !is_wrapper(value.toTensor()), op.schema().name(),
