@@ -166,7 +166,7 @@ bool mpi4tch_shares_memory(const void *a, const void *b);
 /* Whether operations are being recorded; in a pullback: whether the pass has create_graph. */
 bool mpi4tch_grad_enabled(void);
 
-/* What a value is that an operation of libtorch's dispatcher takes or returns. */
+/* The type of a value that an operation of libtorch's dispatcher takes or returns. */
 typedef enum {
   MPI4TCH_NONE,
   MPI4TCH_TENSOR,
@@ -176,8 +176,7 @@ typedef enum {
   MPI4TCH_TEXT,
 } mpi4tch_type;
 
-/* Such a value. Whoever gets it owns its tensors, but neither a list nor a text, which are valid
- * for the call. */
+/* Such a value. The receiver owns the tensors; lists and texts are valid during the call. */
 typedef struct {
   mpi4tch_type type;
   int64_t integer;
@@ -194,10 +193,12 @@ typedef struct {
                 mpi4tch_value *results, size_t result_count);
 } mpi4tch_operation;
 
-/* Registers an operation with libtorch's dispatcher, by a schema as
- * "mpi4tch::rank(int? communicator) -> int". It is called as long as the program runs. `registered`
- * is set to false, and nothing is done, if other code has registered one of this name. */
-char *mpi4tch_register(const char *schema, mpi4tch_operation operation, bool *registered);
+/* Whether libtorch's dispatcher has a function for the operation of a schema as
+ * "mpi4tch::rank(int? communicator) -> int". */
+char *mpi4tch_is_registered(const char *schema, bool *found);
+
+/* Registers an operation, which has no function yet. It is called as long as the program runs. */
+char *mpi4tch_register(const char *schema, mpi4tch_operation operation);
 
 /* A copy of a text, to be freed with mpi4tch_free. */
 char *mpi4tch_text(const char *text, size_t length);

@@ -185,7 +185,8 @@
 //!   numbers must be scripted.
 //! - `torch.jit.fork` may run a call on another thread: see [threads](crate#threads).
 //! - If several copies of this crate are in a program, in libraries that were loaded at run time, the
-//!   first to be initialized carries out the operations.
+//!   first to be initialized carries out all operations. If other code has implemented one of them
+//!   before, as Python's `torch.library` can, this crate carries out none.
 //!
 //! # From C++
 //!
@@ -285,8 +286,9 @@ impl Communicator {
     /// Local.
     ///
     /// # Errors
-    /// [`Error::Argument`] if another copy of this crate, in a library that was loaded at run time,
-    /// carries out the operations, as it does not know this copy's communicators.
+    /// [`Error::Argument`] if other code carries out operations of these names, such as another copy
+    /// of this crate in a library that was loaded at run time: it does not know this copy's
+    /// communicators.
     ///
     /// # Examples
     /// ```
@@ -300,8 +302,8 @@ impl Communicator {
     /// A module that takes one is in [`torchscript`](crate::torchscript#communicators).
     pub fn script_handle(&self) -> Result<Handle> {
         if !ARE_OURS.load(Ordering::Relaxed) {
-            let message = "another copy of mpi4tch in this program carries out the operations of \
-                           TorchScript, and has handles of its own";
+            let message = "other code in this program carries out the operations of TorchScript, \
+                           and does not know this communicator";
             return Err(Error::Argument { call: "script_handle", message: message.to_owned() });
         }
         Ok(Handle { number: registry::add_communicator(self.clone()) })
@@ -314,11 +316,7 @@ static ARE_OURS: AtomicBool = AtomicBool::new(false);
 /// Registers the operations, and makes this their world.
 pub(crate) fn begin(world: &Communicator) -> Result<()> {
     if !ARE_OURS.load(Ordering::Relaxed) {
-        let mut are_ours = true;
-        for operation in &*operations::ALL {
-            are_ours &= autograd::register(operation)?;
-        }
-        ARE_OURS.store(are_ours, Ordering::Relaxed);
+        ARE_OURS.store(autograd::register(&operations::ALL)?, Ordering::Relaxed);
     }
     registry::set_world(world);
     Ok(())

@@ -120,7 +120,10 @@ class Operation final : public c10::OperatorKernel {
   std::string why_not_;
 };
 
-// What this copy of the crate has registered. libtorch forgets it if the copy is unloaded.
+// libtorch calls the kernels of this key before its autograd: the graph node is Rust's.
+constexpr auto kKey = c10::DispatchKey::CompositeImplicitAutograd;
+
+// The operations of this copy of the crate. libtorch forgets them if the copy is unloaded.
 torch::Library &library() {
   static torch::Library library(torch::Library::FRAGMENT, "mpi4tch", std::nullopt, __FILE__,
                                 __LINE__);
@@ -140,16 +143,19 @@ std::string difference(const c10::FunctionSchema &found, const c10::FunctionSche
 
 }  // namespace
 
-// The kernel is CompositeImplicitAutograd's, which libtorch calls before its autograd: the graph
-// node is Rust's.
-char *mpi4tch_register(const char *text, mpi4tch_operation operation, bool *registered) {
+char *mpi4tch_is_registered(const char *text, bool *found) {
   return guarded([&] {
-    *registered = false;
+    const c10::OperatorName name = torch::schema(text).operator_name();
+    const auto other = c10::Dispatcher::singleton().findSchema(name);
+    *found = other && other->hasKernelForDispatchKey(kKey);
+  });
+}
+
+char *mpi4tch_register(const char *text, mpi4tch_operation operation) {
+  return guarded([&] {
     c10::FunctionSchema schema = torch::schema(text, c10::AliasAnalysisKind::CONSERVATIVE);
     const c10::OperatorName name = schema.operator_name();
     const auto found = c10::Dispatcher::singleton().findSchema(name);
-    constexpr auto key = c10::DispatchKey::CompositeImplicitAutograd;
-    if (found && found->hasKernelForDispatchKey(key)) return;
     std::string why_not;
     if (found) {
       why_not = difference(found->schema(), schema);
@@ -158,7 +164,6 @@ char *mpi4tch_register(const char *text, mpi4tch_operation operation, bool *regi
     }
     auto kernel = torch::CppFunction::makeFromBoxedFunctor(
         std::make_unique<Operation>(operation, std::move(why_not)));
-    library().impl(c10::toString(name).c_str(), torch::dispatch(key, std::move(kernel)));
-    *registered = true;
+    library().impl(c10::toString(name).c_str(), torch::dispatch(kKey, std::move(kernel)));
   });
 }

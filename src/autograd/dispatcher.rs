@@ -32,20 +32,42 @@ pub(crate) struct Operation {
     pub(crate) function: fn(&'static str, Vec<Value>) -> Result<Vec<Value>>,
 }
 
-/// Registers an operation for the rest of the program. TorchScript takes it to have effects of its
-/// own, so that no call is dropped, or merged with one that has equal arguments. Returns false, and
-/// does nothing, if other code has registered one of this name.
-pub(crate) fn register(operation: &'static Operation) -> Result<bool> {
-    let call = "initialize";
-    let schema = CString::new(format!("mpi4tch::{}", operation.schema)).unwrap_or_default();
-    let rust =
-        shim::mpi4tch_operation { state: (&raw const *operation).cast(), call: Some(carry_out) };
-    let mut registered = false;
-    // SAFETY: the schema is a C string that outlives the call, and the operation lives as long as
-    // the program.
-    let error = unsafe { shim::mpi4tch_register(schema.as_ptr(), rust, &mut registered) };
-    check(call, error)?;
-    Ok(registered)
+/// Registers operations for the rest of the program. TorchScript takes them to have effects of
+/// their own, so that no call is dropped, or merged with one that has equal arguments. Returns
+/// false, and registers none, if other code has registered one of any of these names.
+pub(crate) fn register(operations: &'static [Operation]) -> Result<bool> {
+    for operation in operations {
+        if is_registered(operation)? {
+            return Ok(false);
+        }
+    }
+    for operation in operations {
+        let schema = qualified(operation);
+        let rust = shim::mpi4tch_operation {
+            state: (&raw const *operation).cast(),
+            call: Some(carry_out),
+        };
+        // SAFETY: the schema is a C string that outlives the call, and the operation lives as long
+        // as the program.
+        let error = unsafe { shim::mpi4tch_register(schema.as_ptr(), rust) };
+        check("initialize", error)?;
+    }
+    Ok(true)
+}
+
+/// Whether there is a function for an operation of this name already.
+fn is_registered(operation: &Operation) -> Result<bool> {
+    let schema = qualified(operation);
+    let mut found = false;
+    // SAFETY: the schema is a C string that outlives the call, and so does `found`.
+    let error = unsafe { shim::mpi4tch_is_registered(schema.as_ptr(), &raw mut found) };
+    check("initialize", error)?;
+    Ok(found)
+}
+
+/// The schema with the namespace.
+fn qualified(operation: &Operation) -> CString {
+    CString::new(format!("mpi4tch::{}", operation.schema)).unwrap_or_default()
 }
 
 /// Carries out the operation behind `state`; returns an error text if it fails or panics.
@@ -149,37 +171,43 @@ mod tests {
 
     use super::*;
 
-    static TEST: LazyLock<Operation> = LazyLock::new(|| Operation {
-        call: "test",
-        schema: "test(Tensor[] tensors, int? number, str text) -> int".to_owned(),
-        function: |call, arguments| {
-            let [Value::Tensors(tensors), number, Value::Text(text)] = &arguments[..] else {
-                panic!("{arguments:?}")
-            };
-            match number {
-                Value::None => Err(Error::Undefined { call }),
-                Value::Integer(0) => panic!("of {text}"),
-                Value::Integer(number) => {
-                    let defined = tensors.iter().filter(|tensor| tensor.defined()).count();
-                    Ok(vec![Value::Integer(number + i64::try_from(defined).unwrap_or(0))])
-                }
-                other => panic!("{other:?}"),
-            }
-        },
+    static TEST: LazyLock<[Operation; 1]> = LazyLock::new(|| [test()]);
+
+    /// As another copy of the crate would, with one operation more.
+    static AGAIN: LazyLock<[Operation; 2]> = LazyLock::new(|| {
+        let nothing = |_, _| Ok(Vec::new());
+        let further =
+            Operation { call: "further", schema: "further() -> ()".to_owned(), function: nothing };
+        [further, Operation { function: nothing, ..test() }]
     });
 
-    /// As another copy of the crate would.
-    static AGAIN: LazyLock<Operation> =
-        LazyLock::new(|| Operation { function: |_, _| Ok(Vec::new()), ..clone(&TEST) });
-
-    fn clone(operation: &Operation) -> Operation {
-        Operation { call: operation.call, schema: operation.schema.clone(), ..*operation }
+    fn test() -> Operation {
+        Operation {
+            call: "test",
+            schema: "test(Tensor[] tensors, int? number, str text) -> int".to_owned(),
+            function: |call, arguments| {
+                let [Value::Tensors(tensors), number, Value::Text(text)] = &arguments[..] else {
+                    panic!("{arguments:?}")
+                };
+                match number {
+                    Value::None => Err(Error::Undefined { call }),
+                    Value::Integer(0) => panic!("of {text}"),
+                    Value::Integer(number) => {
+                        let defined = tensors.iter().filter(|tensor| tensor.defined()).count();
+                        Ok(vec![Value::Integer(number + i64::try_from(defined).unwrap_or(0))])
+                    }
+                    other => panic!("{other:?}"),
+                }
+            },
+        }
     }
 
     #[test]
     fn errors_and_panics_are_exceptions_and_the_first_registration_counts() {
-        assert!(register(&TEST).unwrap());
-        assert!(!register(&AGAIN).unwrap());
+        assert!(register(&*TEST).unwrap());
+        // All or none of them.
+        assert!(!register(&*AGAIN).unwrap());
+        assert!(is_registered(&AGAIN[1]).unwrap() && !is_registered(&AGAIN[0]).unwrap());
         let module = CModule::load("tests/torchscript/test.pt").unwrap();
         let call = |number| {
             let tensors = vec![Tensor::from_slice(&[1]), Tensor::new()];
@@ -198,9 +226,9 @@ mod tests {
 
     #[test]
     fn a_schema_that_is_none_is_an_error() {
-        static WRONG: LazyLock<Operation> =
-            LazyLock::new(|| Operation { schema: "test(Tensor".to_owned(), ..clone(&TEST) });
-        let error = register(&WRONG).unwrap_err().to_string();
+        static WRONG: LazyLock<[Operation; 1]> =
+            LazyLock::new(|| [Operation { schema: "test(Tensor".to_owned(), ..test() }]);
+        let error = register(&*WRONG).unwrap_err().to_string();
         assert!(error.starts_with("initialize: "), "{error}");
     }
 }
