@@ -176,8 +176,8 @@
 //!   agree on the call. If they are wrong on one rank only, the others wait for it.
 //! - Timeouts, timelines and errors that compare ranks name a line of this crate instead of the line
 //!   of the program, which libtorch does not pass on.
-//! - After the end of the universe a call is an error, "MPI has been finalized". Requests that were not
-//!   waited for by then are dropped.
+//! - After the end of the universe a call that communicates is an error, "MPI has been finalized".
+//!   Requests that were not waited for by then are dropped.
 //! - Modes of torch hold as elsewhere: nothing is recorded under `no_grad` and in inference mode.
 //!   Autocast leaves these operations and their arguments as they are. A tensor without data, on the
 //!   device `meta` or a fake one, is an error, so `torch.compile` and `torch.export` cannot trace a

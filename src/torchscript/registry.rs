@@ -1,4 +1,4 @@
-//! What TorchScript and C++ name by a number: communicators and requests.
+//! The communicators and requests that TorchScript and C++ name by a number.
 
 use std::collections::BTreeMap;
 
@@ -54,15 +54,18 @@ pub(super) fn remove_communicator(number: i64) {
     drop(comm);
 }
 
+/// The communicator of calls that name none.
+fn world(call: &'static str) -> Result<Communicator> {
+    if let Some(world) = &*WORLD.lock() {
+        return Ok(world.clone());
+    }
+    Runtime::current(call)?;
+    Err(Error::Finalized { call })
+}
+
 /// The communicator with this number; the world if there is none.
 pub(super) fn communicator(call: &'static str, number: Option<i64>) -> Result<Communicator> {
-    let Some(number) = number else {
-        if let Some(world) = &*WORLD.lock() {
-            return Ok(world.clone());
-        }
-        Runtime::current(call)?;
-        return Err(Error::Finalized { call });
-    };
+    let Some(number) = number else { return world(call) };
     let found = COMMUNICATORS.lock().objects.get(&number).cloned();
     found.ok_or_else(|| {
         let message = format!(
@@ -80,9 +83,10 @@ pub(super) fn add_request(request: Request) -> i64 {
 /// Takes the request with this number.
 pub(super) fn take_request(call: &'static str, number: i64) -> Result<Request> {
     let taken = REQUESTS.lock().objects.remove(&number);
-    taken.ok_or_else(|| {
-        let message =
-            format!("no request has the number {number}; it is waited for, or dropped, once");
-        Error::Argument { call, message }
-    })
+    if let Some(request) = taken {
+        return Ok(request);
+    }
+    world(call)?;
+    let message = format!("no request has the number {number}; it is waited for, or dropped, once");
+    Err(Error::Argument { call, message })
 }
