@@ -11,7 +11,12 @@ use crate::common::{Context, communicators};
 use crate::{Outcome, Script, int, tensor, text};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
-    harness::tests![every_operation, every_op, the_schemas_are_written_down]
+    harness::tests![
+        every_operation,
+        every_op,
+        the_schemas_are_written_down,
+        the_page_shows_the_script
+    ]
 }
 
 fn every_operation(context: &Context) -> Outcome<()> {
@@ -274,13 +279,37 @@ fn every_op(context: &Context) -> Outcome<()> {
     Ok(())
 }
 
-/// In the script that made the modules, and on the page of the documentation.
+const SCRIPT: &str = include_str!("script.py");
+
+/// The page of the documentation.
+fn page() -> String {
+    let lines = include_str!("../../src/torchscript.rs").lines();
+    let lines = lines.filter_map(|line| line.strip_prefix("//!"));
+    lines.map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line))).collect()
+}
+
+/// In the script that made the modules, and on the page.
 fn the_schemas_are_written_down(_: &Context) {
     let schemas = torchscript::schemas().join("\n");
-    assert!(include_str!("script.py").contains(&format!("\"\"\"\n{schemas}\n\"\"\"")));
-    let page: Vec<&str> = include_str!("../../src/torchscript.rs")
-        .lines()
-        .map(|line| line.trim_start_matches("//!").trim_start_matches(' '))
-        .collect();
-    assert!(page.join("\n").contains(&format!("```text\n{schemas}\n```")));
+    assert!(SCRIPT.contains(&format!("\"\"\"\n{schemas}\n\"\"\"")));
+    assert!(page().contains(&format!("```text\n{schemas}\n```")));
+}
+
+/// The page's Python program defines its operations and its module as the script does.
+fn the_page_shows_the_script(_: &Context) -> Outcome<()> {
+    let page = page();
+    let (_, program) = page.split_once("```python\n").ok_or("no program")?;
+    let (schemas, rest) = program.split_once("):\n    library.define(").ok_or("no schemas")?;
+    let (_, module) = rest.split_once("class Regression").ok_or("no module")?;
+    let (module, save) = module.split_once("\n\n\n").ok_or("nothing after the module")?;
+    assert!(SCRIPT.contains(&format!("class Regression{module}\n\n\n")));
+    assert!(SCRIPT.contains(save.lines().next().ok_or("it is not saved")?));
+    let known = torchscript::schemas();
+    let quoted: Vec<&str> =
+        schemas.lines().filter_map(|line| line.strip_prefix("    \"")).collect();
+    assert_eq!(quoted.len(), 3);
+    for schema in quoted {
+        assert!(known.contains(&schema.trim_end_matches("\",")), "{schema}");
+    }
+    Ok(())
 }
