@@ -55,9 +55,10 @@
 //! use tch::nn::{self, OptimizerConfig};
 //! use tch::{Device, Kind, Tensor, TrainableCModule};
 //!
+//! # std::env::set_current_dir("tests/torchscript")?;
 //! let universe = mpi4tch::initialize()?;
 //! let store = nn::VarStore::new(Device::Cpu);
-//! let regression = TrainableCModule::load("tests/torchscript/regression.pt", store.root())?;
+//! let regression = TrainableCModule::load("regression.pt", store.root())?;
 //! let mut optimizer = nn::Sgd::default().build(&store, 0.1)?;
 //!
 //! let x = Tensor::from_slice(&[0.0, 1.0, 2.0, 1.0, 0.0, 3.0]).view([3, 2]);
