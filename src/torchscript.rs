@@ -323,7 +323,8 @@ pub(crate) fn begin(world: &Communicator) -> Result<()> {
     Ok(())
 }
 
-/// To be called at the end of the universe: from then on, the operations return errors.
-pub(crate) fn end() {
-    registry::clear();
+/// To be called at the end of the universe with this world: from then on, the operations return
+/// errors.
+pub(crate) fn end(world: &Communicator) {
+    registry::clear(world);
 }

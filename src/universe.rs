@@ -237,7 +237,7 @@ impl Shared {
     /// Finalizes MPI, if this crate initialized it. Returns a line for each message or call that
     /// was left over.
     fn end(&self, site: Site) -> Vec<String> {
-        torchscript::end();
+        torchscript::end(&self.world);
         let environment = &self.runtime.environment;
         if environment.is_owner() && self.world.size() > 1 {
             if std::thread::panicking() {

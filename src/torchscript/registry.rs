@@ -37,11 +37,15 @@ pub(super) fn set_world(world: &Communicator) {
     drop(before);
 }
 
-/// Forgets the world, and drops the requests that nobody has waited for.
-pub(super) fn clear() {
-    let world = WORLD.lock().take();
-    let requests = std::mem::take(&mut REQUESTS.lock().objects);
-    drop((world, requests));
+/// Forgets this world, and drops the requests that nobody has waited for. Does nothing if another
+/// universe has begun meanwhile, on another thread.
+pub(super) fn clear(world: &Communicator) {
+    // While both exist, no other communicator has the same handle.
+    let ended = WORLD.lock().take_if(|current| current.context() == world.context());
+    if ended.is_some() {
+        let requests = std::mem::take(&mut REQUESTS.lock().objects);
+        drop(requests);
+    }
 }
 
 pub(super) fn add_communicator(comm: Communicator) -> i64 {
