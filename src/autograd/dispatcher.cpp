@@ -1,5 +1,6 @@
 // Operations of libtorch's dispatcher that are carried out in Rust. TorchScript and C++ call them.
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -25,14 +26,31 @@ using mpi4tch::take;
 // libtorch that they were made of.
 class Arguments {
  public:
-  explicit Arguments(c10::ArrayRef<c10::IValue> values)
-      : tensors_(values.size()), integers_(values.size()) {
+  // It delegates, so that the destructor runs if an argument cannot be added.
+  explicit Arguments(c10::ArrayRef<c10::IValue> values) : Arguments(values.size()) {
     for (size_t i = 0; i < values.size(); ++i) add(values[i], tensors_[i], integers_[i]);
   }
 
-  const std::vector<mpi4tch_value> &list() const { return list_; }
+  Arguments(const Arguments &) = delete;
+  Arguments &operator=(const Arguments &) = delete;
+
+  ~Arguments() {
+    if (is_handed_over_) return;
+    for (const mpi4tch_value &value : list_) take(value.tensor);
+    for (const auto &list : tensors_) {
+      for (mpi4tch_tensor t : list) take(t);
+    }
+  }
+
+  // The receiver owns the tensors.
+  const mpi4tch_value *hand_over() {
+    is_handed_over_ = true;
+    return list_.data();
+  }
 
  private:
+  explicit Arguments(size_t count) : tensors_(count), integers_(count) {}
+
   void add(const c10::IValue &value, std::vector<mpi4tch_tensor> &tensors,
            std::vector<int64_t> &integers) {
     mpi4tch_value &raw = list_.emplace_back();
@@ -55,7 +73,10 @@ class Arguments {
       raw.length = integers.size();
     } else if (value.isTensorList()) {
       raw.type = MPI4TCH_TENSORS;
-      for (const at::Tensor &t : value.toTensorVector()) tensors.push_back(give(t));
+      for (const at::Tensor &t : value.toTensorVector()) {
+        tensors.emplace_back();
+        tensors.back() = give(t);
+      }
       raw.items = tensors.data();
       raw.length = tensors.size();
     } else {
@@ -63,6 +84,7 @@ class Arguments {
     }
   }
 
+  bool is_handed_over_ = false;
   std::vector<mpi4tch_value> list_;
   std::vector<std::vector<mpi4tch_tensor>> tensors_;
   std::vector<std::vector<int64_t>> integers_;
@@ -74,6 +96,13 @@ bool is_wrapper(const at::Tensor &t) {
       c10::DispatchKey::Python, c10::DispatchKey::Functionalize, c10::DispatchKey::FuncTorchBatched,
       c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Batched};
   return t.defined() && t.key_set().has_any(keys);
+}
+
+bool has_wrapper(const c10::IValue &value) {
+  if (value.isTensor()) return is_wrapper(value.toTensor());
+  if (!value.isTensorList()) return false;
+  const std::vector<at::Tensor> list = value.toTensorVector();
+  return std::any_of(list.begin(), list.end(), is_wrapper);
 }
 
 // Calls Rust with the arguments that are last on the stack, and replaces them by the results.
@@ -91,15 +120,15 @@ class Operation final : public c10::OperatorKernel {
                                  !at::impl::variable_excluded_from_dispatch());
     const size_t count = op.schema().arguments().size();
     for (const c10::IValue &value : torch::jit::last(*stack, count)) {
-      TORCH_CHECK(!value.isTensor() || !is_wrapper(value.toTensor()), op.schema().name(),
+      TORCH_CHECK(!has_wrapper(value), op.schema().name(),
                   ": the tensor is of a kind that is traced or transformed; a tensor with data is "
                   "needed");
     }
     std::vector<mpi4tch_value> results(op.schema().returns().size());
     {
-      const Arguments arguments(torch::jit::last(*stack, count));
+      Arguments arguments(torch::jit::last(*stack, count));
       char *error =
-          rust_.call(rust_.state, arguments.list().data(), count, results.data(), results.size());
+          rust_.call(rust_.state, arguments.hand_over(), count, results.data(), results.size());
       if (error != nullptr) {
         const std::unique_ptr<char, decltype(&mpi4tch_free)> text(error, mpi4tch_free);
         TORCH_CHECK(false, text.get());
