@@ -52,7 +52,7 @@
 //! | `new_group(ranks)` | [`group()`](crate::Communicator::group)`.`[`include(&ranks)`](crate::Group::include), then [`create(&group)`](crate::Communicator::create) | all ranks of the communicator call it, in both; the others get `None` |
 //! | `split_group`, `new_subgroups` | [`split(color, key)`](crate::Communicator::split), [`split_shared()`](crate::Communicator::split_shared) | |
 //! | `init_device_mesh("cpu", (2, 4))` | [`cartesian(&[2, 4], &[false, false], false)`](crate::Communicator::cartesian) | see [meshes](#meshes) |
-//! | `barrier()`, `monitored_barrier()` | [`barrier()`](crate::Communicator::barrier) | a rank that does not come is named by `MPI4TCH_TIMEOUT` |
+//! | `barrier()`, `monitored_barrier()` | [`barrier()`](crate::Communicator::barrier) | with `MPI4TCH_TIMEOUT` the ranks that wait are named; one that is not among them did not come |
 //!
 //! Operations. `fn` is `torch.distributed.nn.functional`. All take lists of tensors there, where here
 //! one tensor is cut or joined along an axis:
@@ -62,7 +62,7 @@
 //! | `dist.all_reduce(x, op)` | [`all_reduce_(&mut x, op)`](crate::Communicator::all_reduce_) | differentiable, see [in place](#in-place) |
 //! | `fn.all_reduce(x, op)` | [`all_reduce(&x, op)`](crate::Communicator::all_reduce) | the gradients of `MAX`, `MIN` and `PRODUCT` are right here, see [below](#what-computes-something-else) |
 //! | `dist.reduce`, `fn.reduce(x, dst, op)` | [`reduce(&x, op, root)`](crate::Communicator::reduce) | off the root the result is zeros |
-//! | `dist.broadcast(x, src)`, `fn.broadcast` | [`broadcast_(&mut x, root)`](crate::Communicator::broadcast_), [`broadcast(&x, root)`](crate::Communicator::broadcast) | |
+//! | `dist.broadcast(x, src)`, `fn.broadcast` | [`broadcast_(&mut x, root)`](crate::Communicator::broadcast_), [`broadcast(&x, root)`](crate::Communicator::broadcast) | in place, a leaf that requires grad is refused: use `no_grad`, or [`DataParallel`](crate::DataParallel) |
 //! | `dist.all_gather(list, x)`, `all_gather_into_tensor`, `fn.all_gather(x)` | [`all_gather(&x, axis)`](crate::Communicator::all_gather) | one tensor, of which `chunk` makes a list. Blocks may differ from rank to rank |
 //! | `dist.gather(x, list, dst)`, `fn.gather` | [`gather(&x, axis, root)`](crate::Communicator::gather) | |
 //! | `dist.scatter(x, list, src)`, `fn.scatter` | [`scatter(&x, axis, count, root)`](crate::Communicator::scatter) | |
@@ -171,8 +171,9 @@
 //!
 //! ## A sampler
 //!
-//! `DistributedSampler` gives each rank every p-th sample of a permutation that all ranks have, which
-//! is different in each epoch, and repeats some samples so that all ranks have equally many. In tch:
+//! `DistributedSampler` gives each rank every p-th sample of a permutation that all ranks have, different
+//! in each epoch if `set_epoch` is called, and repeats some samples so that all ranks have equally many.
+//! In tch:
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
