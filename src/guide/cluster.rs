@@ -168,9 +168,11 @@
 //!   cluster's network; otherwise messages go by TCP, or not at all (*site*).
 //! - **The MPI of the host.** Its folder is mounted in the container and is first in `LD_LIBRARY_PATH`, so
 //!   that the program loads it in place of the one that it was compiled for. That works if both have the
-//!   same ABI: MPICH from 3.1 on, Intel MPI, MVAPICH from 2 on and Cray MPICH have one (`libmpi.so.12`), Open
-//!   MPI from 4.0 on another (`libmpi.so.40`). A program that is compiled for MPICH in the container runs
-//!   with the Intel MPI of the host, say, but never with an Open MPI.
+//!   same ABI: MPICH from 3.1 on, Intel MPI, MVAPICH from 2 on, and Cray MPICH with the module
+//!   `cray-mpich-abi` have one (`libmpi.so.12`), Open MPI from 4.0 on another (`libmpi.so.40`). A program
+//!   that is compiled for MPICH in the container runs with the Intel MPI of the host, say, but never with an
+//!   Open MPI. With the feature `abi` of this crate it is compiled for the ABI of the MPI standard
+//!   (`libmpi_abi.so`), and runs with every MPI that has that, as MPICH 5 and Intel MPI 2021.19 do.
 //!
 //! With the ABI of the other family, the loader or [`initialize`](crate::initialize) refuses: see
 //! [below](#errors-at-the-start). A library of the same family, but of another version, is accepted, and
@@ -190,6 +192,7 @@
 //! | --- | --- |
 //! | `mpi4tch-sys: no MPI was found. Tried: …` | none of the places has an `mpi.h` that can be compiled and linked. The text lists each with its reason: load a module, or set `MPI4TCH_MPI` |
 //! | `the mpiexec on PATH, …, belongs to …, which cannot be bound` | the launcher is there, but not the headers or the compiler wrapper of its MPI: load the module that has them, or choose another MPI by `MPI4TCH_MPI` |
+//! | `… lacks the ABI of the MPI standard, which the feature abi needs: …` | that MPI is older than the ABI: choose another by `MPI4TCH_MPI`, or build without the feature |
 //! | `bindgen needs libclang to read mpi.h` | set `LIBCLANG_PATH` |
 //! | `LIBTORCH is …`, `Cannot find a libtorch install` | `LIBTORCH` names no libtorch, or a version that tch cannot use, or is not set |
 //!
@@ -198,6 +201,7 @@
 //! | the text | the reason, and what to do |
 //! | --- | --- |
 //! | `error while loading shared libraries: libmpi.so.40`, or `libtorch_cpu.so` | the loader does not find the folder, see [above](#libraries-at-run-time) |
+//! | `error while loading shared libraries: libmpi_abi.so` | the program was built with the feature `abi`, and the MPI that is to be loaded lacks that library, or the loader does not find its folder |
 //! | ``version `GLIBC_2.28' not found`` | the system is older than libtorch 2.11 needs: a newer container |
 //! | `undefined symbol: OMPI_…`, or `undefined symbol: ompi_…` | the program is compiled for Open MPI, and the `libmpi.so.40` that was loaded is none. Mend `LD_LIBRARY_PATH` |
 //! | `initialize: compiled against mpich (…), but Open MPI … was loaded, and their ABIs differ` | the same the other way round, or build for the MPI that is loaded |
