@@ -73,8 +73,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A module in which all ranks have the same parameters, and whose calls are its own affair, can be
-//! trained by [`DataParallel`](crate::DataParallel) as any other.
+//! A module in which all ranks have the same parameters, and whose loss does not communicate, can be
+//! trained by [`DataParallel`](crate::DataParallel) as any other; otherwise use
+//! [`backward_on`](crate::DataParallel::backward_on), with the handle of its tape.
 //!
 //! # Communicators
 //!
@@ -176,7 +177,8 @@
 //! - The name of an op, and the number of a communicator or request, are looked up before the ranks
 //!   agree on the call. If they are wrong on one rank only, the others wait for it.
 //! - Timeouts, timelines and errors that compare ranks name a line of this crate instead of the line
-//!   of the program, which libtorch does not pass on.
+//!   of the program, which libtorch does not pass on. All operations are reported at the same line, so
+//!   that lines do not tell the calls of scripts apart.
 //! - After the end of the universe a call that communicates is an error, "MPI has been finalized".
 //!   Requests that were not waited for by then are dropped.
 //! - Modes of torch hold as elsewhere: nothing is recorded under `no_grad` and in inference mode.
@@ -203,8 +205,8 @@
 //! }
 //! ```
 //!
-//! Python finds them in `torch.ops.mpi4tch`, if the program is a module of Python's and uses the
-//! libtorch of its PyTorch.
+//! Python finds them in `torch.ops.mpi4tch`, if the program is a Python extension that uses PyTorch's
+//! libtorch.
 
 mod operations;
 mod registry;

@@ -72,9 +72,10 @@
 //! ## In place
 //!
 //! `Bcast_` and `Reduce_` change the memory of their argument, a leaf's too, and return a tensor that
-//! shares it; the argument's version counter does not tell autograd of the change. [`broadcast`](crate::Communicator::broadcast) and
-//! [`reduce`](crate::Communicator::reduce) return a new tensor. In place are
-//! [`broadcast_`](crate::Communicator::broadcast_), [`reduce_`](crate::Communicator::reduce_) and
+//! shares it; the argument's version counter does not tell autograd of the change.
+//! [`broadcast`](crate::Communicator::broadcast) and [`reduce`](crate::Communicator::reduce) return a new
+//! tensor. In place are [`broadcast_`](crate::Communicator::broadcast_),
+//! [`reduce_`](crate::Communicator::reduce_) and
 //! [`all_reduce_`](crate::Communicator::all_reduce_), by torch's rules: `x` itself becomes the result,
 //! a leaf that requires grad is refused, and so is a backward pass that needs the old values.
 //!

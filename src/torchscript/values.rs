@@ -67,7 +67,7 @@ impl<'a> Parameter<'a> for i32 {
     fn read(call: &'static str, name: &'static str, value: &'a Value) -> Result<Self> {
         let value = i64::read(call, name, value)?;
         Self::try_from(value).map_err(|_| {
-            let message = format!("{name} {value} is out of range; it may have 32 bits");
+            let message = format!("{name} {value} is out of range; it must fit in 32 bits");
             Error::Argument { call, message }
         })
     }

@@ -47,12 +47,12 @@ fn texts(context: &Context) -> Outcome<()> {
     check(
         "broadcast",
         vec![tensor(&x), int(1_i64 << 32)],
-        "broadcast: root 4294967296 is out of range; it may have 32 bits",
+        "broadcast: root 4294967296 is out of range; it must fit in 32 bits",
     );
     check(
         "recv",
         vec![tensor(&x), IValue::None, int(1_i64 << 32)],
-        "recv: tag 4294967296 is out of range; it may have 32 bits",
+        "recv: tag 4294967296 is out of range; it must fit in 32 bits",
     );
     check(
         "all_reduce",
