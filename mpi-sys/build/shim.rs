@@ -1,4 +1,5 @@
-//! Compiles `shim.c`, which makes objects and functions of the macros of `mpi.h`.
+//! Compiles the C files: `shim.c`, which makes objects and functions of the macros of `mpi.h`, and
+//! `devices.c`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use crate::macros::Macros;
 /// Writes `macros.h` to `out`, and compiles the shim for the header of this MPI. `includes`
 /// are the folders of both.
 pub fn compile(mpi: &Installation, includes: &[PathBuf], macros: &Macros, out: &Path) {
-    for file in ["shim.h", "shim.c"] {
+    for file in ["shim.h", "shim.c", "devices.c"] {
         println!("cargo::rerun-if-changed={file}");
     }
     // An MPI may be replaced in place.
@@ -22,7 +23,7 @@ pub fn compile(mpi: &Installation, includes: &[PathBuf], macros: &Macros, out: &
         build.define("MPI4TCH_ABI", None);
     }
     build
-        .file("shim.c")
+        .files(["shim.c", "devices.c"])
         .define("MPI4TCH_HEADER", Some(format!("<{}>", mpi.header()).as_str()))
         .includes(includes)
         // All names that mpi.h has are bound, even if an MPI deprecates them.

@@ -21,6 +21,7 @@ mod bindings {
 
 pub use bindings::*;
 
+pub mod devices;
 #[cfg(all(unix, any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub mod errhandler;
 
