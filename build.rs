@@ -12,7 +12,7 @@ fn main() {
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
         return;
     }
-    for file in ["shim.cpp", "memory.cpp", "dispatcher.cpp", "memory.h", "border.h"] {
+    for file in ["shim.cpp", "device.cpp", "memory.cpp", "dispatcher.cpp", "memory.h", "border.h"] {
         println!("cargo::rerun-if-changed=src/autograd/{file}");
     }
     let libtorch = Libtorch::find();
@@ -62,7 +62,7 @@ impl Libtorch {
             .cpp(true)
             .std("c++17")
             .files(
-                ["shim.cpp", "memory.cpp", "dispatcher.cpp"]
+                ["shim.cpp", "device.cpp", "memory.cpp", "dispatcher.cpp"]
                     .map(|file| format!("src/autograd/{file}")),
             )
             // As system headers, whose warnings the compiler does not report.

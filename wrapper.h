@@ -18,16 +18,22 @@ extern "C" {
 /* An at::Tensor *, as tch's Tensor::as_ptr gives it. */
 typedef void *mpi4tch_tensor;
 
+/* A device as c10::Device has it: its type, which is 0 for the CPU, and its number. */
+typedef struct {
+  int8_t type;
+  int8_t index;
+} mpi4tch_device;
+
 /* The properties of a tensor that every call needs, read in one call instead of ten. */
 typedef struct {
-  const void *data;     /* first element; NULL if it has none or none that MPI could read */
+  const void *data;     /* first element, in the memory of its device; NULL if it has none */
   const int64_t *sizes; /* lives as long as the tensor and its shape */
   size_t dim;
   int64_t numel;
-  bool defined;    /* whether the tensor is defined; if not, all else is zero */
-  int32_t kind;    /* c10::ScalarType */
-  bool strided;    /* not sparse, quantized or nested; if not, all but defined and kind is zero */
-  bool cpu;        /* in host memory */
+  bool defined; /* whether the tensor is defined; if not, all else is zero */
+  int32_t kind; /* c10::ScalarType */
+  bool strided; /* not sparse, quantized or nested; if not, all but defined and kind is zero */
+  mpi4tch_device device;
   bool contiguous; /* elements in memory as MPI sends them: dense, no lazy conjugate or negation */
   bool requires_grad; /* and operations are being recorded */
 } mpi4tch_metadata;
@@ -37,13 +43,37 @@ mpi4tch_metadata mpi4tch_look(const void *tensor);
 /* Its version counter: how often it was changed in place; 0 if it has none. */
 int64_t mpi4tch_version(const void *tensor);
 
-/* The name of its device, "cuda:0", to be freed with mpi4tch_free. */
-char *mpi4tch_device(const void *tensor);
-
 /* A new contiguous CPU tensor with undefined content, made without torch's dispatcher, which would
  * take longer. A large one takes the memory of one that was freed. */
 char *mpi4tch_empty(const int64_t *sizes, size_t dim, int32_t kind, mpi4tch_tensor *result,
                     void **data);
+
+/* Whether libtorch has the interfaces of the device that the functions below need. */
+bool mpi4tch_device_is_reached(mpi4tch_device device);
+
+/* The name of the device, "cuda:0", to be freed with mpi4tch_free. */
+char *mpi4tch_device_name(mpi4tch_device device);
+
+/* A new contiguous tensor with undefined content: on the device, or near it, that is, in pinned
+ * host memory, which the device can copy while the host goes on. */
+char *mpi4tch_empty_on(mpi4tch_device device, const int64_t *sizes, size_t dim, int32_t kind,
+                       mpi4tch_tensor *result, void **data);
+char *mpi4tch_empty_near(mpi4tch_device device, const int64_t *sizes, size_t dim, int32_t kind,
+                         mpi4tch_tensor *result, void **data);
+
+/* Copies a tensor on a device to one near it, or back, on the current stream of the device. The
+ * host need not wait for the copy. */
+char *mpi4tch_queue_copy(const void *from, const void *to);
+
+/* An event that passes when all has been done that the current stream of the device has been given
+ * so far; to be freed with mpi4tch_drop_event. */
+char *mpi4tch_record_event(mpi4tch_device device, void **event);
+char *mpi4tch_has_passed(const void *event, bool *passed);
+char *mpi4tch_wait_for_event(const void *event);
+void mpi4tch_drop_event(void *event);
+
+/* Makes the current stream of the device wait for the event. */
+char *mpi4tch_queue_wait(mpi4tch_device device, const void *event);
 
 /* The arguments of a pullback, valid during its call. `cotangents` has one dense tensor per output,
  * zeros if libtorch has no cotangent for it. The pullback owns these tensors and the saved ones. If
@@ -76,8 +106,8 @@ char *mpi4tch_record(const char *name, mpi4tch_pullback pullback, const mpi4tch_
                      const mpi4tch_tensor *saved, size_t saved_count);
 
 /* Returns an error text if torch's rules forbid a change of the tensor in place. `data` is set to
- * the first element, or to NULL if the tensor is not strided and in host memory; `view` tells
- * whether the tensor is a view, which shares its base's history. */
+ * the first element, in the memory of its device, or to NULL if the tensor is not strided; `view`
+ * tells whether the tensor is a view, which shares its base's history. */
 char *mpi4tch_check_in_place(const void *tensor, void **data, bool *view);
 
 /* To be called after a change of the tensor's content in place. Bumps its version counter and, with
@@ -140,9 +170,13 @@ bool mpi4tch_accumulates(void);
 char *mpi4tch_has_other_leaves(const mpi4tch_tensor *outputs, size_t output_count,
                                const mpi4tch_tensor *inputs, size_t input_count, bool *found);
 
-/* The state of the default generator of random numbers on the CPU; and back to such a state. */
-char *mpi4tch_generator(mpi4tch_tensor *result);
-char *mpi4tch_set_generator(const void *state);
+/* The default generators of random numbers: that of the CPU, and after it those of the other
+ * devices, if there are any. */
+size_t mpi4tch_generator_count(void);
+
+/* The state of a generator; and back to such a state. */
+char *mpi4tch_generator(size_t place, mpi4tch_tensor *result);
+char *mpi4tch_set_generator(size_t place, const void *state);
 
 /* A tensor that shares the memory of this one and keeps it, whatever is done to this one: until
  * mpi4tch_unpin, the storage cannot be resized. `storage` is set to the address of the storage, and

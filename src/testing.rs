@@ -302,6 +302,14 @@ pub fn set_largest_count(count: i32) {
     crate::call::set_largest_count(count);
 }
 
+/// Gives MPI pointers to the memory of all devices, whatever it says of them, or no longer.
+// Public for the same reason: the memory of the tests' device can be reached.
+#[doc(hidden)]
+pub fn force_direct(all: bool) -> Result<()> {
+    Runtime::current("force_direct")?.environment.reach_all(all);
+    Ok(())
+}
+
 /// Lets started receives wait for their messages, as in a program without MPI calls of its own, although
 /// the feature `rsmpi` is on.
 // Public for the same reason.

@@ -1,40 +1,73 @@
-//! The default generator of random numbers on the CPU.
+//! The default generators of random numbers: that of the CPU, and those of the other devices.
 
 use std::ptr;
 
 use tch::Tensor;
 
-use super::{check, shim};
+use super::{check, own, shim};
 use crate::base::error::Result;
 
-/// The state of the default generator.
-pub(crate) fn generator(call: &'static str) -> Result<Tensor> {
-    let mut state = ptr::null_mut();
-    // SAFETY: the result is written before the call returns.
-    check(call, unsafe { shim::mpi4tch_generator(&mut state) })?;
-    // SAFETY: without an error, `state` is a new at::Tensor that nobody else owns.
-    Ok(unsafe { Tensor::from_ptr(state.cast()) })
-}
+/// The states of the default generators.
+#[derive(Debug)]
+pub(crate) struct Generators(Vec<Tensor>);
 
-/// Puts the default generator into a state until it is dropped, and then into the one before.
-pub(crate) struct Generator {
-    before: Tensor,
-}
+impl Generators {
+    /// As they are now.
+    pub(crate) fn now(call: &'static str) -> Result<Self> {
+        // SAFETY: the call has no arguments.
+        let count = unsafe { shim::mpi4tch_generator_count() };
+        let states = (0..count).map(|place| {
+            let mut state = ptr::null_mut();
+            // SAFETY: there are so many generators; the result outlives the call.
+            check(call, unsafe { shim::mpi4tch_generator(place, &mut state) })?;
+            Ok(own(state).unwrap_or_else(|| unreachable!("no error, so a state")))
+        });
+        states.collect::<Result<_>>().map(Self)
+    }
 
-impl Generator {
-    pub(crate) fn at(call: &'static str, state: &Tensor) -> Result<Self> {
-        let before = generator(call)?;
-        // SAFETY: `state` is a valid at::Tensor that outlives the call.
-        check(call, unsafe { shim::mpi4tch_set_generator(state.as_ptr().cast()) })?;
-        Ok(Self { before })
+    /// As [`now`](Self::now); if they are equal to the last ones, they share the memory of those.
+    pub(crate) fn now_or(call: &'static str, last: &Self) -> Result<Self> {
+        let now = Self::now(call)?;
+        Ok(if now == *last { last.clone() } else { now })
+    }
+
+    /// Puts the generators into these states until what is returned is dropped, and then into those
+    /// before.
+    pub(crate) fn restore(&self, call: &'static str) -> Result<Restored> {
+        let restored = Restored { before: Self::now(call)? };
+        self.set(call)?;
+        Ok(restored)
+    }
+
+    fn set(&self, call: &'static str) -> Result<()> {
+        for (place, state) in self.0.iter().enumerate() {
+            // SAFETY: `state` is a valid at::Tensor that outlives the call.
+            check(call, unsafe { shim::mpi4tch_set_generator(place, state.as_ptr().cast()) })?;
+        }
+        Ok(())
     }
 }
 
-impl Drop for Generator {
+impl Clone for Generators {
+    fn clone(&self) -> Self {
+        Self(self.0.iter().map(Tensor::shallow_clone).collect())
+    }
+}
+
+impl PartialEq for Generators {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+/// The generators are in other states until this is dropped.
+pub(crate) struct Restored {
+    before: Generators,
+}
+
+impl Drop for Restored {
     fn drop(&mut self) {
-        // A state that the generator had is never refused.
-        // SAFETY: `before` is a valid at::Tensor that outlives the call.
-        let _ =
-            check("Generator", unsafe { shim::mpi4tch_set_generator(self.before.as_ptr().cast()) });
+        // A state that a generator had is never refused.
+        let _ = self.before.set("Restored");
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! [`register`] makes a Rust function an operation of libtorch's dispatcher.
 
+mod device;
 mod dispatcher;
 mod generator;
 mod hook;
@@ -22,8 +23,9 @@ use std::ptr;
 use tch::Tensor;
 
 use crate::base::error::{Error, Result};
+pub(crate) use device::{Device, Event, empty_near, empty_on, moved, queue_copy};
 pub(crate) use dispatcher::{Operation, Value, register};
-pub(crate) use generator::{Generator, generator};
+pub(crate) use generator::Generators;
 pub(crate) use hook::{LeafHook, has_hook, set_grad};
 pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks, panic_text};
 pub(crate) use recording::{Recording, is_recording};

@@ -13,7 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
@@ -194,22 +193,21 @@ mpi4tch_metadata mpi4tch_look(const void *pointer) {
   metadata.sizes = t.sizes().data();
   metadata.dim = t.sizes().size();
   metadata.numel = t.numel();
-  metadata.cpu = t.device().is_cpu();
+  const c10::Device device = t.device();
+  metadata.device = {static_cast<int8_t>(device.type()),
+                     device.is_cpu() ? int8_t{0} : device.index()};
   metadata.contiguous = t.is_contiguous() && !t.is_conj() && !t.is_neg() && !t._is_zerotensor();
   metadata.requires_grad = c10::GradMode::is_enabled() && t.requires_grad();
-  metadata.data =
-      metadata.cpu && t.has_storage() && !t._is_zerotensor() ? t.const_data_ptr() : nullptr;
+  bool has_memory = t.has_storage() && !t._is_zerotensor();
+  // Tensors on the device `meta`, and fake ones, have storage without memory.
+  if (has_memory && !device.is_cpu()) has_memory = t.storage().data() != nullptr;
+  metadata.data = has_memory ? t.const_data_ptr() : nullptr;
   return metadata;
 }
 
 int64_t mpi4tch_version(const void *pointer) {
   const at::Tensor &t = tensor(pointer);
   return t.defined() && !t.is_inference() ? static_cast<int64_t>(t._version()) : 0;
-}
-
-char *mpi4tch_device(const void *pointer) {
-  const std::string name = tensor(pointer).device().str();
-  return mpi4tch_text(name.data(), name.size());
 }
 
 char *mpi4tch_empty(const int64_t *sizes, size_t dim, int32_t kind, mpi4tch_tensor *result,
@@ -255,7 +253,7 @@ char *mpi4tch_check_in_place(const void *pointer, void **data, bool *view) {
                 "torch keeps these zeros without storage; clone the tensor to change it");
     torch::autograd::check_inplace(t, torch::autograd::compute_requires_grad(t));
     at::assert_no_internal_overlap(t);
-    const bool plain = t.layout() == at::kStrided && t.device().is_cpu() && t.has_storage();
+    const bool plain = t.layout() == at::kStrided && t.has_storage() && t.storage();
     *data = plain ? t.mutable_data_ptr() : nullptr;
     *view = t.is_view();
   });
@@ -382,22 +380,6 @@ char *mpi4tch_has_other_leaves(const mpi4tch_tensor *outputs, size_t output_coun
       *found = dynamic_cast<torch::autograd::AccumulateGrad *>(node) != nullptr;
       for (const auto &edge : node->next_edges()) reach(edge.function.get());
     }
-  });
-}
-
-char *mpi4tch_generator(mpi4tch_tensor *result) {
-  return guarded([&] {
-    at::Generator generator = at::detail::getDefaultCPUGenerator();
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    *result = give(generator.get_state());
-  });
-}
-
-char *mpi4tch_set_generator(const void *state) {
-  return guarded([&] {
-    at::Generator generator = at::detail::getDefaultCPUGenerator();
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_state(tensor(state));
   });
 }
 

@@ -5,7 +5,7 @@ use std::ptr;
 
 use tch::Tensor;
 
-use super::{check, own, own_text, shim};
+use super::{Device, check, own, shim};
 use crate::base::error::Result;
 
 /// The properties of a tensor that every call needs, read at once.
@@ -40,7 +40,7 @@ impl<'x> Metadata<'x> {
         self.raw.defined
     }
 
-    /// A pointer to the first element; null if there is none, or none in host memory.
+    /// A pointer to the first element, in the memory of the tensor's device; null if there is none.
     pub(crate) fn data(&self) -> *const c_void {
         self.raw.data
     }
@@ -58,15 +58,9 @@ impl<'x> Metadata<'x> {
         self.raw.strided
     }
 
-    pub(crate) fn is_on_cpu(&self) -> bool {
-        self.raw.cpu
-    }
-
-    /// libtorch's name of the device: `cuda:0`.
-    pub(crate) fn device(&self) -> String {
-        // SAFETY: as in `of`.
-        let name = unsafe { shim::mpi4tch_device(self.tensor.as_ptr().cast()) };
-        own_text(name)
+    #[inline]
+    pub(crate) fn device(&self) -> Device {
+        Device(self.raw.device)
     }
 
     /// Whether MPI can read the elements as they lie in memory: contiguous, without a lazy

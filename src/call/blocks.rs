@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use tch::{TchError, Tensor};
 
-use crate::autograd::Recording;
+use crate::autograd::{Metadata, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::rank::Rank;
 use crate::call::buffer::Output;
@@ -118,7 +118,9 @@ impl Blocks {
         datatype: Datatype,
     ) -> Result<Tensor> {
         let shape = x.size();
-        let packed = Output::new(call, &[elements(call, &shape)?], datatype)?.into_tensor();
+        let place = Metadata::of(x).device().into();
+        let packed = Output::at(place, call, &[elements(call, &shape)?], datatype)?;
+        let packed = packed.into_tensor();
         self.for_each(x, &packed, &shape, |block, part| part.f_copy_(block))?;
         Ok(packed)
     }
@@ -131,7 +133,8 @@ impl Blocks {
         shape: &[i64],
         datatype: Datatype,
     ) -> Result<Tensor> {
-        let x = Output::new(call, shape, datatype)?.into_tensor();
+        let place = Metadata::of(packed).device().into();
+        let x = Output::at(place, call, shape, datatype)?.into_tensor();
         self.for_each(&x, packed, shape, |block, part| block.f_copy_(part))?;
         Ok(x)
     }

@@ -1,7 +1,6 @@
 //! The buffers that MPI reads and writes: tensors, checked, as (pointer, count, datatype).
 //!
-//! All result and staging memory comes from [`Output::new`], so that its source can change in one
-//! place.
+//! All result and staging memory comes from [`Output`], so that its source can change in one place.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -10,13 +9,14 @@ use parking_lot::Mutex;
 
 use tch::{TchError, Tensor};
 
-use crate::autograd::{self, Metadata, Recording};
+use crate::autograd::{self, Device, Metadata, Recording};
 use crate::base::error::{Error, Result};
 use crate::call::blocks::{Blocks, elements};
 use crate::environment::datatype::Datatype;
 
-/// A tensor to send, which has been checked and is in host memory. MPI may read it only after
-/// [`contiguous`](Self::contiguous), [`packed`](Self::packed) or [`replaced`](Self::replaced).
+/// A tensor to send, which has been checked. MPI may read it only after
+/// [`contiguous`](Self::contiguous), [`packed`](Self::packed) or [`replaced`](Self::replaced), and if
+/// it is on a device as `staging` says.
 pub(crate) struct Input<'x> {
     call: &'static str,
     view: Metadata<'x>,
@@ -43,10 +43,22 @@ impl<'x> Input<'x> {
         if !view.is_strided() {
             return Err(Error::Layout { call });
         }
-        if !view.is_on_cpu() {
-            return Err(Error::Device { call, device: view.device() });
+        let input = Self { call, view, copy: None, data: view.data(), datatype };
+        if !view.device().is_cpu() {
+            input.check_device(&view)?;
         }
-        Ok(Self { call, view, copy: None, data: view.data(), datatype })
+        Ok(input)
+    }
+
+    /// An error if the elements are nowhere, as those of a tensor on the device `meta`, or libtorch lacks
+    /// the interfaces by which they can be copied.
+    #[cold]
+    fn check_device(&self, view: &Metadata) -> Result<()> {
+        let is_nowhere = view.count() != 0 && view.data().is_null() && view.is_contiguous();
+        if is_nowhere || !view.device().is_reached() {
+            return Err(Error::Device { call: self.call, device: view.device().to_string() });
+        }
+        Ok(())
     }
 
     /// Makes the elements contiguous: sends a copy of the tensor, unless they are already.
@@ -78,8 +90,13 @@ impl<'x> Input<'x> {
         drop(recording);
         let view = Metadata::of(&other);
         if view.count() != 0 && view.data().is_null() {
+            if !self.device().is_cpu() {
+                self.check_device(&view)?;
+            }
             // Zeros that torch keeps without storage: MPI needs them in memory.
-            let mut zeros = Output::new(self.call, self.shape(), self.datatype)?.into_tensor();
+            let place = self.device().into();
+            let zeros = Output::at(place, self.call, self.shape(), self.datatype)?;
+            let mut zeros = zeros.into_tensor();
             let _ = zeros.f_zero_()?;
             return Ok(self.sending(zeros));
         }
@@ -99,6 +116,11 @@ impl<'x> Input<'x> {
         self.datatype
     }
 
+    #[inline]
+    pub(crate) fn device(&self) -> Device {
+        self.view.device()
+    }
+
     pub(crate) fn view(&self) -> &Metadata<'x> {
         &self.view
     }
@@ -112,7 +134,8 @@ impl<'x> Input<'x> {
         self.copy.as_ref().unwrap_or_else(|| self.view.tensor())
     }
 
-    /// The first of [`count`](Self::count) elements, valid as long as `self`.
+    /// The first of [`count`](Self::count) elements, in the memory of the tensor's device, valid as long
+    /// as `self`.
     #[inline]
     pub(crate) fn data(&self) -> *const c_void {
         self.data
@@ -123,14 +146,49 @@ impl<'x> Input<'x> {
     }
 }
 
-/// A tensor that MPI writes: contiguous, in host memory.
+/// Where a new tensor is made.
+#[derive(Clone, Copy)]
+pub(crate) enum Place {
+    /// In host memory.
+    Host,
+    /// On a device.
+    On(Device),
+    /// In host memory that a device can copy from and to while the host goes on.
+    Near(Device),
+}
+
+impl From<Device> for Place {
+    #[inline]
+    fn from(device: Device) -> Self {
+        if device.is_cpu() { Self::Host } else { Self::On(device) }
+    }
+}
+
+/// A contiguous tensor that MPI or this crate writes.
 pub(crate) struct Output {
     tensor: Tensor,
     data: *mut c_void,
 }
 
 impl Output {
-    /// A new tensor with undefined content.
+    /// A new tensor with undefined content, made in this place.
+    #[inline]
+    pub(crate) fn at(
+        place: Place,
+        call: &'static str,
+        shape: &[i64],
+        datatype: Datatype,
+    ) -> Result<Self> {
+        let scalar_type = datatype.scalar_type();
+        let (tensor, data) = match place {
+            Place::Host => return Self::new(call, shape, datatype),
+            Place::On(device) => autograd::empty_on(device, call, shape, scalar_type)?,
+            Place::Near(device) => autograd::empty_near(device, call, shape, scalar_type)?,
+        };
+        Ok(Self { tensor, data })
+    }
+
+    /// A new tensor with undefined content, in host memory.
     #[inline]
     pub(crate) fn new(call: &'static str, shape: &[i64], datatype: Datatype) -> Result<Self> {
         let (tensor, data) = autograd::empty(call, shape, datatype.scalar_type())?;
@@ -143,10 +201,16 @@ impl Output {
         Ok(Self { tensor, data })
     }
 
-    /// Copies the tensor that `input` sends, which must have as many elements.
-    pub(crate) fn copy_from(&self, input: &Input) -> Result<()> {
-        let _recording = Recording::off();
-        Ok(self.tensor.shallow_clone().f_copy_(input.sent())?)
+    /// Zeros of this shape, in the storage of one element.
+    pub(crate) fn zeros(
+        device: Device,
+        call: &'static str,
+        shape: &[i64],
+        datatype: Datatype,
+    ) -> Result<Tensor> {
+        let mut zero = Self::at(device.into(), call, &[], datatype)?.into_tensor();
+        let _ = zero.f_zero_()?;
+        Ok(zero.f_expand(shape, false)?)
     }
 
     /// The first element, valid as long as the tensor.

@@ -42,6 +42,8 @@ pub(crate) struct Made {
 pub(super) struct Kept {
     /// What it reads, if it does. The program has it, too.
     pub(super) input: Option<Pinned>,
+    /// Its copy in host memory, which MPI reads instead, and what that is a copy of.
+    pub(super) staged: Option<[Tensor; 2]>,
     /// What it writes. If it is not the input, nobody else has it until the call has ended.
     pub(super) output: Tensor,
 }

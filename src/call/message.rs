@@ -106,6 +106,17 @@ impl Message {
         Self { peer, tag, count, header }
     }
 
+    /// Whether it consists of the elements alone, so that they may be on a device: MPI takes no datatype
+    /// of places on the host and on a device.
+    pub(super) fn is_plain(&self) -> bool {
+        self.header.is_none()
+    }
+
+    /// Whether it is received with nothing but the elements, however long it is.
+    pub(super) fn is_received_plainly(&self) -> bool {
+        self.is_plain() && !overruns()
+    }
+
     pub(super) fn pattern(&self, context: MPI_Comm) -> Pattern {
         Pattern { context, source: self.peer, tag: self.tag }
     }

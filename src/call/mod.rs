@@ -2,7 +2,7 @@
 //!
 //! An operation describes the call that it needs by a [`Plan`]: the function, its arguments and its
 //! tensors, which are an [`Input`](buffer::Input) and an [`Output`](buffer::Output), cut into
-//! [`blocks`] where each rank has a part. The functions are called, blocking or not, in [`buffers`]
+//! [`blocks`] where each rank has a part. Tensors on devices go by way of [`staging`]. The functions are called, blocking or not, in [`buffers`]
 //! [`message`] and [`exchange`], and in [`wide`] if a count does not fit MPI's `int`.
 
 pub(crate) mod blocks;
@@ -14,6 +14,7 @@ mod message;
 mod plan;
 mod reduce_scatter;
 mod region;
+mod staging;
 #[cfg(large_count)]
 #[path = "wide_counts.rs"]
 mod wide;

@@ -10,14 +10,15 @@ use tch::{Kind, Scalar, Tensor};
 
 use super::buffers::Buffers;
 use super::made::Kept;
+use super::staging::{self, Access, Memory};
 use super::{Exchange, Made, Message, message};
-use crate::autograd::{self, Recording};
+use crate::autograd::{self, Event, Metadata, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::op::Op;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::call::blocks::{Blocks, Parts, elements};
-use crate::call::buffer::{Input, Output, Pinned};
+use crate::call::buffer::{Input, Output, Pinned, Place};
 use crate::communicator::Handle;
 use crate::environment::datatype::Datatype;
 use crate::environment::status::{Envelope, Pattern};
@@ -119,43 +120,85 @@ impl Finish {
         }
     }
 
-    /// Makes the result from the output.
+    /// Makes the result from the output. If that is staged, `home` is its place on the device.
     fn apply(
         self,
         site: Site,
-        mut written: Tensor,
+        written: Tensor,
+        home: Home,
         datatype: Datatype,
         made: &Made,
     ) -> Result<Tensor> {
         if let Some(value) = self.filling(datatype.kind) {
-            let _ = written.f_fill_(value)?;
+            let mut result = home.place(site)?.unwrap_or(written);
+            let _ = result.f_fill_(value)?;
+            return Ok(result);
         }
         match self {
-            Self::Nothing | Self::Zero | Self::Identity(_) => Ok(written),
+            Self::Nothing | Self::Zero | Self::Identity(_) => home.bring(site, written),
             Self::Unpack(blocks) => {
+                let written = home.bring(site, written)?;
                 blocks.unpack(site.call, &written.f_view([-1])?, &written.size(), datatype)
             }
             Self::Zeros(shape) => {
-                let zero = Tensor::f_zeros([0_i64; 0], (datatype.kind, tch::Device::Cpu))?;
-                Ok(zero.f_expand(shape, false)?)
+                let device = Metadata::of(home.tensor.as_ref().unwrap_or(&written)).device();
+                Output::zeros(device, site.call, &shape, datatype)
             }
             Self::Receive { envelope, recorded } => {
                 message::check_received(site, &envelope, recorded, &written, datatype, made)?;
-                Ok(written)
+                home.bring(site, written)
             }
             Self::Given(result) => Ok(result),
         }
     }
 }
 
-/// A call that is ready to be started, at any time.
+/// The tensor on a device that the result of a staged call is copied to.
+#[derive(Default)]
+struct Home {
+    tensor: Option<Tensor>,
+    /// Passes when the device has done with the memory of the tensor. It was recorded on the stream that
+    /// the tensor was made on, which need not be the current one.
+    free: Option<Arc<Event>>,
+}
+
+impl Home {
+    /// The tensor, to be written on the current stream; `None` if the call is not staged.
+    fn place(self, site: Site) -> Result<Option<Tensor>> {
+        if let (Some(tensor), Some(free)) = (&self.tensor, &self.free) {
+            free.queue_wait(site.call, Metadata::of(tensor).device())?;
+        }
+        Ok(self.tensor)
+    }
+
+    /// What MPI has written, copied to the tensor if the call is staged.
+    fn bring(self, site: Site, written: Tensor) -> Result<Tensor> {
+        let Some(home) = self.place(site)? else { return Ok(written) };
+        staging::bring_home(site, written, &home)?;
+        Ok(home)
+    }
+}
+
+/// A call that can be started at any time from when it [is ready](Self::is_ready) on.
 pub(crate) struct Launch {
     buffers: Buffers,
     call: Call,
     kept: Kept,
+    /// Passes when MPI may read and write the buffers.
+    ready: Option<Arc<Event>>,
 }
 
 impl Launch {
+    /// Waits until it [is ready](Self::is_ready).
+    pub(crate) fn wait_until_ready(&self, call: &'static str) -> Result<()> {
+        self.ready.as_ref().map_or(Ok(()), |ready| ready.wait(call))
+    }
+
+    /// Whether MPI may read and write the buffers: a device may still be at work on them.
+    pub(crate) fn is_ready(&self, call: &'static str) -> Result<bool> {
+        self.ready.as_ref().map_or(Ok(true), |ready| ready.has_passed(call))
+    }
+
     /// Whether it is a receive, which can be cancelled.
     pub(crate) fn receives(&self) -> bool {
         matches!(self.call, Call::Receive(_))
@@ -172,7 +215,8 @@ impl Launch {
     /// Starts the call.
     ///
     /// # Safety
-    /// MPI can be called, and `made` is kept until the call has ended.
+    /// MPI can be called, the call [is ready](Self::is_ready), and `made` is kept until the call has
+    /// ended.
     pub(crate) unsafe fn run(self, made: &mut Made) -> Result<()> {
         made.keep_tensors(self.kept);
         // SAFETY: MPI can be called. The buffers are as large as the plan says, and the output is
@@ -184,6 +228,7 @@ impl Launch {
 /// Makes the result of a call that was started, once it has ended.
 pub(crate) struct Completion {
     written: Tensor,
+    home: Home,
     finish: Finish,
     datatype: Datatype,
     /// The tensor that the call was given, unless it is a receive, and its version at the start.
@@ -191,9 +236,9 @@ pub(crate) struct Completion {
 }
 
 impl Completion {
-    /// The output, which MPI writes.
+    /// The tensor that the result will be in, if it is made by MPI alone.
     pub(crate) fn written(&self) -> &Tensor {
-        &self.written
+        self.home.tensor.as_ref().unwrap_or(&self.written)
     }
 
     /// The result of the call, which was started at `start` and has ended; an error if the tensor
@@ -204,7 +249,7 @@ impl Completion {
         {
             return Err(Error::InFlight { call: start.call, at: start.at });
         }
-        self.finish.apply(start, self.written, self.datatype, made)
+        self.finish.apply(start, self.written, self.home, self.datatype, made)
     }
 }
 
@@ -241,12 +286,16 @@ impl<'x> Plan<'x> {
         if let Finish::Given(result) = self.finish {
             return Ok(result);
         }
-        let output = self.output(site, comm)?;
-        let buffers = self.buffers(comm, self.input.data(), output.data());
+        let Memory { staged, send, output, home, ready } = self.memory(site, comm)?;
+        if let Some(ready) = ready {
+            ready.wait(site.call)?;
+        }
+        let buffers = self.buffers(comm, send, output.data());
+        let used = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
         // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
-        let made =
-            unsafe { self.carry_out(site, comm, buffers, output.tensor(), made, handed_over) }?;
-        self.finish.apply(site, output.into_tensor(), self.input.datatype(), &made)
+        let made = unsafe { self.carry_out(site, comm, buffers, used, made, handed_over) }?;
+        let home = Home { tensor: home, free: None };
+        self.finish.apply(site, output.into_tensor(), home, self.input.datatype(), &made)
     }
 
     /// The call, to be started later, and what makes the result when it has ended. `x` is the
@@ -257,18 +306,25 @@ impl<'x> Plan<'x> {
         comm: &Handle,
         x: &Tensor,
     ) -> Result<(Launch, Completion)> {
-        let output = self.output(site, comm)?;
-        let buffers = self.buffers(comm, self.input.data(), output.data());
+        let Memory { staged, send, output, home, ready } = self.memory(site, comm)?;
+        let buffers = self.buffers(comm, send, output.data());
         // A receive does not read the tensor that it is given.
         let reads = !matches!(self.call, Call::Receive(_));
-        let input = reads.then(|| Pinned::new(site.call, self.input.sent())).transpose()?;
-        let kept = Kept { input, output: output.tensor().shallow_clone() };
+        // Host memory that MPI only writes is ready at once.
+        let is_copied_to = home.is_some() && staged.is_none();
+        let ready_to_launch = ready.clone().filter(|_| !is_copied_to || self.fills_output(comm));
+        let input = (reads && home.is_none())
+            .then(|| Pinned::new(site.call, self.input.sent()))
+            .transpose()?;
+        let staged = staged.map(|staged| [staged, self.input.sent().shallow_clone()]);
+        let kept = Kept { input, staged, output: output.tensor().shallow_clone() };
         let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, kept };
+        let launch = Launch { buffers, call: self.call, kept, ready: ready_to_launch };
         // Of the tensor that a receive is given, only the shape and kind are used.
         let given = (!launch.receives()).then(|| (x.shallow_clone(), autograd::version(x)));
         let written = output.into_tensor();
-        Ok((launch, Completion { written, finish: self.finish, datatype, given }))
+        let home = Home { tensor: home, free: ready };
+        Ok((launch, Completion { written, home, finish: self.finish, datatype, given }))
     }
 
     /// As [`into_launch`](Self::into_launch), but the call changes `x`, the tensor that was planned
@@ -281,12 +337,34 @@ impl<'x> Plan<'x> {
         data: *mut c_void,
     ) -> Result<(Launch, Completion)> {
         assert_eq!(self.input.data(), data.cast_const(), "the tensor itself is sent");
+        let access = self.access(comm);
+        let (staged, ready) = self.staged_in_place(site, access)?;
+        let written = staged.as_ref().unwrap_or(x).shallow_clone();
+        let data = if staged.is_some() { Metadata::of(&written).data().cast_mut() } else { data };
         let buffers = self.buffers(comm, mpi_sys::MPI_IN_PLACE.cast_const(), data);
-        let kept = Kept { input: Some(Pinned::new(site.call, x)?), output: x.shallow_clone() };
+        let tensor = staged.as_ref().map(|_| x.shallow_clone());
+        let home = Home { tensor, free: ready.clone() };
+        let staged = staged.map(|staged| [staged, x.shallow_clone()]);
+        let kept =
+            Kept { input: Some(Pinned::new(site.call, x)?), staged, output: x.shallow_clone() };
         let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, kept };
-        let written = x.shallow_clone();
-        Ok((launch, Completion { written, finish: self.finish, datatype, given: None }))
+        let launch = Launch { buffers, call: self.call, kept, ready };
+        Ok((launch, Completion { written, home, finish: self.finish, datatype, given: None }))
+    }
+
+    /// For a call in place: the copy of the input in host memory, if it is staged, and what passes when
+    /// MPI may use it, or the input itself.
+    fn staged_in_place(
+        &self,
+        site: Site,
+        access: Access,
+    ) -> Result<(Option<Tensor>, Option<Arc<Event>>)> {
+        let (staged, device) = match access {
+            Access::Host => return Ok((None, None)),
+            Access::Staged(device) => (Some(staging::stage(site, &self.input)?), device),
+            Access::Direct(device) => (None, device),
+        };
+        Ok((staged, Some(Arc::new(Event::record(site.call, device)?))))
     }
 
     pub(crate) fn result_shape(&self) -> &[i64] {
@@ -296,17 +374,28 @@ impl<'x> Plan<'x> {
         }
     }
 
-    /// The output. On the root of a broadcast it holds the input already.
-    fn output(&self, site: Site, comm: &Handle) -> Result<Output> {
+    /// Whether the output holds the input already when MPI gets it.
+    fn fills_output(&self, comm: &Handle) -> bool {
+        // MPI_Bcast has one buffer, which it sends from on the root and writes on the others.
+        matches!(self.call, Call::Broadcast { root } if root == comm.rank())
+    }
+
+    /// The output. On the root of a broadcast it holds the input already, or will when the device has
+    /// come so far.
+    pub(super) fn output(&self, site: Site, comm: &Handle, access: Access) -> Result<Output> {
         let is_written = !matches!(self.call, Call::Nothing);
         let shape = if is_written { &self.shape[..] } else { &[0][..] };
-        let output = Output::new(site.call, shape, self.input.datatype())?;
+        let place = match access {
+            Access::Host => Place::Host,
+            Access::Staged(device) => Place::Near(device),
+            Access::Direct(device) => Place::On(device),
+        };
+        let output = Output::at(place, site.call, shape, self.input.datatype())?;
         if let Call::Exchange(exchange) = &self.call {
             exchange.check(self.input.count(), elements(site.call, shape)?);
         }
-        if matches!(self.call, Call::Broadcast { root } if root == comm.rank()) {
-            // MPI_Bcast has one buffer, which it sends from on the root and writes on the others.
-            output.copy_from(&self.input)?;
+        if self.fills_output(comm) {
+            autograd::queue_copy(site.call, self.input.sent(), output.tensor())?;
         }
         Ok(output)
     }
@@ -322,28 +411,37 @@ impl<'x> Plan<'x> {
         made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<()> {
-        let copied = self.input.data() != data.cast_const();
+        let (staged, ready) = self.staged_in_place(site, self.access(comm))?;
+        if let Some(ready) = ready {
+            ready.wait(site.call)?;
+        }
         // If x is not contiguous, the input is a copy of it. The call is then made in place on the
         // copy, as all ranks must give MPI_IN_PLACE, or none (MPI 3.1, 5.2.1).
-        let data = if copied { self.input.data().cast_mut() } else { data };
+        let copied = staged.is_some() || self.input.data() != data.cast_const();
+        let sent = staged.as_ref().unwrap_or(self.input.sent());
+        let data = if copied { Metadata::of(sent).data().cast_mut() } else { data };
         let in_place = (mpi_sys::MPI_IN_PLACE.cast_const(), data);
         let (send, receive) = match self.call {
             // MPI ignores the receive buffer on ranks other than the root; they pass the send
             // buffer.
             Call::Reduce { root, .. } if root != comm.rank() => {
-                (self.input.data(), std::ptr::null_mut())
+                (data.cast_const(), std::ptr::null_mut())
             }
             _ => in_place,
         };
         let buffers = self.buffers(comm, send, receive);
+        let used = [sent, &*x];
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank on which MPI writes one.
-        unsafe { self.carry_out(site, comm, buffers, x, made, handed_over) }?;
+        unsafe { self.carry_out(site, comm, buffers, used, made, handed_over) }?;
         let _recording = Recording::off();
         match self.finish.filling(self.input.datatype().kind) {
             Some(value) => drop(x.f_fill_(value)?),
-            None if copied => x.f_copy_(self.input.sent())?,
-            None => (),
+            None => match staged {
+                Some(staged) => staging::bring_home(site, staged, x)?,
+                None if copied => x.f_copy_(self.input.sent())?,
+                None => (),
+            },
         }
         Ok(())
     }
@@ -366,15 +464,15 @@ impl<'x> Plan<'x> {
     /// Makes the call and waits for its end; see [`run`](Self::run).
     ///
     /// # Safety
-    /// `buffers` is as large as the plan says. MPI writes to the memory of `written`, which does
-    /// not overlap the input unless the call is made in place.
+    /// `buffers` is as large as the plan says, and MPI may use it. It is in the memory of the tensors
+    /// `used`. What MPI writes does not overlap what it reads, unless the call is made in place.
     #[inline]
     unsafe fn carry_out(
         &self,
         site: Site,
         comm: &Handle,
         buffers: Buffers,
-        written: &Tensor,
+        used: [&Tensor; 2],
         mut made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<Made> {
@@ -403,7 +501,7 @@ impl<'x> Plan<'x> {
         });
         if !made.has_ended() {
             // MPI may still use the buffers, so they are never freed.
-            for tensor in [self.input.sent(), written] {
+            for tensor in used {
                 std::mem::forget(Pinned::new(site.call, tensor));
             }
             std::mem::forget(made);

@@ -1,10 +1,12 @@
 //! [`Bucket`]: gradients that are summed over the ranks in one call.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::model::Variable;
-use crate::autograd::{self, Metadata, Recording};
-use crate::base::error::Result;
+use crate::autograd::{self, Device, Metadata, Recording};
+use crate::base::error::{Error, Result};
+use crate::call::buffer::Output;
+use crate::environment::datatype::Datatype;
 
 /// Gradients that are summed over the ranks in one call.
 #[derive(Debug)]
@@ -12,6 +14,7 @@ pub(super) struct Bucket {
     /// The indices of their parameters.
     pub(super) members: Vec<usize>,
     kind: Kind,
+    device: Device,
     count: i64,
     /// The buffer that they are summed in; `None` for a single one, which is summed where it lies.
     buffer: Option<Buffer>,
@@ -25,9 +28,9 @@ struct Buffer {
 }
 
 impl Buffer {
-    fn new(shapes: &[Vec<i64>], kind: Kind) -> Result<Self> {
+    fn new(shapes: &[Vec<i64>], kind: Kind, device: Device) -> Result<Self> {
         let counts: Vec<i64> = shapes.iter().map(|shape| shape.iter().product()).collect();
-        let flat = Tensor::f_zeros([counts.iter().sum::<i64>()], (kind, Device::Cpu))?;
+        let flat = zeros(&[counts.iter().sum()], kind, device)?;
         let (mut views, mut start) = (Vec::new(), 0);
         for (shape, count) in shapes.iter().zip(&counts) {
             let view = flat.f_narrow(0, start, *count)?.f_view(&shape[..])?;
@@ -42,20 +45,21 @@ impl Buffer {
 
 impl Bucket {
     /// Of a single gradient, which is summed where it lies.
-    pub(super) fn of_one(member: usize, kind: Kind, count: i64) -> Self {
-        Self { members: vec![member], kind, count, buffer: None }
+    pub(super) fn of_one(member: usize, kind: Kind, gradient: &Metadata) -> Self {
+        let (device, count) = (gradient.device(), gradient.count());
+        Self { members: vec![member], kind, device, count, buffer: None }
     }
 
-    /// Of gradients that share a buffer of this kind.
+    /// Of gradients that share a buffer of this kind, on this device.
     pub(super) fn of_several(
         members: Vec<usize>,
-        kind: Kind,
+        (kind, device): (Kind, Device),
         parameters: &[Variable],
     ) -> Result<Self> {
         let shapes: Vec<Vec<i64>> = members.iter().map(|i| parameters[*i].tensor.size()).collect();
-        let buffer = Buffer::new(&shapes, kind)?;
+        let buffer = Buffer::new(&shapes, kind, device)?;
         let count = Metadata::of(&buffer.flat).count();
-        Ok(Self { members, kind, count, buffer: Some(buffer) })
+        Ok(Self { members, kind, device, count, buffer: Some(buffer) })
     }
 
     /// Whether it is the gradient of this parameter itself.
@@ -74,7 +78,7 @@ impl Bucket {
         let shares_memory = autograd::owners(flat).1 > 1 + views.len();
         if views.iter().zip(&dropped).any(is_kept) || (shares_memory && dropped.contains(&true)) {
             let shapes: Vec<Vec<i64>> = views.iter().map(Tensor::size).collect();
-            self.buffer = Some(Buffer::new(&shapes, self.kind)?);
+            self.buffer = Some(Buffer::new(&shapes, self.kind, self.device)?);
         }
         Ok(())
     }
@@ -163,7 +167,7 @@ impl Bucket {
     }
 
     fn zeros(&self, shape: &[i64]) -> Result<Tensor> {
-        Ok(Tensor::f_zeros(shape, (self.kind, Device::Cpu))?)
+        zeros(shape, self.kind, self.device)
     }
 
     /// Makes the sums the gradients of the parameters, but leaves undefined what is undefined on all
@@ -200,6 +204,14 @@ impl Bucket {
         }
         Ok(())
     }
+}
+
+/// New zeros, each in memory of its own.
+fn zeros(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
+    const CALL: &str = "DataParallel";
+    let datatype = Datatype::of_kind(kind)
+        .ok_or_else(|| Error::Kind { call: CALL, kind: format!("{kind:?}") })?;
+    Ok(Output::at(device.into(), CALL, shape, datatype)?.into_tensor().f_zero_()?)
 }
 
 /// Replaces the leaf's gradient by a copy if another tensor has the same memory.

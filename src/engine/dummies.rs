@@ -1,8 +1,8 @@
 //! [`join_dummies`]: graph edges without data, for programs that order the backward pass by hand.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
-use crate::autograd::{self, Metadata, Recording, is_recording};
+use crate::autograd::{self, Device, Metadata, Recording, is_recording};
 use crate::base::error::{Error, Result};
 use crate::environment::datatype::{Class, Datatype};
 
@@ -83,24 +83,27 @@ fn can_require_grad(x: &Tensor) -> Result<bool> {
 #[derive(Debug)]
 struct Zeros {
     shape: Vec<i64>,
-    kind: Kind,
+    scalar_type: i32,
     device: Device,
 }
 
 impl Zeros {
     fn like(x: &Tensor) -> Result<Self> {
-        if !Metadata::of(x).is_strided() {
+        let view = Metadata::of(x);
+        if !view.is_strided() {
             return Err(Error::Layout { call: CALL });
         }
-        Ok(Self { shape: x.size(), kind: x.f_kind()?, device: x.device() })
+        let (scalar_type, device) = (view.scalar_type(), view.device());
+        Ok(Self { shape: x.size(), scalar_type, device })
     }
 
     /// The zeros, with an edge to the cotangent, which orders the second backward pass too.
     fn joined_to(&self, cotangent: &Tensor) -> Result<Tensor> {
         let zeros = {
             let _recording = Recording::off();
-            Tensor::f_zeros([0_i64; 0], (self.kind, self.device))?
-                .f_expand(&self.shape[..], false)?
+            let (mut zero, _) = autograd::empty_on(self.device, CALL, &[], self.scalar_type)?;
+            let _ = zero.f_zero_()?;
+            zero.f_expand(&self.shape[..], false)?
         };
         if requires_grad(cotangent) {
             let back = Self::like(cotangent)?;

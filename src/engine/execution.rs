@@ -21,6 +21,7 @@ pub(crate) fn run(
     comm: &Communicator,
     turn: Option<&Turn>,
 ) -> Result<Tensor> {
+    comm.flights().let_depart(site, comm)?;
     match turn {
         Some(turn) => plan.run(site, comm.handle(), Made::new(turn.way()), || turn.made()),
         None => plan.run(site, comm.handle(), Made::probing(), || ()),
@@ -36,6 +37,7 @@ pub(crate) fn run_in_place(
     (x, data): (&mut Tensor, *mut c_void),
     turn: &Turn,
 ) -> Result<()> {
+    comm.flights().let_depart(site, comm)?;
     plan.run_in_place(site, comm.handle(), x, data, Made::new(turn.way()), || turn.made())
 }
 

@@ -9,8 +9,10 @@
 //! A collective call that the ranks are still agreeing on waits in the queue of its communicator.
 //! Every wait and every start of this crate advances the heads of all queues
 //! ([`StartedCalls::advance`]), so that a rank that waits on one communicator does not hold up the
-//! ranks of another. The same goes on with receives that wait for their messages ([`expected`]).
+//! ranks of another. The same goes on with receives that wait for their messages ([`expected`]), and
+//! with calls that wait for a device ([`departures`]).
 
+mod departures;
 mod expected;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::base::check::Check;
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::base::way::Way;
@@ -30,7 +31,8 @@ use crate::communicator::Identity;
 use crate::engine::agreement::{Proposal, Turn};
 use crate::engine::communicator::Communicator;
 use crate::environment::status::Pattern;
-use crate::environment::{Environment, StartedCalls, watch};
+use crate::environment::{StartedCalls, watch};
+use departures::Departures;
 use expected::Expected;
 
 /// A call that was started.
@@ -79,6 +81,8 @@ struct Progress {
 enum Stage {
     /// The ranks are agreeing on the call. There is no `Launch` if this rank does not make it.
     Proposed(Box<Proposal>, Option<Launch>),
+    /// The turn of the call has come, if it needs one. It is made when its buffers are ready.
+    Granted(Launch, Option<Arc<Turn>>),
     UnderWay(Made),
     Failed(Error),
     /// The outcome has been taken, or there is none.
@@ -101,13 +105,12 @@ impl Flight {
     ) -> Result<Self> {
         let (environment, flights) = (comm.environment(), comm.flights());
         let receives = launch.receives();
-        let (stage, now) = match start {
-            Start::Now => (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, None))),
-            Start::InTurn(turn) => {
-                (Stage::UnderWay(Made::new(Way::Polls)), Some((launch, Some(turn))))
-            }
-            Start::Agreed(proposal) => (Stage::Proposed(proposal, Some(launch)), None),
+        let stage = match start {
+            Start::Now => Stage::Granted(launch, None),
+            Start::InTurn(turn) => Stage::Granted(launch, Some(turn)),
+            Start::Agreed(proposal) => Stage::Proposed(proposal, Some(launch)),
         };
+        let is_proposed = matches!(stage, Stage::Proposed(..));
         let call = flights.add(|number| StartedCall {
             site,
             comm: comm.plain(),
@@ -121,29 +124,14 @@ impl Flight {
         let _permission = environment.enter(site.call)?;
         // SAFETY: `enter` gave permission to call MPI.
         unsafe { flights.sweep() };
-        match now {
-            Some((launch, turn)) => {
-                // SAFETY: `enter` gave permission to call MPI.
-                let awaited = unsafe { flights.awaited(environment, &launch) };
-                if let Stage::UnderWay(made) = &mut flight.0.progress().stage {
-                    if awaited.is_some() {
-                        *made = Made::probing();
-                    }
-                    // SAFETY: `enter` gave permission to call MPI; the list keeps `made` to the
-                    // end.
-                    unsafe { launch.run(made) }?;
-                }
-                if let Some(turn) = turn {
-                    turn.made();
-                }
-                if let Some(pattern) = awaited {
-                    // SAFETY: as above.
-                    unsafe { flights.expect(pattern, &flight.0) };
-                }
-            }
-            None => flights.queue(&flight.0),
+        if is_proposed {
+            flights.queue(&flight.0);
+        } else {
+            let List { departures, expected, .. } = &mut *flights.list();
+            // SAFETY: as above.
+            unsafe { departures.add(&flight.0, expected) }?;
         }
-        // SAFETY: `enter` gave permission to call MPI.
+        // SAFETY: as above.
         unsafe { environment.advance() };
         Ok(flight)
     }
@@ -185,7 +173,9 @@ impl Flight {
         match std::mem::replace(&mut progress.stage, Stage::Over) {
             Stage::UnderWay(made) => Ok(made),
             Stage::Failed(error) => Err(error),
-            Stage::Proposed(..) | Stage::Over => unreachable!("a flight lands once"),
+            Stage::Proposed(..) | Stage::Granted(..) | Stage::Over => {
+                unreachable!("a flight lands once")
+            }
         }
     }
 }
@@ -218,51 +208,64 @@ impl StartedCall {
 }
 
 impl Progress {
-    fn is_proposed(&self) -> bool {
-        matches!(self.stage, Stage::Proposed(..))
+    /// Whether it has not been handed to MPI.
+    fn waits(&self) -> bool {
+        matches!(self.stage, Stage::Proposed(..) | Stage::Granted(..))
     }
 
     fn has_ended(&self) -> bool {
         match &self.stage {
-            Stage::Proposed(..) => false,
+            Stage::Proposed(..) | Stage::Granted(..) => false,
             Stage::UnderWay(made) => made.has_ended(),
             Stage::Failed(_) | Stage::Over => true,
         }
     }
 
-    /// Advances the agreement on the call, and launches the call when its turn has come.
+    /// Advances the agreement on the call, and launches the call when its turn has come and its buffers
+    /// are ready.
     ///
     /// # Safety
     /// MPI can be called.
-    unsafe fn advance(&mut self) {
-        let Stage::Proposed(proposal, launch) = &mut self.stage else { return };
-        // SAFETY: passed on to the caller.
-        let turn = match unsafe { proposal.poll() } {
-            Ok(None) => return,
-            Ok(Some(Ok(turn))) => turn,
-            // This rank refused the call, and returned its error at the start.
-            Ok(Some(Err(_))) | Err(_) if launch.is_none() => return self.stage = Stage::Over,
-            Ok(Some(Err(error))) | Err(error) => return self.stage = Stage::Failed(error),
+    unsafe fn advance(&mut self, call: &'static str) {
+        if let Stage::Proposed(proposal, launch) = &mut self.stage {
+            // SAFETY: passed on to the caller.
+            let turn = match unsafe { proposal.poll() } {
+                Ok(None) => return,
+                Ok(Some(Ok(turn))) => turn,
+                // This rank refused the call, and returned its error at the start.
+                Ok(Some(Err(_))) | Err(_) if launch.is_none() => return self.stage = Stage::Over,
+                Ok(Some(Err(error))) | Err(error) => return self.stage = Stage::Failed(error),
+            };
+            self.stage = match launch.take() {
+                Some(launch) => Stage::Granted(launch, Some(Arc::new(turn))),
+                None => {
+                    // That this rank withdrew has been noted before.
+                    turn.made();
+                    Stage::Over
+                }
+            };
+        }
+        let Stage::Granted(launch, _) = &self.stage else { return };
+        match launch.is_ready(call) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return self.stage = Stage::Failed(error),
+        }
+        let Stage::Granted(launch, turn) = std::mem::replace(&mut self.stage, Stage::Over) else {
+            unreachable!("its turn has come")
         };
         let mut made = Made::new(Way::Polls);
-        self.stage = match launch.take() {
-            // SAFETY: passed on to the caller; what is made is kept to the end, or forgotten.
-            Some(launch) => match unsafe { launch.run(&mut made) } {
-                Ok(()) => {
-                    turn.made();
-                    Stage::UnderWay(made)
-                }
-                // Parts of it may be under way, and go on.
-                Err(error) => {
-                    turn.failed();
-                    std::mem::forget(made);
-                    Stage::Failed(error)
-                }
-            },
-            None => {
-                // That this rank withdrew has been noted before.
-                turn.made();
-                Stage::Over
+        // SAFETY: passed on to the caller; what is made is kept to the end, or forgotten.
+        self.stage = match unsafe { launch.run(&mut made) } {
+            Ok(()) => {
+                turn.iter().for_each(|turn| turn.made());
+                Stage::UnderWay(made)
+            }
+            // Parts of it may be under way, and go on.
+            Err(error) => {
+                turn.iter().for_each(|turn| turn.failed());
+                std::mem::forget(made);
+                Stage::Failed(error)
             }
         };
     }
@@ -273,7 +276,7 @@ impl Progress {
         match &mut self.stage {
             // SAFETY: passed on to the caller.
             Stage::UnderWay(made) => unsafe { made.test() },
-            Stage::Proposed(..) => Ok(false),
+            Stage::Proposed(..) | Stage::Granted(..) => Ok(false),
             Stage::Failed(_) | Stage::Over => Ok(true),
         }
     }
@@ -293,6 +296,7 @@ struct List {
     orphans: VecDeque<Arc<StartedCall>>,
     /// Calls that the ranks are still agreeing on, by communicator.
     queues: BTreeMap<Identity, VecDeque<Arc<StartedCall>>>,
+    departures: Departures,
     expected: Expected,
 }
 
@@ -320,38 +324,15 @@ impl Flights {
         call.comm.environment().note_queued();
     }
 
-    /// The messages that a receive is to wait for before it is handed to MPI; `None` if it is handed to
-    /// MPI at once.
-    ///
-    /// # Safety
-    /// MPI can be called.
-    unsafe fn awaited(&self, environment: &Environment, launch: &Launch) -> Option<Pattern> {
-        let (pattern, is_worth_probing) = launch.pattern()?;
-        let List { expected, .. } = &mut *self.list();
-        let has_room = expected.has_room_for(&pattern);
-        // It must not come before one that was started earlier and takes the same messages.
-        let is_later = expected.overlaps(&pattern);
-        if is_later && !has_room {
-            // SAFETY: passed on to the caller.
-            unsafe { expected.post() };
-            return None;
+    /// Waits at `site` until no call on `comm` waits for a device: the order of what is handed to MPI is
+    /// that of the program. To be called before a blocking call.
+    #[inline]
+    pub(crate) fn let_depart(&self, site: Site, comm: &Communicator) -> Result<()> {
+        let (environment, identity) = (comm.environment(), comm.identity());
+        if !environment.are_queued() || !self.list().departures.are_due(identity) {
+            return Ok(());
         }
-        let may_wait = !environment.is_shared() && environment.check() != Check::None;
-        (is_later || may_wait && is_worth_probing && has_room).then_some(pattern)
-    }
-
-    /// Adds a receive that waits for its message.
-    ///
-    /// # Safety
-    /// MPI can be called.
-    unsafe fn expect(&self, pattern: Pattern, call: &Arc<StartedCall>) {
-        let List { expected, .. } = &mut *self.list();
-        expected.add(pattern, call);
-        // Another thread may have shared MPI since.
-        if call.comm.environment().is_shared() {
-            // SAFETY: passed on to the caller.
-            unsafe { expected.post() };
-        }
+        environment.wait_until(site, || Ok(!self.list().departures.are_due(identity)))
     }
 
     /// Queues a proposal without a call: the agreement goes on, so that the other ranks learn that
@@ -395,17 +376,20 @@ impl Flights {
 }
 
 impl StartedCalls for Flights {
-    /// Advances the first calls of each queue, and takes those off whose agreement is over. Then starts
-    /// to receive messages that have come.
+    /// Hands the calls to MPI on whose buffers no device is at work any more. Advances the first calls of
+    /// each queue, and takes those off that have been handed to MPI. Then starts to receive messages that
+    /// have come.
     unsafe fn advance(&self) {
-        let List { queues, expected, .. } = &mut *self.list();
+        let List { queues, departures, expected, .. } = &mut *self.list();
+        // SAFETY: passed on to the caller.
+        unsafe { departures.advance(expected) };
         queues.retain(|_, queue| {
             let mut window = WINDOW.min(queue.len());
             while let Some(first) = queue.front() {
                 let mut progress = first.progress();
                 // SAFETY: passed on to the caller.
-                unsafe { progress.advance() };
-                if progress.is_proposed() {
+                unsafe { progress.advance(first.site.call) };
+                if progress.waits() {
                     break;
                 }
                 drop(progress);
@@ -415,7 +399,7 @@ impl StartedCalls for Flights {
             }
             for call in queue.range(1.min(window)..window) {
                 // SAFETY: passed on to the caller.
-                unsafe { call.progress().advance() };
+                unsafe { call.progress().advance(call.site.call) };
             }
             !queue.is_empty()
         });
@@ -428,8 +412,12 @@ impl StartedCalls for Flights {
     }
 
     unsafe fn post(&self) {
+        let List { departures, expected, .. } = &mut *self.list();
         // SAFETY: passed on to the caller.
-        unsafe { self.list().expected.post() };
+        unsafe {
+            departures.post(expected);
+            expected.post();
+        }
     }
 
     unsafe fn end(&self) -> Vec<String> {

@@ -30,7 +30,7 @@ use crate::engine::dummies::join_dummies;
 use crate::engine::execution::Started;
 use crate::engine::operator::{Derivative, Mode, Operator, Ready, agree_on_parts, note_arguments};
 use crate::engine::tape::{self, Traffic};
-use nodes::Nodes;
+use nodes::{Nodes, ResultLike};
 use order::{Due, Owed};
 pub(crate) use order::{forget_tape, settle_messages, settle_tape};
 pub use several::{wait_all, wait_any, wait_some};
@@ -148,9 +148,12 @@ impl Mode for Nonblocking {
         // The request must not keep the admission, which is for the start alone.
         let comm = &comm.unadmitted();
         let nodes = records.then(|| {
-            let (input, result) = (plan.input.shape(), plan.result_shape());
-            let datatype = plan.input.datatype();
-            Nodes::new(derivative(input, &agreed), (result.to_vec(), datatype))
+            let result = ResultLike {
+                shape: plan.result_shape().to_vec(),
+                datatype: plan.input.datatype(),
+                device: plan.input.device(),
+            };
+            Nodes::new(derivative(plan.input.shape(), &agreed), result)
         });
         let started = Started::new(plan, site, comm, x, start)?;
         let owed = match nodes {

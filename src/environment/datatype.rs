@@ -59,6 +59,11 @@ impl Datatype {
         Some(Self { kind, class, scalar_type })
     }
 
+    /// The datatype for a kind; `None` if MPI has none.
+    pub(crate) fn of_kind(kind: Kind) -> Option<Self> {
+        (0..=15).filter_map(Self::of).find(|datatype| datatype.kind == kind)
+    }
+
     /// libtorch's number for the kind.
     pub(crate) fn scalar_type(self) -> i32 {
         self.scalar_type

@@ -3,6 +3,7 @@
 
 mod access;
 pub mod datatype;
+mod devices;
 mod end;
 pub(crate) mod error_code;
 pub(crate) mod library;
@@ -27,6 +28,7 @@ use crate::base::tag::Tag;
 use crate::base::thread_level::ThreadLevel;
 use crate::environment::error_code::{check, checked};
 use datatype::Handles;
+use devices::Reach;
 use library::Library;
 use status::Pattern;
 use trace::Timeline;
@@ -48,6 +50,7 @@ pub(crate) struct Environment {
     owner: bool,
     level: ThreadLevel,
     check: Check,
+    reach: Reach,
     /// The thread that initialized this: the only one that may call MPI below
     /// [`ThreadLevel::Serialized`].
     main: ThreadId,
@@ -59,7 +62,7 @@ pub(crate) struct Environment {
     freed_at_end: Mutex<Vec<Arc<dyn FreedAtEnd>>>,
     /// The calls that were started and have not ended.
     started: Arc<dyn StartedCalls>,
-    /// How many started calls wait for their turn.
+    /// How many started calls wait for their turn, or for a device.
     queued: AtomicUsize,
     /// How many started receives wait for their messages, and are not known to MPI.
     expected: AtomicUsize,
@@ -91,7 +94,7 @@ pub(crate) trait StartedCalls: fmt::Debug + Send + Sync {
     /// Whether a receive that waits for its message takes the one that was found.
     fn expects(&self, found: &Pattern) -> bool;
 
-    /// Hands the receives that wait for their messages to MPI.
+    /// Hands the receives that wait for their messages to MPI, and the calls that wait for a device.
     ///
     /// # Safety
     /// MPI can be called.
@@ -136,6 +139,16 @@ impl Environment {
         self.check
     }
 
+    /// Whether MPI gets pointers to the memory of devices of one of libtorch's types.
+    pub(crate) fn reaches(&self, device_type: i8) -> bool {
+        self.reach.covers(device_type)
+    }
+
+    /// For tests, whose devices have memory that MPI can reach: MPI gets pointers to that of all devices.
+    pub(crate) fn reach_all(&self, all: bool) {
+        self.reach.cover_all(all);
+    }
+
     pub(crate) fn largest_tag(&self) -> Tag {
         self.largest_tag
     }
@@ -150,9 +163,9 @@ impl Environment {
         !self.finalized.load(Ordering::Relaxed)
     }
 
-    /// Whether started calls wait for their turn. They go on only while no thread waits inside MPI.
+    /// Whether started calls wait for their turn or for a device. They go on only while no thread waits inside MPI.
     #[inline]
-    pub(super) fn are_queued(&self) -> bool {
+    pub(crate) fn are_queued(&self) -> bool {
         self.queued.load(Ordering::Relaxed) != 0
     }
 
@@ -187,7 +200,7 @@ impl Environment {
     pub(crate) fn share(&self, call: &'static str) {
         self.is_shared.store(true, Ordering::Relaxed);
         // Where MPI cannot be called, no message can be received either.
-        if self.are_expected()
+        if (self.are_expected() || self.are_queued())
             && let Ok(_permission) = self.enter(call)
         {
             // SAFETY: `enter` gave permission to call MPI.

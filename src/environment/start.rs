@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use parking_lot::{Mutex, RwLock};
 
 use super::datatype::Handles;
+use super::devices::{Reach, Transfer};
 use super::library::{self, Library};
 use super::trace::{self, Timeline};
 use super::watch::{Limits, Watch};
@@ -69,7 +70,7 @@ impl Environment {
         settings: Settings,
         started: Arc<dyn StartedCalls>,
     ) -> Result<Self> {
-        let Settings { check, watch, timeline } = settings;
+        let Settings { check, reach, watch, timeline } = settings;
         let mut level = 0;
         // SAFETY: MPI is initialized; `level` outlives the call.
         unsafe { checked!(MPI_Query_thread(&mut level)) }?;
@@ -86,6 +87,7 @@ impl Environment {
             owner,
             level,
             check,
+            reach,
             main: std::thread::current().id(),
             calls: RwLock::new(()),
             finalized: AtomicBool::new(false),
@@ -108,6 +110,7 @@ impl Environment {
 /// What environment variables say.
 struct Settings {
     check: Check,
+    reach: Reach,
     watch: Arc<Watch>,
     timeline: Option<Arc<Timeline>>,
 }
@@ -126,11 +129,13 @@ fn agreed_settings() -> Result<Settings> {
     let watch = limits.as_ref().ok().map(|&limits| Watch::start(limits, rank, size));
     let own = limits.and_then(|_| {
         let check = Check::from_environment()?;
-        Ok((check, trace::folder_from_environment()?))
+        // SAFETY: MPI is initialized, and this thread may call it.
+        let reach = unsafe { Reach::of(Transfer::from_environment()?) }?;
+        Ok((check, reach, trace::folder_from_environment()?))
     });
     // The level of checks, the last rank that has an invalid value, and the last that has a folder.
     let mut most = match &own {
-        Ok((level, folder)) => [*level as c_int, -1, folder.as_ref().map_or(-1, |_| rank)],
+        Ok((level, _, folder)) => [*level as c_int, -1, folder.as_ref().map_or(-1, |_| rank)],
         Err(_) => [0, rank, -1],
     };
     let _watched = watch.as_ref().map(|watch| watch.enter(Site::new("initialize")));
@@ -145,7 +150,7 @@ fn agreed_settings() -> Result<Settings> {
             mpi_sys::MPI_COMM_WORLD,
         ))
     }?;
-    let (_, folder) = own?;
+    let (_, reach, folder) = own?;
     let [level, malformed, traced] = most;
     let (Some(watch), true) = (watch.clone(), malformed < 0) else {
         return Err(refused_on(malformed));
@@ -156,7 +161,7 @@ fn agreed_settings() -> Result<Settings> {
         ..0 => None,
         teller => Some(trace::open(folder, teller, (rank, size))?.map_err(refused_on)?),
     };
-    Ok(Settings { check: level.unwrap_or(Check::Collective), watch, timeline })
+    Ok(Settings { check: level.unwrap_or(Check::Collective), reach, watch, timeline })
 }
 
 /// The error on other ranks than the one whose setting is invalid.

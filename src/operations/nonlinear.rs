@@ -1,11 +1,11 @@
 //! The derivatives of the reductions that are not linear. Each is local work, then linear
 //! operators, then local work. All of it is differentiable, so higher derivatives follow.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::all_reduce::AllReduce;
 use super::scan::{self, End};
-use crate::autograd::{self, Recording};
+use crate::autograd::{self, Metadata, Recording};
 use crate::base::error::Result;
 use crate::base::op::Op;
 use crate::engine::communicator::Communicator;
@@ -66,7 +66,8 @@ pub(super) fn reduce_first(all: &Tensor, op: Op, ranks: i64) -> Result<Tensor> {
     let count = all.size()[0];
     let mut shape = vec![1; all.dim()];
     shape[0] = count;
-    let later = Tensor::f_arange(count, (Kind::Int64, all.device()))?.f_ge(ranks)?;
+    let later = Tensor::f_arange(count, (Kind::Int64, Device::Cpu))?.f_ge(ranks)?;
+    let later = autograd::moved("reduce_first", &later, Metadata::of(all).device())?;
     let later = later.f_view(&shape[..])?;
     let before = all.f_masked_fill(&later, op.identity(all.f_kind()?))?;
     if op == Op::Prod {

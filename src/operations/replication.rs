@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::all_gather::AllGather;
 use super::all_reduce::AllReduce;
@@ -202,7 +202,8 @@ impl Operator for Shard {
         if !comm.is_forward() {
             // A gradient must not keep the whole cotangent in memory.
             let shape = block.size();
-            let copy = Output::new(self.name(), &shape, input.datatype())?.into_tensor();
+            let place = input.device().into();
+            let copy = Output::at(place, self.name(), &shape, input.datatype())?.into_tensor();
             copy.shallow_clone().f_copy_(&block)?;
             block = copy;
         }
@@ -280,8 +281,7 @@ impl Operator for OnRoot {
         let y = if comm.rank() == self.root {
             itself(self.name(), comm, &input)?
         } else {
-            let zero = Tensor::f_zeros([0_i64; 0], (input.datatype().kind, Device::Cpu))?;
-            zero.f_expand(input.shape(), false)?
+            Output::zeros(input.device(), self.name(), input.shape(), input.datatype())?
         };
         Ok(Plan::without_call(input, y, comm.context()))
     }

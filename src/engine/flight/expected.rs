@@ -9,6 +9,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Stage, StartedCall};
+use crate::base::check::Check;
+use crate::call::Launch;
+use crate::environment::Environment;
 use crate::environment::status::Pattern;
 
 /// How many patterns are probed for in each wait. Receives of further ones are handed to MPI at once,
@@ -34,13 +37,36 @@ impl Lane {
 }
 
 impl Expected {
+    /// The messages that a receive is to wait for before it is handed to MPI; `None` if it is handed to
+    /// MPI at once.
+    ///
+    /// # Safety
+    /// MPI can be called.
+    pub(super) unsafe fn awaited(
+        &mut self,
+        environment: &Environment,
+        launch: &Launch,
+    ) -> Option<Pattern> {
+        let (pattern, is_worth_probing) = launch.pattern()?;
+        let has_room = self.has_room_for(&pattern);
+        // It must not come before one that was started earlier and takes the same messages.
+        let is_later = self.overlaps(&pattern);
+        if is_later && !has_room {
+            // SAFETY: passed on to the caller.
+            unsafe { self.post() };
+            return None;
+        }
+        let may_wait = !environment.is_shared() && environment.check() != Check::None;
+        (is_later || may_wait && is_worth_probing && has_room).then_some(pattern)
+    }
+
     /// Whether one of the receives takes some message that the pattern takes.
     pub(super) fn overlaps(&self, pattern: &Pattern) -> bool {
         self.lanes.iter().any(|lane| lane.pattern.overlaps(pattern))
     }
 
     /// Whether there is room for a receive of this pattern.
-    pub(super) fn has_room_for(&self, pattern: &Pattern) -> bool {
+    fn has_room_for(&self, pattern: &Pattern) -> bool {
         self.lanes.len() < MOST || self.lanes.iter().any(|lane| lane.pattern == *pattern)
     }
 

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tch::Tensor;
 
 use super::{Nonblocking, Request};
-use crate::autograd::{self, Recording};
+use crate::autograd::{self, Device, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::call::buffer::Output;
@@ -46,12 +46,18 @@ impl WaitNode {
 /// The state that the two nodes of a started operation share.
 pub(super) struct Nodes<D> {
     derivative: D,
-    /// The result's shape and kind.
-    result: (Vec<i64>, Datatype),
+    result: ResultLike,
     /// The requests of the adjoints under way, by libtorch's number of the backward pass.
     slots: Mutex<HashMap<i32, Request>>,
     /// The result without its history, if the derivative reads it, from the wait on.
     waited: Mutex<Option<Tensor>>,
+}
+
+/// The result's shape, kind and device.
+pub(super) struct ResultLike {
+    pub(super) shape: Vec<i64>,
+    pub(super) datatype: Datatype,
+    pub(super) device: Device,
 }
 
 /// [`Nodes`] whose type of derivative is erased.
@@ -66,7 +72,7 @@ pub(super) trait Wait: Send + Sync {
 }
 
 impl<D: Derivative> Nodes<D> {
-    pub(super) fn new(derivative: D, result: (Vec<i64>, Datatype)) -> Arc<Self> {
+    pub(super) fn new(derivative: D, result: ResultLike) -> Arc<Self> {
         let (slots, waited) = (Mutex::default(), Mutex::default());
         Arc::new(Self { derivative, result, slots, waited })
     }
@@ -78,8 +84,7 @@ impl<D: Derivative> Nodes<D> {
         traffic: Traffic,
         x: &Tensor,
     ) -> Result<WaitNode> {
-        let datatype = self.result.1;
-        let handle = Output::new(site.call, &[0], datatype)?.into_tensor();
+        let handle = Output::new(site.call, &[0], self.result.datatype)?.into_tensor();
         let saved: &[&Tensor] = if D::READS { &[x] } else { &[] };
         let nodes = Arc::clone(&self);
         let collective = traffic.is_collective();
@@ -112,9 +117,12 @@ impl<D: Derivative> Nodes<D> {
         pulled: &mut Pulled,
     ) -> Result<Request> {
         let saved = pulled.saved_to_start(site, comm)?;
-        let (shape, datatype) = &self.result;
-        let options = (datatype.kind, tch::Device::Cpu);
-        let zeros = Tensor::f_zeros(&shape[..], options)?;
+        let ResultLike { shape, datatype, device } = &self.result;
+        let full = |value: f64| -> Result<Tensor> {
+            let output = Output::at((*device).into(), site.call, shape, *datatype)?;
+            Ok(output.into_tensor().f_fill_(value)?)
+        };
+        let zeros = full(0.0)?;
         let comm = &compared::<D>(comm);
         if !D::READS {
             return self.derivative.pull::<Nonblocking>(comm, &[], &zeros);
@@ -127,8 +135,7 @@ impl<D: Derivative> Nodes<D> {
         }
         // The derivative reads a result that this rank never waited for: it takes part in the
         // communication with NaN in its place, and then returns an error.
-        let nowhere = Tensor::f_full(&shape[..], f64::NAN, options)?;
-        let saved = [saved[0].shallow_clone(), nowhere];
+        let saved = [saved[0].shallow_clone(), full(f64::NAN)?];
         let _ = self.derivative.pull::<Nonblocking>(comm, &saved, &zeros)?.wait()?;
         Err(Error::Unreached { call: site.call, at: site.at })
     }

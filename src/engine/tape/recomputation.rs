@@ -10,7 +10,7 @@ use super::calls::Label;
 use super::record::{self, Pulled, Record, add_node, carries_gradient};
 use super::run::Noted;
 use super::{Traffic, revolve};
-use crate::autograd::{self, Generator, Metadata, Recording, generator};
+use crate::autograd::{self, Generators, Metadata, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::engine::communicator::Communicator;
@@ -25,13 +25,13 @@ struct State {
     tensors: Vec<Tensor>,
     /// The versions that the tensors had: they must not be changed in place.
     versions: Vec<i64>,
-    generator: Tensor,
+    generators: Generators,
 }
 
 impl State {
-    fn new(tensors: Vec<Tensor>, generator: Tensor) -> Self {
+    fn new(tensors: Vec<Tensor>, generators: Generators) -> Self {
         let versions = versions(&tensors);
-        Self { tensors, versions, generator }
+        Self { tensors, versions, generators }
     }
 }
 
@@ -54,7 +54,7 @@ struct Recomputation {
     require: Vec<bool>,
     /// The kinds and shapes of the outputs.
     outputs: Vec<(Kind, Vec<i64>)>,
-    generator: Mutex<Tensor>,
+    generators: Mutex<Generators>,
     /// The states that the first run has kept besides the inputs, for the first backward pass.
     kept: Mutex<Vec<(usize, State)>>,
 }
@@ -82,8 +82,8 @@ impl Loop {
             return apart(&given, state);
         }
         let _recording = Recording::off();
-        let first = generator(call)?;
-        let mut last = first.shallow_clone();
+        let first = Generators::now(call)?;
+        let mut last = first.clone();
         let mut places = revolve::kept(self.steps, self.slots).skip(1).peekable();
         let mut kept = Vec::new();
         let (state, noted) = record
@@ -92,8 +92,8 @@ impl Loop {
                 for i in 0..self.steps {
                     if records && places.next_if_eq(&i).is_some() {
                         let tensors = state.iter().map(Tensor::shallow_clone).collect();
-                        last = generator_like(call, &last)?;
-                        kept.push((i, State::new(tensors, last.shallow_clone())));
+                        last = Generators::now_or(call, &last)?;
+                        kept.push((i, State::new(tensors, last.clone())));
                     }
                     let (after, note) = record.run_first(Label::Step(i), || self.run(i, &state))?;
                     state = after;
@@ -114,7 +114,7 @@ impl Loop {
             noted: Arc::new(noted),
             require: inputs.iter().map(|x| x.requires_grad()).collect(),
             outputs: results.iter().map(|y| (y.kind(), y.size())).collect(),
-            generator: Mutex::new(first),
+            generators: Mutex::new(first),
             kept: Mutex::new(kept),
             of: self,
         };
@@ -202,8 +202,8 @@ impl Recomputation {
         inputs: Vec<Tensor>,
         mut cotangents: Vec<Option<Tensor>>,
     ) -> Result<Vec<Option<Tensor>>> {
-        let generator = self.generator.lock().shallow_clone();
-        let mut states = vec![(0, State::new(inputs, generator))];
+        let generators = self.generators.lock().clone();
+        let mut states = vec![(0, State::new(inputs, generators))];
         states.append(&mut self.kept.lock());
         let new_record =
             || Arc::new(Record::of_checkpoint(record::first_token(), tape.as_origin()));
@@ -211,9 +211,9 @@ impl Recomputation {
             self.check_unchanged(i, state)?;
             let tensors: Vec<Tensor> = detached(&state.tensors)?;
             let (record, _recording) = (new_record(), Recording::off());
-            let (tensors, generator) =
-                self.run_again(tape, &record, i, &tensors, &state.generator)?;
-            Ok::<_, Error>(State::new(detached(&tensors)?, generator))
+            let (tensors, generators) =
+                self.run_again(tape, &record, i, &tensors, &state.generators)?;
+            Ok::<_, Error>(State::new(detached(&tensors)?, generators))
         };
         let pull = |i: usize, state: &State| {
             self.check_unchanged(i, state)?;
@@ -230,7 +230,7 @@ impl Recomputation {
             let record = new_record();
             let token = record.last_token();
             let recording = Recording::on();
-            let (outputs, _) = self.run_again(tape, &record, i, &variables, &state.generator)?;
+            let (outputs, _) = self.run_again(tape, &record, i, &variables, &state.generators)?;
             let Roots { outputs, seeds } =
                 self.roots(tape, &record, &outputs, &cotangents, false)?;
             drop(recording);
@@ -271,9 +271,9 @@ impl Recomputation {
             .map(|(x, &requires)| Ok(if requires { x.f_alias()? } else { x.f_detach()? }))
             .collect::<Result<_>>()?;
         let mut state: Vec<Tensor> = variables.iter().map(Tensor::shallow_clone).collect();
-        let mut generator = self.generator.lock().shallow_clone();
+        let mut generators = self.generators.lock().clone();
         for i in 0..self.of.steps {
-            (state, generator) = self.run_again(tape, &record, i, &state, &generator)?;
+            (state, generators) = self.run_again(tape, &record, i, &state, &generators)?;
         }
         let Roots { outputs, seeds } = self.roots(tape, &record, &state, &cotangents, true)?;
         let (outputs, seeds): (Vec<_>, Vec<_>) = (outputs.iter().collect(), seeds.iter().collect());
@@ -300,11 +300,11 @@ impl Recomputation {
         record: &Arc<Record>,
         i: usize,
         state: &[Tensor],
-        random: &Tensor,
-    ) -> Result<(Vec<Tensor>, Tensor)> {
+        random: &Generators,
+    ) -> Result<(Vec<Tensor>, Generators)> {
         let call = self.of.site.call;
         tape.run_again(self.of.site, record, (&self.noted, i), || {
-            let _generator = Generator::at(call, random)?;
+            let _restored = random.restore(call)?;
             let after = self.of.run(i, state)?;
             settle_tape(record)?;
             if i + 1 == self.of.steps && after.len() == self.outputs.len() {
@@ -313,7 +313,7 @@ impl Recomputation {
                     return self.refuse_other(&now, before);
                 }
             }
-            Ok((after, generator_like(call, random)?))
+            Ok((after, Generators::now_or(call, random)?))
         })
     }
 
@@ -381,12 +381,6 @@ fn versions(tensors: &[Tensor]) -> Vec<i64> {
 /// The first of the tensors that was changed in place since it had this version.
 fn changed(tensors: &[Tensor], versions: &[i64]) -> Option<usize> {
     tensors.iter().zip(versions).position(|(x, version)| autograd::version(x) != *version)
-}
-
-/// The state of the random numbers. One that is equal to the last one shares its memory.
-fn generator_like(call: &'static str, last: &Tensor) -> Result<Tensor> {
-    let now = generator(call)?;
-    Ok(if now.f_equal(last)? { last.shallow_clone() } else { now })
 }
 
 /// The results, of which those that share memory with an input or with one another are copied: the
