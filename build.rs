@@ -1,8 +1,15 @@
 //! Compiles the C++ of `src/autograd` against the libtorch that torch-sys found, and binds
 //! `wrapper.h`.
 
+#[path = "build/libtorch.rs"]
+mod libtorch;
+
 use std::env;
 use std::path::{Path, PathBuf};
+
+use libtorch::Libtorch;
+
+const SHIM: [&str; 4] = ["shim.cpp", "device.cpp", "memory.cpp", "dispatcher.cpp"];
 
 fn main() {
     println!("cargo::rerun-if-changed=wrapper.h");
@@ -12,69 +19,15 @@ fn main() {
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
         return;
     }
-    for file in ["shim.cpp", "device.cpp", "memory.cpp", "dispatcher.cpp", "memory.h", "border.h"] {
+    for file in SHIM.iter().chain(&["memory.h", "border.h"]) {
         println!("cargo::rerun-if-changed=src/autograd/{file}");
     }
     let libtorch = Libtorch::find();
-    libtorch.compile_shim();
+    libtorch
+        .compiler()
+        .files(SHIM.map(|file| format!("src/autograd/{file}")))
+        .compile("mpi4tch_autograd");
     make_loadable(&libtorch.lib);
-}
-
-/// The libtorch that torch-sys compiles and links against.
-struct Libtorch {
-    lib: PathBuf,
-    include: PathBuf,
-}
-
-impl Libtorch {
-    /// torch-sys passes its library folder as metadata. The headers are in the first of
-    /// `LIBTORCH_INCLUDE`, the folder above the libraries, and `LIBTORCH` that has them in
-    /// `include`.
-    fn find() -> Self {
-        let lib = PathBuf::from(
-            env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys did not say where libtorch is"),
-        );
-        println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
-        println!("cargo::rerun-if-env-changed=LIBTORCH");
-        let named = |name| env::var_os(name).map(PathBuf::from);
-        let roots = [named("LIBTORCH_INCLUDE"), Some(lib.join("..")), named("LIBTORCH")];
-        let folders: Vec<PathBuf> =
-            roots.into_iter().flatten().map(|root| root.join("include")).collect();
-        let header = Path::new("torch/csrc/autograd/function.h");
-        let Some(include) = folders.iter().find(|folder| folder.join(header).exists()) else {
-            panic!(
-                "libtorch's headers are in none of {folders:?}: set LIBTORCH, or LIBTORCH_INCLUDE, \
-                 to an installation that has them"
-            );
-        };
-        // Compile again if libtorch is replaced in place: another version has other classes.
-        println!(
-            "cargo::rerun-if-changed={}",
-            include.join("torch/headeronly/version.h").display()
-        );
-        Self { lib, include: include.clone() }
-    }
-
-    fn compile_shim(&self) {
-        println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
-        let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
-        cc::Build::new()
-            .cpp(true)
-            .std("c++17")
-            .files(
-                ["shim.cpp", "device.cpp", "memory.cpp", "dispatcher.cpp"]
-                    .map(|file| format!("src/autograd/{file}")),
-            )
-            // As system headers, whose warnings the compiler does not report.
-            .flag("-isystem")
-            .flag(&self.include)
-            .flag("-isystem")
-            .flag(self.include.join("torch/csrc/api/include"))
-            .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
-            .define("GLOG_USE_GLOG_EXPORT", None)
-            .warnings(true)
-            .compile("mpi4tch_autograd");
-    }
 }
 
 /// Lets programs find libtorch when they start, and MPI if it is not in a folder that the loader
