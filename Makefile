@@ -81,7 +81,7 @@ lint: ## check formatting, clippy's advice, what would be published, and that it
 	cargo fmt --all --check
 	$(format_c) --dry-run --Werror
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo package --workspace --exclude mpi4tch-harness --no-verify --allow-dirty --quiet
+	cargo package --workspace --exclude mpi4tch-harness --exclude mpi4tch-stand-in --no-verify --allow-dirty --quiet
 	# Of the documentation's declarations, which need no MPI and no libtorch.
 	$(if $(last_release),"$$SEMVER_CHECKS" semver-checks -p mpi4tch -p mpi4tch-sys --only-explicit-features \
 	    --features doc-only --baseline-rev $(last_release))
@@ -99,6 +99,6 @@ package: ## try to publish the crates, and to build their documentation as docs.
 	@$(call setup)
 	# Elsewhere, as cargo would take what it compiles here for the workspace's own later.
 	folder=$$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
-	cargo publish --workspace --exclude mpi4tch-harness --dry-run --target-dir "$$folder/package" $(ARGS)
+	cargo publish --workspace --exclude mpi4tch-harness --exclude mpi4tch-stand-in --dry-run --target-dir "$$folder/package" $(ARGS)
 	env -u LIBTORCH -u LIBTORCH_USE_PYTORCH MPI4TCH_MPI=/nowhere RUSTDOCFLAGS='-D warnings' \
 	    cargo doc --no-deps -p mpi4tch -p mpi4tch-sys --features mpi4tch/doc-only
