@@ -94,4 +94,14 @@ void stand_in_block_for_event(const c10::Event *event) {
 
 void stand_in_destroy_event(c10::Event *event) { delete event; }
 
+// The current stream of the tensor's device uses its memory.
+void stand_in_record_stream(at::Tensor *tensor) {
+  tensor->record_stream(guard().getStream(tensor->device()));
+}
+
+// Calls `function` when a backward pass computes the tensor's gradient.
+void stand_in_on_gradient(const at::Tensor *tensor, void (*function)()) {
+  tensor->register_hook([function](const at::Tensor & /*gradient*/) { function(); });
+}
+
 }  // extern "C"

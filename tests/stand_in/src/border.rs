@@ -29,5 +29,7 @@ unsafe extern "C" {
     pub fn stand_in_wait_for_event(event: *const RawEvent);
     pub fn stand_in_block_for_event(event: *const RawEvent);
     pub fn stand_in_destroy_event(event: *mut RawEvent);
+    pub fn stand_in_record_stream(tensor: *const C_tensor);
+    pub fn stand_in_on_gradient(tensor: *const C_tensor, function: extern "C" fn());
     pub fn free(memory: *mut c_void);
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-pub use stream::{Event, on_new_stream, synchronize};
+pub use stream::{Event, on_new_stream, record_stream, synchronize};
 
 /// Registers the device with libtorch, as `stand_in`, with two devices. If called again, does
 /// nothing.
@@ -59,7 +59,8 @@ pub fn is_on_device(x: &Tensor) -> bool {
 }
 
 /// Sets how long a task waits after it has been submitted to its queue: not at all at first. Tests
-/// set some milliseconds, so that a result that is not waited for is a wrong one.
+/// set some milliseconds, so that a result that is not waited for is a wrong one. Tasks that were
+/// submitted before keep their delay, so that a test can let a stream fall behind another one.
 pub fn set_delay(delay: Duration) {
     let nanoseconds = u64::try_from(delay.as_nanos()).expect("a delay is short");
     // SAFETY: It may be called at any time, by any thread.
@@ -79,6 +80,12 @@ pub fn set_reachable(reachable: bool) {
 pub fn set_forgetful(forgetful: bool) {
     // SAFETY: It may be called at any time, by any thread.
     unsafe { border::stand_in_set_forgetful(forgetful) }
+}
+
+/// Calls `function` on the thread that computes the gradient of `x` in a backward pass.
+pub fn on_gradient(x: &Tensor, function: extern "C" fn()) {
+    // SAFETY: The tensor is alive, and the function is there as long as the process.
+    unsafe { border::stand_in_on_gradient(x.as_ptr(), function) }
 }
 
 fn to(x: &Tensor, index: i32) -> Tensor {

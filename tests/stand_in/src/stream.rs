@@ -1,6 +1,8 @@
 //! Streams and events, which tch does not have. They are reached by libtorch's generic classes, as
 //! those of any other device.
 
+use tch::Tensor;
+
 use crate::border;
 
 /// A point in a stream, as libtorch's `c10::Event`: what was submitted before.
@@ -61,4 +63,11 @@ pub fn on_new_stream<T>(index: i32, f: impl FnOnce() -> T) -> T {
 pub fn synchronize(index: i32) {
     // SAFETY: It may be called by any thread.
     unsafe { border::stand_in_synchronize(index) }
+}
+
+/// Calls torch's `record_stream`: the current stream of the tensor's device uses the tensor's
+/// memory, too, which is not used again before that stream has finished with it.
+pub fn record_stream(x: &Tensor) {
+    // SAFETY: The tensor is alive.
+    unsafe { border::stand_in_record_stream(x.as_ptr()) }
 }

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Mutex;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
@@ -67,6 +69,27 @@ fn convolutions_have_gradients() {
     for (result, expected) in gradients(on_device).iter().zip(&expected) {
         assert!(result.allclose(expected, 1e-12, 0.0, false));
     }
+}
+
+static BACKWARD: Mutex<Vec<ThreadId>> = Mutex::new(Vec::new());
+
+extern "C" fn note_thread() {
+    BACKWARD.lock().unwrap().push(thread::current().id());
+}
+
+#[test]
+fn backward_runs_on_threads_of_the_devices() {
+    let _settings = alone(DELAY);
+    for index in [0, 1, 0] {
+        let x = stand_in::to_device(&Tensor::from_slice(&[1.0]), index).set_requires_grad(true);
+        let y = &x * 2;
+        stand_in::on_gradient(&y, note_thread);
+        (y * 3).sum(Kind::Double).backward();
+    }
+    let threads = BACKWARD.lock().unwrap();
+    assert_eq!(threads.len(), 3);
+    assert!(threads[0] == threads[2] && threads[0] != threads[1], "{threads:?}");
+    assert!(!threads.contains(&thread::current().id()), "{threads:?}");
 }
 
 /// A stream is current on a thread, and libtorch carries out a node on that of its forward call.
