@@ -121,6 +121,26 @@ pub(crate) fn queue_copy(call: &'static str, from: &Tensor, to: &Tensor) -> Resu
     check(call, unsafe { shim::mpi4tch_queue_copy(from.as_ptr().cast(), to.as_ptr().cast()) })
 }
 
+/// Makes a device the current one of its type on this thread until this is dropped.
+pub(crate) struct Current {
+    before: Device,
+}
+
+impl Current {
+    /// For a device that a tensor is on.
+    pub(crate) fn set(device: Device) -> Self {
+        // SAFETY: libtorch has the interfaces of the device, as there is a tensor on it.
+        Self { before: Device(unsafe { shim::mpi4tch_exchange_device(device.0) }) }
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        // SAFETY: the device was the current one before.
+        unsafe { shim::mpi4tch_exchange_device(self.before.0) };
+    }
+}
+
 /// Passes when all has been done that a stream was given before.
 #[derive(Debug)]
 pub(crate) struct Event(NonNull<c_void>);

@@ -23,7 +23,7 @@ use std::ptr;
 use tch::Tensor;
 
 use crate::base::error::{Error, Result};
-pub(crate) use device::{Device, Event, empty_near, empty_on, moved, queue_copy};
+pub(crate) use device::{Current, Device, Event, empty_near, empty_on, moved, queue_copy};
 pub(crate) use dispatcher::{Operation, Value, register};
 pub(crate) use generator::Generators;
 pub(crate) use hook::{LeafHook, has_hook, set_grad};

@@ -12,11 +12,12 @@ use super::buffers::Buffers;
 use super::made::Kept;
 use super::staging::{self, Access, Memory};
 use super::{Exchange, Made, Message, message};
-use crate::autograd::{self, Event, Metadata, Recording};
+use crate::autograd::{self, Current, Device, Event, Metadata, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::op::Op;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
+use crate::base::way::Way;
 use crate::call::blocks::{Blocks, Parts, elements};
 use crate::call::buffer::{Input, Output, Pinned, Place};
 use crate::communicator::Handle;
@@ -186,6 +187,8 @@ pub(crate) struct Launch {
     kept: Kept,
     /// Passes when MPI may read and write the buffers.
     ready: Option<Arc<Event>>,
+    /// The device whose memory they are in.
+    direct: Option<Device>,
 }
 
 impl Launch {
@@ -219,6 +222,7 @@ impl Launch {
     /// ended.
     pub(crate) unsafe fn run(self, made: &mut Made) -> Result<()> {
         made.keep_tensors(self.kept);
+        let _current = self.direct.map(Current::set);
         // SAFETY: MPI can be called. The buffers are as large as the plan says, and the output is
         // new, so it does not overlap the input. Both are kept for as long as `made` is.
         unsafe { self.buffers.call(&self.call, made) }
@@ -286,10 +290,12 @@ impl<'x> Plan<'x> {
         if let Finish::Given(result) = self.finish {
             return Ok(result);
         }
-        let Memory { staged, send, output, home, ready } = self.memory(site, comm)?;
+        let memory = self.memory(site, comm, made.way())?;
+        let Memory { staged, send, output, home, ready, direct } = memory;
         if let Some(ready) = ready {
             ready.wait(site.call)?;
         }
+        let _current = direct.map(Current::set);
         let buffers = self.buffers(comm, send, output.data());
         let used = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
         // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
@@ -306,7 +312,8 @@ impl<'x> Plan<'x> {
         comm: &Handle,
         x: &Tensor,
     ) -> Result<(Launch, Completion)> {
-        let Memory { staged, send, output, home, ready } = self.memory(site, comm)?;
+        let memory = self.memory(site, comm, Way::Polls)?;
+        let Memory { staged, send, output, home, ready, direct } = memory;
         let buffers = self.buffers(comm, send, output.data());
         // A receive does not read the tensor that it is given.
         let reads = !matches!(self.call, Call::Receive(_));
@@ -319,7 +326,7 @@ impl<'x> Plan<'x> {
         let staged = staged.map(|staged| [staged, self.input.sent().shallow_clone()]);
         let kept = Kept { input, staged, output: output.tensor().shallow_clone() };
         let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, kept, ready: ready_to_launch };
+        let launch = Launch { buffers, call: self.call, kept, ready: ready_to_launch, direct };
         // Of the tensor that a receive is given, only the shape and kind are used.
         let given = (!launch.receives()).then(|| (x.shallow_clone(), autograd::version(x)));
         let written = output.into_tensor();
@@ -337,7 +344,7 @@ impl<'x> Plan<'x> {
         data: *mut c_void,
     ) -> Result<(Launch, Completion)> {
         assert_eq!(self.input.data(), data.cast_const(), "the tensor itself is sent");
-        let access = self.access(comm);
+        let access = self.access(comm, Way::Polls);
         let (staged, ready) = self.staged_in_place(site, access)?;
         let written = staged.as_ref().unwrap_or(x).shallow_clone();
         let data = if staged.is_some() { Metadata::of(&written).data().cast_mut() } else { data };
@@ -348,7 +355,7 @@ impl<'x> Plan<'x> {
         let kept =
             Kept { input: Some(Pinned::new(site.call, x)?), staged, output: x.shallow_clone() };
         let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, kept, ready };
+        let launch = Launch { buffers, call: self.call, kept, ready, direct: access.direct() };
         Ok((launch, Completion { written, home, finish: self.finish, datatype, given: None }))
     }
 
@@ -411,10 +418,12 @@ impl<'x> Plan<'x> {
         made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<()> {
-        let (staged, ready) = self.staged_in_place(site, self.access(comm))?;
+        let access = self.access(comm, made.way());
+        let (staged, ready) = self.staged_in_place(site, access)?;
         if let Some(ready) = ready {
             ready.wait(site.call)?;
         }
+        let _current = access.direct().map(Current::set);
         // If x is not contiguous, the input is a copy of it. The call is then made in place on the
         // copy, as all ranks must give MPI_IN_PLACE, or none (MPI 3.1, 5.2.1).
         let copied = staged.is_some() || self.input.data() != data.cast_const();

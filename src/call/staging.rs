@@ -17,6 +17,7 @@ use crate::autograd::{self, Device, Event, Metadata, Recording};
 use crate::base::error::Result;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
+use crate::base::way::Way;
 use crate::communicator::Handle;
 
 /// How MPI gets at the elements of a call's tensors.
@@ -30,6 +31,16 @@ pub(super) enum Access {
     Direct(Device),
 }
 
+impl Access {
+    /// The device whose memory MPI gets pointers to.
+    pub(super) fn direct(self) -> Option<Device> {
+        match self {
+            Self::Direct(device) => Some(device),
+            _ => None,
+        }
+    }
+}
+
 /// The memory that MPI reads and writes in a call.
 pub(super) struct Memory {
     /// The copy of the input in host memory, if it is staged.
@@ -41,6 +52,15 @@ pub(super) struct Memory {
     pub(super) home: Option<Tensor>,
     /// Passes when the device has done with all of this memory.
     pub(super) ready: Option<Arc<Event>>,
+    /// The device whose memory MPI gets pointers to.
+    pub(super) direct: Option<Device>,
+}
+
+/// Whether collective calls that are made in this way may get pointers to the memory of devices, if MPI
+/// takes them at all. Open MPI takes them in blocking ones only: `MPI_Iallreduce` and its kin read the
+/// memory on the host, and crash (open-mpi/ompi#9845, #12045).
+fn takes_pointers(way: Way) -> bool {
+    way == Way::Waits || mpi_sys::loaded_vendor() != mpi_sys::Vendor::OpenMpi
 }
 
 impl Call {
@@ -53,6 +73,10 @@ impl Call {
             Self::Scatter { root, .. } => *root == rank,
             _ => true,
         }
+    }
+
+    fn is_message(&self) -> bool {
+        matches!(self, Self::Send(_) | Self::Receive(_) | Self::SendReceive { .. })
     }
 
     /// Whether MPI does all the work on the elements, and no function of this crate.
@@ -78,21 +102,23 @@ impl Call {
 impl Plan<'_> {
     /// How MPI gets at the elements. It may differ from rank to rank, as the same functions are called.
     #[inline]
-    pub(super) fn access(&self, comm: &Handle) -> Access {
+    pub(super) fn access(&self, comm: &Handle, way: Way) -> Access {
         let device = self.input.device();
         if device.is_cpu() {
             return Access::Host;
         }
         // Without a call nothing is to be copied.
         let is_direct = matches!(self.call, Call::Nothing)
-            || comm.environment().reaches(device.kind()) && self.call.is_left_to_mpi(comm);
+            || comm.environment().reaches(device.kind())
+                && self.call.is_left_to_mpi(comm)
+                && (self.call.is_message() || takes_pointers(way));
         if is_direct { Access::Direct(device) } else { Access::Staged(device) }
     }
 
-    /// The memory for the call, as MPI finds it once the event has passed.
+    /// The memory for the call, made in this way, as MPI finds it once the event has passed.
     #[inline]
-    pub(super) fn memory(&self, site: Site, comm: &Handle) -> Result<Memory> {
-        let access = self.access(comm);
+    pub(super) fn memory(&self, site: Site, comm: &Handle, way: Way) -> Result<Memory> {
+        let access = self.access(comm, way);
         let output = self.output(site, comm, access)?;
         match access {
             Access::Host => Ok(Memory {
@@ -101,12 +127,14 @@ impl Plan<'_> {
                 output,
                 home: None,
                 ready: None,
+                direct: None,
             }),
             Access::Direct(device) => {
                 let is_called = !matches!(self.call, Call::Nothing);
                 let ready = is_called.then(|| Event::record(site.call, device)).transpose()?;
                 let (send, ready) = (self.input.data(), ready.map(Arc::new));
-                Ok(Memory { staged: None, send, output, home: None, ready })
+                let direct = is_called.then_some(device);
+                Ok(Memory { staged: None, send, output, home: None, ready, direct })
             }
             Access::Staged(device) => {
                 let reads = self.call.reads(comm.rank());
@@ -116,7 +144,8 @@ impl Plan<'_> {
                 let shape = Metadata::of(output.tensor()).shape();
                 let home = Output::at(Place::On(device), site.call, shape, self.input.datatype())?;
                 let ready = Some(Arc::new(Event::record(site.call, device)?));
-                Ok(Memory { staged, send, output, home: Some(home.into_tensor()), ready })
+                let home = Some(home.into_tensor());
+                Ok(Memory { staged, send, output, home, ready, direct: None })
             }
         }
     }
