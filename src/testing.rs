@@ -302,6 +302,13 @@ pub fn set_largest_count(count: i32) {
     crate::call::set_largest_count(count);
 }
 
+/// Sets in how large pieces tensors on devices are copied and sent.
+// Public for the same reason as `set_largest_count`.
+#[doc(hidden)]
+pub fn set_staging_piece(bytes: usize) {
+    crate::call::set_staging_piece(bytes);
+}
+
 /// Gives MPI pointers to the memory of all devices, whatever it says of them, or no longer.
 // Public for the same reason: the memory of the tests' device can be reached.
 #[doc(hidden)]

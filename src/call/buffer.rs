@@ -201,6 +201,12 @@ impl Output {
         Ok(Self { tensor, data })
     }
 
+    /// Copies the tensor that `input` sends, which has as many elements and is on the same device.
+    pub(crate) fn copy_from(&self, input: &Input) -> Result<()> {
+        let _recording = Recording::off();
+        Ok(self.tensor.shallow_clone().f_copy_(input.sent())?)
+    }
+
     /// Zeros of this shape, in the storage of one element.
     pub(crate) fn zeros(
         device: Device,

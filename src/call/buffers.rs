@@ -43,7 +43,7 @@ pub(super) const LARGEST_REDUCED: c_int = 1 << 30;
 macro_rules! mpi {
     ($made:expr, $waits:ident | $starts:ident($($argument:expr),* $(,)?)) => {
         match $made.way() {
-            $crate::base::way::Way::Waits => {
+            $crate::base::way::Way::Waits | $crate::base::way::Way::Pieces => {
                 // SAFETY: the caller of the function that this is in vouches for the arguments.
                 let code = unsafe { mpi_sys::$waits($($argument),*) };
                 $crate::environment::error_code::check(stringify!($waits), code)
@@ -107,16 +107,22 @@ impl Buffers {
         }
     }
 
+    /// Those of a piece of the elements.
+    pub(super) fn part(&self, (start, count): (usize, c_int)) -> Self {
+        let place = start * self.size;
+        let in_place = self.send == mpi_sys::MPI_IN_PLACE.cast_const();
+        let send = if in_place { self.send } else { self.send.wrapping_byte_add(place) };
+        let receive = self.receive.wrapping_byte_add(place);
+        Self { send, receive, count: count.into(), ..*self }
+    }
+
     /// Calls `f` for consecutive pieces of the elements, whose counts fit an `int`. For functions
     /// that treat each element independently of the others.
     #[inline]
     fn in_pieces(&self, mut f: impl FnMut(Piece) -> Result<()>) -> Result<()> {
-        for (start, count) in pieces(self.count, self.largest.min(LARGEST_REDUCED)) {
-            let offset = start * self.size;
-            let in_place = self.send == mpi_sys::MPI_IN_PLACE.cast_const();
-            let send = if in_place { self.send } else { self.send.wrapping_byte_add(offset) };
-            let receive = self.receive.wrapping_byte_add(offset);
-            f(Piece { send, receive, count })?;
+        for piece in pieces(self.count, self.largest.min(LARGEST_REDUCED)) {
+            let Self { send, receive, .. } = self.part(piece);
+            f(Piece { send, receive, count: piece.1 })?;
         }
         Ok(())
     }

@@ -28,3 +28,4 @@ pub(crate) use made::Made;
 pub(crate) use message::{Header, Message};
 pub(crate) use plan::{Call, Completion, Finish, Launch, Plan, largest_count, set_largest_count};
 pub(crate) use region::Region;
+pub(crate) use staging::set_staging_piece;

@@ -10,7 +10,7 @@ use tch::{Kind, Scalar, Tensor};
 
 use super::buffers::Buffers;
 use super::made::Kept;
-use super::staging::{self, Access, Memory};
+use super::staging::{self, Access, Memory, Piece};
 use super::{Exchange, Made, Message, message};
 use crate::autograd::{self, Current, Device, Event, Metadata, Recording};
 use crate::base::error::{Error, Result};
@@ -158,6 +158,8 @@ impl Finish {
 #[derive(Default)]
 struct Home {
     tensor: Option<Tensor>,
+    /// Whether what MPI has written was copied to it in pieces.
+    is_filled: bool,
     /// Passes when the device has done with the memory of the tensor. It was recorded on the stream that
     /// the tensor was made on, which need not be the current one.
     free: Option<Arc<Event>>,
@@ -174,10 +176,24 @@ impl Home {
 
     /// What MPI has written, copied to the tensor if the call is staged.
     fn bring(self, site: Site, written: Tensor) -> Result<Tensor> {
+        let is_filled = self.is_filled;
         let Some(home) = self.place(site)? else { return Ok(written) };
-        staging::bring_home(site, written, &home)?;
+        if is_filled {
+            staging::keep_until_copied(site, written, &home)?;
+        } else {
+            staging::bring_home(site, written, &home)?;
+        }
         Ok(home)
     }
+}
+
+/// The pieces in which a call is made.
+#[derive(Clone, Copy)]
+struct Pieces<'p> {
+    /// `None` if it is made at once.
+    list: Option<&'p [Piece]>,
+    /// Where on a device what MPI has written is copied to, piece by piece.
+    home: Option<&'p Tensor>,
 }
 
 /// A call that can be started at any time from when it [is ready](Self::is_ready) on.
@@ -291,16 +307,20 @@ impl<'x> Plan<'x> {
             return Ok(result);
         }
         let memory = self.memory(site, comm, made.way())?;
-        let Memory { staged, send, output, home, ready, direct } = memory;
+        let Memory { staged, send, output, home, ready, direct, pieces } = memory;
         if let Some(ready) = ready {
             ready.wait(site.call)?;
         }
         let _current = direct.map(Current::set);
         let buffers = self.buffers(comm, send, output.data());
         let used = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
+        // What MPI writes is the result.
+        let home_of_pieces = home.as_ref().filter(|_| matches!(self.finish, Finish::Nothing));
+        let pieces = Pieces { list: pieces.as_deref(), home: home_of_pieces };
+        let is_filled = pieces.list.is_some() && pieces.home.is_some();
         // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
-        let made = unsafe { self.carry_out(site, comm, buffers, used, made, handed_over) }?;
-        let home = Home { tensor: home, free: None };
+        let made = unsafe { self.carry_out(site, comm, buffers, used, pieces, made, handed_over) }?;
+        let home = Home { tensor: home, is_filled, free: None };
         self.finish.apply(site, output.into_tensor(), home, self.input.datatype(), &made)
     }
 
@@ -313,13 +333,15 @@ impl<'x> Plan<'x> {
         x: &Tensor,
     ) -> Result<(Launch, Completion)> {
         let memory = self.memory(site, comm, Way::Polls)?;
-        let Memory { staged, send, output, home, ready, direct } = memory;
+        let Memory { staged, send, output, home, ready, direct, pieces: _ } = memory;
         let buffers = self.buffers(comm, send, output.data());
         // A receive does not read the tensor that it is given.
         let reads = !matches!(self.call, Call::Receive(_));
         // Host memory that MPI only writes is ready at once.
-        let is_copied_to = home.is_some() && staged.is_none();
-        let ready_to_launch = ready.clone().filter(|_| !is_copied_to || self.fills_output(comm));
+        let is_only_written = home.is_some()
+            && staged.is_none()
+            && !matches!(self.call, Call::Broadcast { root } if root == comm.rank());
+        let ready_to_launch = ready.clone().filter(|_| !is_only_written);
         let input = (reads && home.is_none())
             .then(|| Pinned::new(site.call, self.input.sent()))
             .transpose()?;
@@ -330,7 +352,7 @@ impl<'x> Plan<'x> {
         // Of the tensor that a receive is given, only the shape and kind are used.
         let given = (!launch.receives()).then(|| (x.shallow_clone(), autograd::version(x)));
         let written = output.into_tensor();
-        let home = Home { tensor: home, free: ready };
+        let home = Home { tensor: home, is_filled: false, free: ready };
         Ok((launch, Completion { written, home, finish: self.finish, datatype, given }))
     }
 
@@ -350,7 +372,7 @@ impl<'x> Plan<'x> {
         let data = if staged.is_some() { Metadata::of(&written).data().cast_mut() } else { data };
         let buffers = self.buffers(comm, mpi_sys::MPI_IN_PLACE.cast_const(), data);
         let tensor = staged.as_ref().map(|_| x.shallow_clone());
-        let home = Home { tensor, free: ready.clone() };
+        let home = Home { tensor, is_filled: false, free: ready.clone() };
         let staged = staged.map(|staged| [staged, x.shallow_clone()]);
         let kept =
             Kept { input: Some(Pinned::new(site.call, x)?), staged, output: x.shallow_clone() };
@@ -368,7 +390,11 @@ impl<'x> Plan<'x> {
     ) -> Result<(Option<Tensor>, Option<Arc<Event>>)> {
         let (staged, device) = match access {
             Access::Host => return Ok((None, None)),
-            Access::Staged(device) => (Some(staging::stage(site, &self.input)?), device),
+            Access::Staged(device) => {
+                let staged = staging::room_for(site, &self.input)?;
+                staging::stage(site, &self.input, &staged, None)?;
+                (Some(staged), device)
+            }
             Access::Direct(device) => (None, device),
         };
         Ok((staged, Some(Arc::new(Event::record(site.call, device)?))))
@@ -381,15 +407,8 @@ impl<'x> Plan<'x> {
         }
     }
 
-    /// Whether the output holds the input already when MPI gets it.
-    fn fills_output(&self, comm: &Handle) -> bool {
-        // MPI_Bcast has one buffer, which it sends from on the root and writes on the others.
-        matches!(self.call, Call::Broadcast { root } if root == comm.rank())
-    }
-
-    /// The output. On the root of a broadcast it holds the input already, or will when the device has
-    /// come so far.
-    pub(super) fn output(&self, site: Site, comm: &Handle, access: Access) -> Result<Output> {
+    /// The output, with undefined content.
+    pub(super) fn output(&self, site: Site, access: Access) -> Result<Output> {
         let is_written = !matches!(self.call, Call::Nothing);
         let shape = if is_written { &self.shape[..] } else { &[0][..] };
         let place = match access {
@@ -400,9 +419,6 @@ impl<'x> Plan<'x> {
         let output = Output::at(place, site.call, shape, self.input.datatype())?;
         if let Call::Exchange(exchange) = &self.call {
             exchange.check(self.input.count(), elements(site.call, shape)?);
-        }
-        if self.fills_output(comm) {
-            autograd::queue_copy(site.call, self.input.sent(), output.tensor())?;
         }
         Ok(output)
     }
@@ -440,9 +456,11 @@ impl<'x> Plan<'x> {
         };
         let buffers = self.buffers(comm, send, receive);
         let used = [sent, &*x];
+        let pieces = self.cut(made.way());
+        let pieces = Pieces { list: pieces.as_deref(), home: None };
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank on which MPI writes one.
-        unsafe { self.carry_out(site, comm, buffers, used, made, handed_over) }?;
+        unsafe { self.carry_out(site, comm, buffers, used, pieces, made, handed_over) }?;
         let _recording = Recording::off();
         match self.finish.filling(self.input.datatype().kind) {
             Some(value) => drop(x.f_fill_(value)?),
@@ -482,15 +500,29 @@ impl<'x> Plan<'x> {
         comm: &Handle,
         buffers: Buffers,
         used: [&Tensor; 2],
+        pieces: Pieces,
         mut made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<Made> {
         let environment = comm.environment();
         let outcome = environment.call(site, || {
-            // SAFETY: the input is contiguous and holds as many elements of this datatype as the
-            // plan says, the output as the caller ensures. The handles are valid, as `call` gives
-            // permission.
-            unsafe { buffers.call(&self.call, &mut made) }
+            let Some(list) = pieces.list else {
+                // SAFETY: the input is contiguous and holds as many elements of this datatype as the
+                // plan says, the output as the caller ensures. The handles are valid, as `call`
+                // gives permission.
+                return unsafe { buffers.call(&self.call, &mut made) };
+            };
+            list.iter().try_for_each(|piece| {
+                if let Some(staged) = &piece.staged {
+                    staged.wait(site.call)?;
+                }
+                // SAFETY: as above; the piece is one of the elements.
+                unsafe { buffers.part(piece.range).call(&self.call, &mut made) }?;
+                match pieces.home {
+                    Some(home) => staging::bring_piece(site, used[1], home, piece),
+                    None => Ok(()),
+                }
+            })
         });
         if outcome.is_ok() {
             handed_over();

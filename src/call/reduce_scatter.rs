@@ -67,7 +67,7 @@ impl Buffers {
         let rank = index(self.rank);
         let (own, longest) = (parts.counts[rank], parts.longest());
         let most = match made.way() {
-            Way::Waits => longest.min(i64::try_from(PIECE / self.size).unwrap_or(1)),
+            Way::Waits | Way::Pieces => longest.min(i64::try_from(PIECE / self.size).unwrap_or(1)),
             // In one piece, as nobody waits for the next one to be started.
             Way::Polls => longest,
         };
@@ -92,7 +92,7 @@ impl Buffers {
             // kind in their places, and are kept until the call has ended.
             let add = move || unsafe { terms.add(summing) };
             match made.way() {
-                Way::Waits => add(),
+                Way::Waits | Way::Pieces => add(),
                 Way::Polls => made.then(add),
             }
             start += most;

@@ -5,13 +5,15 @@
 //! result on the stream that is current then. Or MPI gets pointers to the memory of the device, if it
 //! takes them, once the stream has done with that memory.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tch::Tensor;
 
 use super::buffer::{Input, Output, Place};
+use super::buffers::pieces;
 use super::{Call, Plan};
 use crate::autograd::{self, Device, Event, Metadata, Recording};
 use crate::base::error::Result;
@@ -19,6 +21,7 @@ use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::base::way::Way;
 use crate::communicator::Handle;
+use crate::environment::datatype::Datatype;
 
 /// How MPI gets at the elements of a call's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +32,35 @@ pub(super) enum Access {
     Staged(Device),
     /// By pointers to the memory of the device.
     Direct(Device),
+}
+
+/// The bytes of a piece, in which a large tensor is copied and sent; only tests lower them.
+static PIECE: AtomicUsize = AtomicUsize::new(4 << 20);
+
+/// Lowers [`PIECE`], so that tests can cover the pieces of large tensors with small ones.
+pub(crate) fn set_staging_piece(bytes: usize) {
+    PIECE.store(bytes, Ordering::Relaxed);
+}
+
+/// So many elements of this kind are a piece.
+fn piece_of(datatype: Datatype) -> c_int {
+    let count = PIECE.load(Ordering::Relaxed) / datatype.kind.elt_size_in_bytes();
+    c_int::try_from(count.max(1)).unwrap_or(c_int::MAX)
+}
+
+impl Input<'_> {
+    /// The way in which a blocking call is made for this tensor, as far as it goes.
+    #[inline]
+    pub(crate) fn way(&self) -> Way {
+        let is_cut = !self.device().is_cpu() && self.count() > piece_of(self.datatype()).into();
+        if is_cut { Way::Pieces } else { Way::Waits }
+    }
+}
+
+/// A piece of the elements, its start and its length, and what passes when it has been staged.
+pub(super) struct Piece {
+    pub(super) range: (usize, c_int),
+    pub(super) staged: Option<Event>,
 }
 
 impl Access {
@@ -54,13 +86,15 @@ pub(super) struct Memory {
     pub(super) ready: Option<Arc<Event>>,
     /// The device whose memory MPI gets pointers to.
     pub(super) direct: Option<Device>,
+    /// The pieces in which the call is made; `None` if it is made at once.
+    pub(super) pieces: Option<Vec<Piece>>,
 }
 
 /// Whether collective calls that are made in this way may get pointers to the memory of devices, if MPI
 /// takes them at all. Open MPI takes them in blocking ones only: `MPI_Iallreduce` and its kin read the
 /// memory on the host, and crash (open-mpi/ompi#9845, #12045).
 fn takes_pointers(way: Way) -> bool {
-    way == Way::Waits || mpi_sys::loaded_vendor() != mpi_sys::Vendor::OpenMpi
+    way != Way::Polls || mpi_sys::loaded_vendor() != mpi_sys::Vendor::OpenMpi
 }
 
 impl Call {
@@ -68,7 +102,6 @@ impl Call {
     pub(super) fn reads(&self, rank: Rank) -> bool {
         match self {
             Self::Nothing | Self::Barrier | Self::Receive(_) => false,
-            // The root sends from the output.
             Self::Broadcast { .. } => false,
             Self::Scatter { root, .. } => *root == rank,
             _ => true,
@@ -119,45 +152,118 @@ impl Plan<'_> {
     #[inline]
     pub(super) fn memory(&self, site: Site, comm: &Handle, way: Way) -> Result<Memory> {
         let access = self.access(comm, way);
-        let output = self.output(site, comm, access)?;
-        match access {
-            Access::Host => Ok(Memory {
-                staged: None,
-                send: self.input.data(),
-                output,
-                home: None,
-                ready: None,
-                direct: None,
-            }),
+        let output = self.output(site, access)?;
+        let mut memory = Memory {
+            staged: None,
+            send: self.input.data(),
+            output,
+            home: None,
+            ready: None,
+            direct: access.direct(),
+            pieces: self.cut(way),
+        };
+        // What MPI sends is in the output of the root, as MPI_Bcast has one buffer.
+        let fills = matches!(self.call, Call::Broadcast { root } if root == comm.rank());
+        let device = match access {
+            Access::Host => {
+                if fills {
+                    memory.output.copy_from(&self.input)?;
+                }
+                return Ok(memory);
+            }
             Access::Direct(device) => {
-                let is_called = !matches!(self.call, Call::Nothing);
-                let ready = is_called.then(|| Event::record(site.call, device)).transpose()?;
-                let (send, ready) = (self.input.data(), ready.map(Arc::new));
-                let direct = is_called.then_some(device);
-                Ok(Memory { staged: None, send, output, home: None, ready, direct })
+                if fills {
+                    memory.output.copy_from(&self.input)?;
+                }
+                if !matches!(self.call, Call::Nothing) {
+                    memory.ready = Some(Arc::new(Event::record(site.call, device)?));
+                }
+                return Ok(memory);
             }
-            Access::Staged(device) => {
-                let reads = self.call.reads(comm.rank());
-                let staged = reads.then(|| stage(site, &self.input)).transpose()?;
-                let send =
-                    staged.as_ref().map_or(std::ptr::null(), |staged| Metadata::of(staged).data());
-                let shape = Metadata::of(output.tensor()).shape();
-                let home = Output::at(Place::On(device), site.call, shape, self.input.datatype())?;
-                let ready = Some(Arc::new(Event::record(site.call, device)?));
-                let home = Some(home.into_tensor());
-                Ok(Memory { staged, send, output, home, ready, direct: None })
-            }
+            Access::Staged(device) => device,
+        };
+        let shape = Metadata::of(memory.output.tensor()).shape();
+        let home = Output::at(Place::On(device), site.call, shape, self.input.datatype())?;
+        memory.home = Some(home.into_tensor());
+        memory.send = std::ptr::null();
+        if fills {
+            let output = memory.output.tensor();
+            stage(site, &self.input, output, memory.pieces.as_deref_mut())?;
+        } else if self.call.reads(comm.rank()) {
+            let staged = room_for(site, &self.input)?;
+            stage(site, &self.input, &staged, memory.pieces.as_deref_mut())?;
+            memory.send = Metadata::of(&staged).data();
+            memory.staged = Some(staged);
         }
+        memory.ready = Some(Arc::new(Event::record(site.call, device)?));
+        if memory.is_staged_in_pieces() {
+            memory.ready = None;
+        }
+        Ok(memory)
+    }
+
+    /// The pieces of a call that is made in this way; `None` if it is made at once.
+    pub(super) fn cut(&self, way: Way) -> Option<Vec<Piece>> {
+        let treats_each_element_by_itself = matches!(
+            self.call,
+            Call::AllReduce { .. }
+                | Call::Reduce { .. }
+                | Call::Scan { .. }
+                | Call::Exscan { .. }
+                | Call::Broadcast { .. }
+        );
+        (way == Way::Pieces && treats_each_element_by_itself).then(|| {
+            let ranges = pieces(self.input.count(), piece_of(self.input.datatype()));
+            ranges.map(|range| Piece { range, staged: None }).collect()
+        })
     }
 }
 
-/// Queues a copy of what the input sends to new host memory. The copy is there when an event has passed
-/// that is recorded after this; until then the input is to be kept.
-pub(super) fn stage(site: Site, input: &Input) -> Result<Tensor> {
+impl Memory {
+    fn is_staged_in_pieces(&self) -> bool {
+        self.pieces.iter().flatten().any(|piece| piece.staged.is_some())
+    }
+}
+
+/// Host memory for a copy of what the input sends.
+pub(super) fn room_for(site: Site, input: &Input) -> Result<Tensor> {
     let place = Place::Near(input.device());
-    let staged = Output::at(place, site.call, input.shape(), input.datatype())?.into_tensor();
-    autograd::queue_copy(site.call, input.sent(), &staged)?;
-    Ok(staged)
+    Ok(Output::at(place, site.call, input.shape(), input.datatype())?.into_tensor())
+}
+
+/// Queues a copy of what the input sends to host memory, as a whole or in pieces, of which each tells when
+/// it has come. A whole one is there when an event has passed that is recorded after this. Until then
+/// the input is to be kept.
+pub(super) fn stage(
+    site: Site,
+    input: &Input,
+    room: &Tensor,
+    pieces: Option<&mut [Piece]>,
+) -> Result<()> {
+    let Some(pieces) = pieces else { return autograd::queue_copy(site.call, input.sent(), room) };
+    for piece in pieces {
+        let (from, to) = (part(input.sent(), piece.range)?, part(room, piece.range)?);
+        autograd::queue_copy(site.call, &from, &to)?;
+        piece.staged = Some(Event::record(site.call, input.device())?);
+    }
+    Ok(())
+}
+
+/// A piece of a contiguous tensor.
+fn part(x: &Tensor, (start, length): (usize, c_int)) -> Result<Tensor> {
+    let _recording = Recording::off();
+    let start = i64::try_from(start).unwrap_or(i64::MAX);
+    Ok(x.f_detach()?.f_view([-1])?.f_narrow(0, start, length.into())?)
+}
+
+/// Queues the copy of a piece of what MPI has written to its place on the device.
+pub(super) fn bring_piece(
+    site: Site,
+    written: &Tensor,
+    home: &Tensor,
+    piece: &Piece,
+) -> Result<()> {
+    autograd::queue_copy(site.call, &part(written, piece.range)?, &part(home, piece.range)?)
 }
 
 /// Copies that are on their way to a device, with the host memory that they are made from.
@@ -165,10 +271,13 @@ static RETURNING: Mutex<Vec<(Event, Tensor)>> = Mutex::new(Vec::new());
 
 /// Queues the copy of what MPI has written to its place on the device.
 pub(super) fn bring_home(site: Site, written: Tensor, home: &Tensor) -> Result<()> {
-    let device = Metadata::of(home).device();
-    let _recording = Recording::off();
     autograd::queue_copy(site.call, &written, home)?;
-    let copied = Event::record(site.call, device)?;
+    keep_until_copied(site, written, home)
+}
+
+/// Keeps host memory until the copies from it that have been queued are made.
+pub(super) fn keep_until_copied(site: Site, written: Tensor, home: &Tensor) -> Result<()> {
+    let copied = Event::record(site.call, Metadata::of(home).device())?;
     let mut returning = RETURNING.lock();
     // A copy whose event cannot be asked for is kept.
     returning.retain(|(copied, _)| !copied.has_passed(site.call).unwrap_or(false));

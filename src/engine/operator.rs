@@ -471,6 +471,7 @@ fn negotiate<'x>(
     let subject = Some((input.datatype(), records));
     let terms = operator.terms(comm, &input);
     note_arguments(comm, &input, &terms, operator.recorded_by().is_some());
+    let way = way.max(input.way());
     let (agreed, turn) = agree(site, comm, subject, terms, exchanges, way)?;
     Ok((input, agreed, Some(turn)))
 }

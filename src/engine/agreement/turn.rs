@@ -142,7 +142,7 @@ impl Pending {
         let line = hash(&(site.at.file(), site.at.line(), site.at.column()));
         // A word is equal on all ranks if its maximum is the complement of its complement's
         // maximum.
-        let words = [seal, !seal, line, !line, u64::from(way == Way::Polls)];
+        let words = [seal, !seal, line, !line, way as u64];
         let exchange = Exchange::Rounds(Rounds::new(words, balance, tag));
         Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
     }
@@ -173,14 +173,14 @@ impl Pending {
         if let Exchange::Rounds(rounds) = &mut self.exchange {
             // SAFETY: passed on to the caller.
             let Some((words, balance)) = (unsafe { rounds.poll(comm) })? else { return Ok(None) };
-            let [same_terms, same_line, way] = verdict(words);
+            let ([same_terms, same_line], way) = verdict(words);
             let agree = same_terms && balance == 0;
             if agree && !same_line {
                 comm.turns().order().other_lines = Some(self.site);
                 comm.environment().watch().note_lines(self.site);
             }
             self.exchange = if agree {
-                Exchange::Done(if way { Way::Polls } else { Way::Waits })
+                Exchange::Done(way)
             } else {
                 let mut lines = lines();
                 lines.retain(|(name, _)| same_terms || !ONE_SIDED.contains(name));
@@ -253,9 +253,9 @@ impl Drop for Pending {
     }
 }
 
-/// Whether the terms agree, whether the lines do, and whether a rank must poll.
-fn verdict([terms, not_terms, line, not_line, way]: [u64; WORDS]) -> [bool; 3] {
-    [terms == !not_terms, line == !not_line, way != 0]
+/// Whether the terms agree, whether the lines do, and how the call is made.
+fn verdict([terms, not_terms, line, not_line, way]: [u64; WORDS]) -> ([bool; 2], Way) {
+    ([terms == !not_terms, line == !not_line], Way::of_number(way))
 }
 
 fn hash(value: &impl Hash) -> u64 {
