@@ -215,8 +215,8 @@ impl Communicator {
     ///   message came from, and x̄ comes from `dest`; `like` gets zeros.
     ///
     /// # Errors
-    /// As for [`send`](Self::send) and [`recv`](Self::recv); [`Error::Argument`] if the kinds of
-    /// `x` and `like` differ.
+    /// As for [`send`](Self::send) and [`recv`](Self::recv); [`Error::Argument`] if `x` and `like`
+    /// differ in their kinds, or are on different devices.
     ///
     /// # Examples
     /// ```
@@ -242,13 +242,17 @@ impl Communicator {
         tag: Tag,
     ) -> Result<Tensor> {
         let call = "sendrecv";
-        let (sent, received) =
-            (Input::new(call, x)?.datatype(), Input::new(call, like)?.datatype());
-        if sent != received {
-            let message = format!(
-                "`like` is of kind {:?}; {:?} is sent and needed",
-                received.kind, sent.kind
-            );
+        let (sent, received) = (Input::new(call, x)?, Input::new(call, like)?);
+        let (kinds, devices) =
+            ([&sent, &received].map(Input::datatype), [sent.device(), received.device()]);
+        if kinds[0] != kinds[1] {
+            let [sent, like] = kinds.map(|datatype| datatype.kind);
+            let message = format!("`like` is of kind {like:?}; {sent:?} is sent and needed");
+            return Err(Error::Argument { call, message });
+        }
+        if devices[0] != devices[1] {
+            let [sent, like] = devices;
+            let message = format!("`like` is on device {like}; `x` is on {sent}, where it is needed");
             return Err(Error::Argument { call, message });
         }
         let operator = SendReceive {
