@@ -14,6 +14,8 @@
 #     --semver-checks  also cargo-semver-checks, as SEMVER_CHECKS
 #     --valgrind       also valgrind
 #     --two-hosts      also the commands ip and tc
+#     --cuda           as LIBTORCH one with CUDA's part, 4.2 GB, not the one for CPUs; a GPU
+#                      and its driver are the machine's
 #     --pytorch        also PyTorch with its distributed package, in the folder
 #                      PYTORCH: 3.4 GB, as it does not load without CUDA's libraries
 #     --peers          also PyTorch, as above, and mpi4torch and mpi4jax in the folder
@@ -38,11 +40,16 @@ libtorch=2.11.0
 newest_libtorch=2.13.0
 cuda_wheels=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 libtorch_wheels=("torch==$libtorch" "${cuda_wheels[@]}")
-# The wheels without which "import torch" fails, CPU or not.
-pytorch_wheels=("${libtorch_wheels[@]}" nvidia-cublas==13.1.0.3 nvidia-cudnn-cu13==9.19.0.56
-    nvidia-cufft==12.0.0.61 nvidia-cufile==1.15.1.6 nvidia-curand==10.4.0.35
-    nvidia-cusparse==12.6.3.3 nvidia-cusparselt-cu13==0.8.0 nvidia-nccl-cu13==2.28.9
-    nvidia-nvjitlink==13.0.88 nvidia-nvshmem-cu13==3.4.5 typing-extensions==4.15.0)
+# The wheels without which libtorch_cuda.so does not load.
+gpu_wheels=(nvidia-cublas==13.1.0.3 nvidia-cudnn-cu13==9.19.0.56 nvidia-cufft==12.0.0.61
+    nvidia-cufile==1.15.1.6 nvidia-curand==10.4.0.35 nvidia-cusparse==12.6.3.3
+    nvidia-cusparselt-cu13==0.8.0 nvidia-nccl-cu13==2.28.9 nvidia-nvjitlink==13.0.88
+    nvidia-nvshmem-cu13==3.4.5)
+# What it loads when a program first needs linear algebra, or an operation whose kernel is
+# compiled then, as those on complex numbers.
+late_gpu_wheels=(nvidia-cuda-nvrtc==13.0.88 nvidia-cusolver==12.0.4.66)
+# "import torch" loads libtorch_cuda.so, CPU or not.
+pytorch_wheels=("${libtorch_wheels[@]}" "${gpu_wheels[@]}" typing-extensions==4.15.0)
 mpi4torch=0.1.3
 mpi4jax=0.9.1.post2
 # What they import, and what mpi4torch is built with.
@@ -58,7 +65,7 @@ declare -A mpi_packages=([openmpi]="libopenmpi-dev openmpi-bin" [mpich]="libmpic
 cache=${MPI4TCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mpi4tch}
 every_mpi=false with_clang_format=false with_valgrind=false with_pytorch=false
 with_peers=false with_two_hosts=false with_newest_mpi=false with_matrix=false
-with_semver_checks=false
+with_semver_checks=false with_cuda=false
 
 for option; do
     case $option in
@@ -70,10 +77,11 @@ for option; do
     --valgrind) with_valgrind=true ;;
     --pytorch) with_pytorch=true ;;
     --two-hosts) with_two_hosts=true ;;
+    --cuda) with_cuda=true ;;
     --peers) with_pytorch=true with_peers=true ;;
     *)
         echo "usage: $0 [--every-mpi] [--newest-mpi] [--matrix] [--clang-format] [--semver-checks]" \
-            "[--valgrind] [--two-hosts] [--pytorch] [--peers]" >&2
+            "[--valgrind] [--two-hosts] [--cuda] [--pytorch] [--peers]" >&2
         exit 2
         ;;
     esac
@@ -91,8 +99,11 @@ has() { command -v "$1" >/dev/null; }
 
 has_pip() { python3 -m pip --version || python3 -c 'import ensurepip'; } &>/dev/null
 
+# The folder of libtorch in the cache.
+libtorch_folder() { $with_cuda && echo "libtorch-cuda-$libtorch" || echo "libtorch-$libtorch"; }
+
 has_libtorch() {
-    [[ -n ${LIBTORCH:-} || -n ${LIBTORCH_USE_PYTORCH+set} || -d $cache/libtorch-$libtorch ]]
+    [[ -n ${LIBTORCH:-} || -n ${LIBTORCH_USE_PYTORCH+set} || -d $cache/$(libtorch_folder) ]]
 }
 
 # Checks the LIBTORCH that is set: with a wrong one, torch-sys would compile for
@@ -107,6 +118,9 @@ check_libtorch() {
     [[ $version == "$libtorch" || -n ${LIBTORCH_BYPASS_VERSION_CHECK+set} ]] ||
         die "LIBTORCH is '$LIBTORCH', which is ${version:+libtorch }${version:-no libtorch that states its version}; \
 libtorch $libtorch is needed"
+    ! $with_cuda || [[ -e ${LIBTORCH_LIB:-$LIBTORCH}/lib/libtorch_cuda.so ]] ||
+        die "LIBTORCH is '$LIBTORCH', which has no lib/libtorch_cuda.so; \
+unset it, and a libtorch for CUDA is installed"
 }
 
 has_clang_format() { [[ -n ${CLANG_FORMAT:-} || -d $cache/clang-format-$clang_format ]]; }
@@ -187,6 +201,12 @@ install_libtorch() { # VERSION
         "torch==$1" "${cuda_wheels[@]}"
 }
 
+# Installs the wheels of libtorch with those of CUDA in the cache.
+install_libtorch_cuda() {
+    install_wheels "libtorch-cuda-$libtorch" --target --only-binary :all: --python-version 3.11 \
+        "${libtorch_wheels[@]}" "${gpu_wheels[@]}" "${late_gpu_wheels[@]}"
+}
+
 # Installs the wheel of an MPI in the cache, and prints its prefix.
 install_mpi() { # openmpi|mpich|impi
     local version=${mpi_wheel[$1]} wheels=("$1==${mpi_wheel[$1]}")
@@ -205,7 +225,7 @@ install_wheels() { # FOLDER --prefix|--target [OPTION...] WHEEL...
     rm -rf "$partial"
     mkdir "$partial"
     TMPDIR=$partial pip_install "$layout" "$partial/$folder" "$@"
-    [[ $folder != libtorch-* ]] || keep_cpu_part "$partial/$folder/torch/lib"
+    [[ $folder != libtorch-[0-9]* ]] || keep_cpu_part "$partial/$folder/torch/lib"
     mv "$partial/$folder" "$cache/"
     rm -rf "$partial"
 }
@@ -276,9 +296,11 @@ has c++ || die "a C++ compiler is missing (on Debian: g++)"
 ! $with_valgrind || has valgrind || die "valgrind is missing (on Debian: valgrind)"
 ! $with_two_hosts || { has ip && has tc; } || die "ip and tc are missing (on Debian: iproute2)"
 
-has_libtorch || install_libtorch "$libtorch"
+if ! has_libtorch; then
+    if $with_cuda; then install_libtorch_cuda; else install_libtorch "$libtorch"; fi
+fi
 if [[ -z ${LIBTORCH:-} && -z ${LIBTORCH_USE_PYTORCH+set} ]]; then
-    print_export LIBTORCH "$cache/libtorch-$libtorch/torch"
+    print_export LIBTORCH "$cache/$(libtorch_folder)/torch"
 fi
 
 if ! has_libclang; then

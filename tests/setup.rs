@@ -10,8 +10,13 @@ const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Runs the set-up with these variables, in a cache of its own; it installs nothing.
 fn setup(test: &str, variables: &[(&str, &str)]) -> Output {
+    setup_with(test, &[], variables)
+}
+
+fn setup_with(test: &str, options: &[&str], variables: &[(&str, &str)]) -> Output {
     let cache = env::temp_dir().join(format!("mpi4tch-setup-{test}-{}", std::process::id()));
     let mut command = Command::new(Path::new(FOLDER).join("scripts/setup.sh"));
+    command.args(options);
     // There is a libtorch, an MPI and a libclang.
     command.env("LIBTORCH_USE_PYTORCH", "1").env("MPI4TCH_MPI", "openmpi");
     command.env("LIBCLANG_PATH", "/nowhere").env("MPI4TCH_NO_APT", "1");
@@ -60,6 +65,13 @@ fn a_wrong_libtorch_is_told_before_anything_is_built() {
         ("LIBTORCH_BYPASS_VERSION_CHECK", "1"),
     ];
     let output = setup("libtorch", &variables);
+    assert!(output.status.success(), "{output:?}");
+    // With --cuda it must have a part for CUDA.
+    let told = format!("LIBTORCH is '{libtorch}', which has no lib/libtorch_cuda.so");
+    assert_refused(&setup_with("libtorch", &["--cuda"], &variables), &told);
+    fs::create_dir(folder.join("lib")).unwrap();
+    fs::write(folder.join("lib/libtorch_cuda.so"), "").unwrap();
+    let output = setup_with("libtorch", &["--cuda"], &variables);
     assert!(output.status.success(), "{output:?}");
     fs::remove_dir_all(folder).unwrap();
 }
