@@ -44,6 +44,9 @@ fn make_loadable(libtorch: &Path) {
     for folder in &folders {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", folder.display());
     }
+    // libtorch.so refers to libtorch's parts for GPUs. Nothing else does, so that the linker would leave
+    // them out (https://github.com/LaurentMazare/tch-rs/issues/980).
+    println!("cargo::rustc-link-arg=-Wl,--no-as-needed,-ltorch,--as-needed");
     let list = env::join_paths(&folders)
         .unwrap_or_else(|error| panic!("{folders:?} cannot be searched by a loader: {error}"));
     println!("cargo::metadata=RPATH={}", Path::new(&list).display());
