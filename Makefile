@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test test-newest test-matrix test-hosts sanitize valgrind bench bench-overlap bench-peers fmt lint pictures doc package
+.PHONY: help demo test test-newest test-matrix test-hosts test-cuda sanitize valgrind bench bench-overlap bench-peers fmt lint pictures doc package
 
 EXAMPLE ?= linear_regression
 
@@ -14,6 +14,8 @@ needs_root = [[ $$EUID == 0 ]] || { echo 'network namespaces need root; what is 
 comma := ,
 bench_ranks = $(or $(RANKS),2$(comma)4)
 newest_tests = $(addprefix --test ,collectives point_to_point requests tape)
+# Sets the variable `folder` of the shell to the target folder, which cargo alone knows.
+target_folder = folder=$$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
 # Releases are tagged v0.1.0 and so on.
 last_release = $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null)
 format_c = git ls-files '*.c' '*.cpp' '*.h' | xargs -r "$$CLANG_FORMAT"
@@ -45,6 +47,14 @@ test-hosts: ## run the tests on 2 ranks on two hosts, joined by a slow wire, on 
 	export MPI4TCH_MPI=$${MPI4TCH_TEST_MPIS##*:} MPI4TCH_TEST_RANKS=2
 	export MPI4TCH_TEST_MPIS=$$MPI4TCH_MPI MPI4TCH_TEST_TIMEOUT=$${MPI4TCH_TEST_TIMEOUT:-300}
 	scripts/two_hosts.sh scripts/test.sh --of-mpi $(ARGS)
+
+test-cuda: ## run the tests of MPI with CUDA tensors, on a machine with a GPU, which ranks may share; ARGS='...'
+	@$(call setup,--every-mpi --cuda)
+	export MPI4TCH_TEST_DEVICE=cuda
+	# Elsewhere, as cargo would compile torch-sys anew for each change of libtorch.
+	$(target_folder)
+	export CARGO_TARGET_DIR=$$folder/cuda
+	scripts/test.sh --of-mpi $(ARGS)
 
 sanitize: ## run the tests on 2 ranks under AddressSanitizer, on Open MPI; ARGS='...'
 	@$(call setup,--every-mpi)
@@ -98,7 +108,7 @@ doc: ## build the documentation, and check its links
 package: ## try to publish the crates, and to build their documentation as docs.rs does, without MPI and libtorch
 	@$(call setup)
 	# Elsewhere, as cargo would take what it compiles here for the workspace's own later.
-	folder=$$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
+	$(target_folder)
 	cargo publish --workspace --exclude mpi4tch-harness --exclude mpi4tch-stand-in --dry-run --target-dir "$$folder/package" $(ARGS)
 	env -u LIBTORCH -u LIBTORCH_USE_PYTORCH MPI4TCH_MPI=/nowhere RUSTDOCFLAGS='-D warnings' \
 	    cargo doc --no-deps -p mpi4tch -p mpi4tch-sys --features mpi4tch/doc-only
