@@ -14,7 +14,7 @@
 #     --semver-checks  also cargo-semver-checks, as SEMVER_CHECKS
 #     --valgrind       also valgrind
 #     --two-hosts      also the commands ip and tc
-#     --cuda           as LIBTORCH one with CUDA's part, 4.2 GB, not the one for CPUs; a GPU
+#     --cuda           as LIBTORCH one with CUDA's part, 3.8 GB, not the one for CPUs; a GPU
 #                      and its driver are the machine's
 #     --pytorch        also PyTorch with its distributed package, in the folder
 #                      PYTORCH: 3.4 GB, as it does not load without CUDA's libraries

@@ -1,7 +1,8 @@
 //! A guide to parallel autodiff, for those who know torch's autograd on one process.
 //!
-//! Further pages: how to build and run a program [on a cluster](cluster), and what to call here if you
-//! come [from mpi4torch](from_mpi4torch) or [from PyTorch's distributed](from_torch_distributed).
+//! Further pages: how to build and run a program [on a cluster](cluster), what happens to tensors
+//! [on GPUs and other devices](devices), and what to call here if you come
+//! [from mpi4torch](from_mpi4torch) or [from PyTorch's distributed](from_torch_distributed).
 //!
 //! # Each rank has a graph of its own
 //!
@@ -402,7 +403,7 @@
 //!
 //! None is needed if every rank's backward pass reaches every call without one: if on each rank the
 //! loss depends on each result, inputs require grad on all ranks or on none, and all tensors are on
-//! the CPU. Data-parallel training is of this kind; `examples/linear_regression.rs` has two calls
+//! the CPU, or all on one [device](devices). Data-parallel training is of this kind; `examples/linear_regression.rs` has two calls
 //! of [`all_reduce`](crate::Communicator::all_reduce) and no tape. Code without derivatives needs
 //! none either. Programs that send messages should use one: it costs two small exchanges per
 //! backward pass.
@@ -436,5 +437,6 @@
 //!   that one rank omits.
 
 pub mod cluster;
+pub mod devices;
 pub mod from_mpi4torch;
 pub mod from_torch_distributed;

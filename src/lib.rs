@@ -19,8 +19,8 @@
 //! ```
 //!
 //! If derivatives across ranks are new to you, start with the [guide]. It has pages on
-//! [clusters](guide::cluster), and for users of [mpi4torch](guide::from_mpi4torch) and of
-//! [PyTorch's distributed](guide::from_torch_distributed). A [`Tape`] ensures that all
+//! [clusters](guide::cluster) and on [GPUs](guide::devices), and for users of
+//! [mpi4torch](guide::from_mpi4torch) and of [PyTorch's distributed](guide::from_torch_distributed). A [`Tape`] ensures that all
 //! ranks go back through the same communication, on one communicator or on several. Modules that
 //! Python has scripted can communicate too, see [`torchscript`].
 //!

@@ -10,6 +10,9 @@ use mpi4tch::Result;
 #[path = "../src/guide/cluster/program.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod cluster;
+#[path = "../src/guide/devices/program.rs"]
+#[expect(dead_code, reason = "its main is another program's")]
+mod devices;
 #[path = "../src/guide/from_mpi4torch/program.rs"]
 #[expect(dead_code, reason = "its main is another program's")]
 mod from_mpi4torch;
@@ -22,6 +25,7 @@ fn main() -> ExitCode {
         start,
         harness::tests![
             the_first_program_of_a_cluster,
+            the_program_that_chooses_its_device,
             the_program_for_users_of_mpi4torch,
             the_program_for_users_of_torch_distributed,
         ],
@@ -30,6 +34,10 @@ fn main() -> ExitCode {
 
 fn the_first_program_of_a_cluster(_: &Context) -> Result<()> {
     cluster::program(&mpi4tch::initialize()?)
+}
+
+fn the_program_that_chooses_its_device(_: &Context) -> Result<()> {
+    devices::program(&mpi4tch::initialize()?)
 }
 
 fn the_program_for_users_of_mpi4torch(_: &Context) -> Result<()> {

@@ -54,8 +54,8 @@
 //!
 //! - `LIBTORCH=<folder>`: libtorch, unpacked, of the [version](https://github.com/LaurentMazare/tch-rs)
 //!   that tch needs: 2.11 for tch 0.24. Download `libtorch-shared-with-deps` for CPUs from pytorch.org
-//!   elsewhere, and copy it. Tensors that MPI sends are in host memory, so that the smaller file without
-//!   CUDA is enough, unless the program computes on GPUs.
+//!   elsewhere, and copy it. For a program on GPUs take the larger file, for CUDA, and see
+//!   [devices](super::devices#building).
 //! - `LIBTORCH_USE_PYTORCH=1`: the PyTorch of the `python3` on `PATH`, or of the virtual environment that
 //!   is active, again of that version (*site*: often a module). `LIBTORCH_BYPASS_VERSION_CHECK=1` lets
 //!   other versions through. They may fail to compile.

@@ -56,7 +56,7 @@
 //! | `MPI_SUM`, `MPI_PROD`, `MPI_MAX`, `MPI_MIN` | [`Op::Sum`](crate::Op), `Op::Prod`, `Op::Max`, `Op::Min` | `MPI_SUM` then `/ size` is `Op::Mean` |
 //! | `MPI_LAND`, `MPI_LOR`, `MPI_LXOR`, `MPI_BAND`, `MPI_BOR`, `MPI_BXOR` | `Op::LogicalAnd`, `LogicalOr`, `LogicalXor`, `BitwiseAnd`, `BitwiseOr`, `BitwiseXor` | with a tensor that requires grad, the call itself is an error |
 //! | `MPI_MAXLOC`, `MPI_MINLOC` | [`max_loc(&x)`](crate::Communicator::max_loc), [`min_loc(&x)`](crate::Communicator::min_loc) | methods, which return the values and the ranks that have them |
-//! | `deactivate_cuda_aware_mpi_support()` | – | tensors must be in host memory: move them there |
+//! | `deactivate_cuda_aware_mpi_support()` | `MPI4TCH_DEVICE=staged` | a variable of the environment; tensors on GPUs are sent [either way](super::devices) |
 //!
 //! # What is different
 //!

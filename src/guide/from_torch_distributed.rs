@@ -4,8 +4,8 @@
 //! that it does (`torch.distributed.nn.functional`, and functions whose name ends with `_autograd`), and
 //! `DistributedDataParallel`. Here every operation on a tensor is of the second kind, and
 //! [`DataParallel`](crate::DataParallel) is the third. The ranks are started and joined by MPI in place
-//! of `torchrun`. This page is about PyTorch 2.11 with the backend `gloo`, since tensors are in host
-//! memory here, too.
+//! of `torchrun`. This page is about PyTorch 2.11 with the backend `gloo`, and tensors in host memory.
+//! Those [on GPUs](super::devices) need no other backend here, and no other calls.
 //!
 //! # The same program
 //!
