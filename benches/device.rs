@@ -89,9 +89,7 @@ fn measure(
             testing::force_direct(direct)?;
             call(world, on_device)
         };
-        let timed = move |direct| -> Run<'_> {
-            Box::new(move || place.finish(&routed(direct)?))
-        };
+        let timed = move |direct| -> Run<'_> { Box::new(move || place.finish(&routed(direct)?)) };
         let on_host = &on_host;
         runs.push(Box::new(move || call(world, on_host).map(drop)));
         for direct in [false, true].into_iter().take(if has_direct { 2 } else { 1 }) {

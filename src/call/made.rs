@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use super::exchange::UnderWay;
 use super::message::{Arrival, Awaited, Header, is_truncation};
+use super::staging::Busy;
 use crate::base::error::Result;
 use crate::base::way::Way;
 use crate::call::buffer::Pinned;
@@ -42,8 +43,10 @@ pub(crate) struct Made {
 pub(super) struct Kept {
     /// What it reads, if it does. The program has it, too.
     pub(super) input: Option<Pinned>,
-    /// Its copy in host memory, which MPI reads instead, and what that is a copy of.
-    pub(super) staged: Option<[Tensor; 2]>,
+    /// Its copy in host memory, which MPI reads instead.
+    pub(super) staged: Option<Tensor>,
+    /// What a device is at work on before MPI.
+    pub(super) busy: Option<Busy>,
     /// What it writes. If it is not the input, nobody else has it until the call has ended.
     pub(super) output: Tensor,
 }

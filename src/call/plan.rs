@@ -10,7 +10,7 @@ use tch::{Kind, Scalar, Tensor};
 
 use super::buffers::Buffers;
 use super::made::Kept;
-use super::staging::{self, Access, Memory, Piece};
+use super::staging::{self, Access, Busy, Memory, Piece};
 use super::{Exchange, Made, Message, message};
 use crate::autograd::{self, Current, Device, Event, Metadata, Recording};
 use crate::base::error::{Error, Result};
@@ -178,13 +178,22 @@ impl Home {
     fn bring(self, site: Site, written: Tensor) -> Result<Tensor> {
         let is_filled = self.is_filled;
         let Some(home) = self.place(site)? else { return Ok(written) };
-        if is_filled {
-            staging::keep_until_copied(site, written, &home)?;
-        } else {
+        if !is_filled {
             staging::bring_home(site, written, &home)?;
         }
         Ok(home)
     }
+}
+
+/// The memory for a call in place.
+#[derive(Default)]
+struct InPlaceMemory {
+    /// The copy of the input in host memory, if it is staged.
+    staged: Option<Tensor>,
+    /// What the device is at work on.
+    busy: Option<Busy>,
+    /// Passes when MPI may use the memory.
+    ready: Option<Arc<Event>>,
 }
 
 /// The pieces in which a call is made.
@@ -307,7 +316,7 @@ impl<'x> Plan<'x> {
             return Ok(result);
         }
         let memory = self.memory(site, comm, made.way())?;
-        let Memory { staged, send, output, home, ready, direct, pieces } = memory;
+        let Memory { staged, busy: _busy, send, output, home, ready, direct, pieces } = memory;
         if let Some(ready) = ready {
             ready.wait(site.call)?;
         }
@@ -333,7 +342,7 @@ impl<'x> Plan<'x> {
         x: &Tensor,
     ) -> Result<(Launch, Completion)> {
         let memory = self.memory(site, comm, Way::Polls)?;
-        let Memory { staged, send, output, home, ready, direct, pieces: _ } = memory;
+        let Memory { staged, busy, send, output, home, ready, direct, pieces: _ } = memory;
         let buffers = self.buffers(comm, send, output.data());
         // A receive does not read the tensor that it is given.
         let reads = !matches!(self.call, Call::Receive(_));
@@ -345,8 +354,7 @@ impl<'x> Plan<'x> {
         let input = (reads && home.is_none())
             .then(|| Pinned::new(site.call, self.input.sent()))
             .transpose()?;
-        let staged = staged.map(|staged| [staged, self.input.sent().shallow_clone()]);
-        let kept = Kept { input, staged, output: output.tensor().shallow_clone() };
+        let kept = Kept { input, staged, busy, output: output.tensor().shallow_clone() };
         let datatype = self.input.datatype();
         let launch = Launch { buffers, call: self.call, kept, ready: ready_to_launch, direct };
         // Of the tensor that a receive is given, only the shape and kind are used.
@@ -367,37 +375,34 @@ impl<'x> Plan<'x> {
     ) -> Result<(Launch, Completion)> {
         assert_eq!(self.input.data(), data.cast_const(), "the tensor itself is sent");
         let access = self.access(comm, Way::Polls);
-        let (staged, ready) = self.staged_in_place(site, access)?;
+        let InPlaceMemory { staged, busy, ready } = self.memory_in_place(site, access)?;
         let written = staged.as_ref().unwrap_or(x).shallow_clone();
         let data = if staged.is_some() { Metadata::of(&written).data().cast_mut() } else { data };
         let buffers = self.buffers(comm, mpi_sys::MPI_IN_PLACE.cast_const(), data);
         let tensor = staged.as_ref().map(|_| x.shallow_clone());
         let home = Home { tensor, is_filled: false, free: ready.clone() };
-        let staged = staged.map(|staged| [staged, x.shallow_clone()]);
-        let kept =
-            Kept { input: Some(Pinned::new(site.call, x)?), staged, output: x.shallow_clone() };
+        let input = Some(Pinned::new(site.call, x)?);
+        let kept = Kept { input, staged, busy, output: x.shallow_clone() };
         let datatype = self.input.datatype();
         let launch = Launch { buffers, call: self.call, kept, ready, direct: access.direct() };
         Ok((launch, Completion { written, home, finish: self.finish, datatype, given: None }))
     }
 
-    /// For a call in place: the copy of the input in host memory, if it is staged, and what passes when
-    /// MPI may use it, or the input itself.
-    fn staged_in_place(
-        &self,
-        site: Site,
-        access: Access,
-    ) -> Result<(Option<Tensor>, Option<Arc<Event>>)> {
-        let (staged, device) = match access {
-            Access::Host => return Ok((None, None)),
-            Access::Staged(device) => {
+    /// The memory for a call in place, if it is not that of the host.
+    fn memory_in_place(&self, site: Site, access: Access) -> Result<InPlaceMemory> {
+        match access {
+            Access::Host => Ok(InPlaceMemory::default()),
+            Access::Staged(_) => {
                 let staged = staging::room_for(site, &self.input)?;
-                staging::stage(site, &self.input, &staged, None)?;
-                (Some(staged), device)
+                let busy = staging::stage(site, &self.input, staged.shallow_clone(), None)?;
+                let ready = Some(busy.until());
+                Ok(InPlaceMemory { staged: Some(staged), busy: Some(busy), ready })
             }
-            Access::Direct(device) => (None, device),
-        };
-        Ok((staged, Some(Arc::new(Event::record(site.call, device)?))))
+            Access::Direct(device) => {
+                let ready = Some(Arc::new(Event::record(site.call, device)?));
+                Ok(InPlaceMemory { ready, ..InPlaceMemory::default() })
+            }
+        }
     }
 
     pub(crate) fn result_shape(&self) -> &[i64] {
@@ -435,7 +440,7 @@ impl<'x> Plan<'x> {
         handed_over: impl FnOnce(),
     ) -> Result<()> {
         let access = self.access(comm, made.way());
-        let (staged, ready) = self.staged_in_place(site, access)?;
+        let InPlaceMemory { staged, busy: _busy, ready } = self.memory_in_place(site, access)?;
         if let Some(ready) = ready {
             ready.wait(site.call)?;
         }
@@ -512,7 +517,7 @@ impl<'x> Plan<'x> {
                 // gives permission.
                 return unsafe { buffers.call(&self.call, &mut made) };
             };
-            list.iter().try_for_each(|piece| {
+            let outcome = list.iter().try_for_each(|piece| {
                 if let Some(staged) = &piece.staged {
                     staged.wait(site.call)?;
                 }
@@ -522,7 +527,11 @@ impl<'x> Plan<'x> {
                     Some(home) => staging::bring_piece(site, used[1], home, piece),
                     None => Ok(()),
                 }
-            })
+            });
+            if let Some(home) = pieces.home {
+                staging::keep_until_copied(site, used[1].shallow_clone(), home)?;
+            }
+            outcome
         });
         if outcome.is_ok() {
             handed_over();

@@ -77,6 +77,8 @@ impl Access {
 pub(super) struct Memory {
     /// The copy of the input in host memory, if it is staged.
     pub(super) staged: Option<Tensor>,
+    /// What the device is at work on.
+    pub(super) busy: Option<Busy>,
     /// What MPI sends; null if it sends nothing.
     pub(super) send: *const c_void,
     pub(super) output: Output,
@@ -155,6 +157,7 @@ impl Plan<'_> {
         let output = self.output(site, access)?;
         let mut memory = Memory {
             staged: None,
+            busy: None,
             send: self.input.data(),
             output,
             home: None,
@@ -186,18 +189,23 @@ impl Plan<'_> {
         let home = Output::at(Place::On(device), site.call, shape, self.input.datatype())?;
         memory.home = Some(home.into_tensor());
         memory.send = std::ptr::null();
-        if fills {
-            let output = memory.output.tensor();
-            stage(site, &self.input, output, memory.pieces.as_deref_mut())?;
+        let filled = if fills {
+            Some(memory.output.tensor().shallow_clone())
         } else if self.call.reads(comm.rank()) {
             let staged = room_for(site, &self.input)?;
-            stage(site, &self.input, &staged, memory.pieces.as_deref_mut())?;
             memory.send = Metadata::of(&staged).data();
-            memory.staged = Some(staged);
-        }
-        memory.ready = Some(Arc::new(Event::record(site.call, device)?));
-        if memory.is_staged_in_pieces() {
-            memory.ready = None;
+            Some(memory.staged.insert(staged).shallow_clone())
+        } else {
+            None
+        };
+        match filled {
+            None => memory.ready = Some(Arc::new(Event::record(site.call, device)?)),
+            Some(filled) => {
+                let busy = stage(site, &self.input, filled, memory.pieces.as_deref_mut())?;
+                // Of a call in pieces each has an event of its own.
+                memory.ready = memory.pieces.is_none().then(|| busy.until());
+                memory.busy = Some(busy);
+            }
         }
         Ok(memory)
     }
@@ -219,12 +227,6 @@ impl Plan<'_> {
     }
 }
 
-impl Memory {
-    fn is_staged_in_pieces(&self) -> bool {
-        self.pieces.iter().flatten().any(|piece| piece.staged.is_some())
-    }
-}
-
 /// Host memory for a copy of what the input sends.
 pub(super) fn room_for(site: Site, input: &Input) -> Result<Tensor> {
     let place = Place::Near(input.device());
@@ -232,21 +234,75 @@ pub(super) fn room_for(site: Site, input: &Input) -> Result<Tensor> {
 }
 
 /// Queues a copy of what the input sends to host memory, as a whole or in pieces, of which each tells when
-/// it has come. A whole one is there when an event has passed that is recorded after this. Until then
-/// the input is to be kept.
+/// it has come.
 pub(super) fn stage(
     site: Site,
     input: &Input,
-    room: &Tensor,
+    room: Tensor,
     pieces: Option<&mut [Piece]>,
-) -> Result<()> {
-    let Some(pieces) = pieces else { return autograd::queue_copy(site.call, input.sent(), room) };
-    for piece in pieces {
-        let (from, to) = (part(input.sent(), piece.range)?, part(room, piece.range)?);
-        autograd::queue_copy(site.call, &from, &to)?;
-        piece.staged = Some(Event::record(site.call, input.device())?);
+) -> Result<Busy> {
+    let from = input.sent();
+    let copied = match pieces {
+        None => autograd::queue_copy(site.call, from, &room),
+        Some(pieces) => pieces.iter_mut().try_for_each(|piece| {
+            autograd::queue_copy(site.call, &part(from, piece.range)?, &part(&room, piece.range)?)?;
+            piece.staged = Some(Event::record(site.call, input.device())?);
+            Ok(())
+        }),
+    };
+    let busy = Busy::record(site, input.device(), [from.shallow_clone(), room])?;
+    copied.map(|()| busy)
+}
+
+/// Tensors that a device is at work on: they are kept until it has done with them.
+pub(super) struct Busy {
+    tensors: [Tensor; 2],
+    until: Arc<Event>,
+}
+
+/// Those that nobody needs any more, but the devices.
+static KEPT: Mutex<Vec<Busy>> = Mutex::new(Vec::new());
+
+impl Busy {
+    /// Until all has been done that the current stream of the device has been given so far.
+    fn record(site: Site, device: Device, tensors: [Tensor; 2]) -> Result<Self> {
+        // Without an event it is not known how long they are needed.
+        match Event::record(site.call, device) {
+            Ok(event) => Ok(Self { tensors, until: Arc::new(event) }),
+            Err(error) => {
+                std::mem::forget(tensors);
+                Err(error)
+            }
+        }
     }
-    Ok(())
+
+    /// Passes when the device has done with them.
+    pub(super) fn until(&self) -> Arc<Event> {
+        Arc::clone(&self.until)
+    }
+
+    /// If the event cannot be asked for, they are kept.
+    fn is_over(&self) -> bool {
+        self.until.has_passed("staging").unwrap_or(false)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if !self.is_over() {
+            let tensors = self.tensors.each_ref().map(Tensor::shallow_clone);
+            keep(Self { tensors, until: self.until() });
+        }
+    }
+}
+
+fn keep(busy: Busy) {
+    let over: Vec<Busy> = {
+        let mut kept = KEPT.lock();
+        kept.push(busy);
+        kept.extract_if(.., |busy| busy.is_over()).collect()
+    };
+    drop(over);
 }
 
 /// A piece of a contiguous tensor.
@@ -266,21 +322,16 @@ pub(super) fn bring_piece(
     autograd::queue_copy(site.call, &part(written, piece.range)?, &part(home, piece.range)?)
 }
 
-/// Copies that are on their way to a device, with the host memory that they are made from.
-static RETURNING: Mutex<Vec<(Event, Tensor)>> = Mutex::new(Vec::new());
-
 /// Queues the copy of what MPI has written to its place on the device.
 pub(super) fn bring_home(site: Site, written: Tensor, home: &Tensor) -> Result<()> {
-    autograd::queue_copy(site.call, &written, home)?;
-    keep_until_copied(site, written, home)
+    let copied = autograd::queue_copy(site.call, &written, home);
+    keep_until_copied(site, written, home)?;
+    copied
 }
 
 /// Keeps host memory until the copies from it that have been queued are made.
 pub(super) fn keep_until_copied(site: Site, written: Tensor, home: &Tensor) -> Result<()> {
-    let copied = Event::record(site.call, Metadata::of(home).device())?;
-    let mut returning = RETURNING.lock();
-    // A copy whose event cannot be asked for is kept.
-    returning.retain(|(copied, _)| !copied.has_passed(site.call).unwrap_or(false));
-    returning.push((copied, written));
+    let device = Metadata::of(home).device();
+    drop(Busy::record(site, device, [written, home.shallow_clone()])?);
     Ok(())
 }

@@ -252,7 +252,8 @@ impl Communicator {
         }
         if devices[0] != devices[1] {
             let [sent, like] = devices;
-            let message = format!("`like` is on device {like}; `x` is on {sent}, where it is needed");
+            let message =
+                format!("`like` is on device {like}; `x` is on {sent}, where it is needed");
             return Err(Error::Argument { call, message });
         }
         let operator = SendReceive {
