@@ -207,7 +207,8 @@
 //! an `Err`. Common to all operations are:
 //!
 //! - [`Error::Kind`], [`Error::Layout`], [`Error::Device`] if MPI cannot take the tensor: it must
-//!   be dense, in host memory, and of a kind in the table of [`datatype`];
+//!   be dense, of a kind in the table of [`datatype`], and in the memory of the host or of a
+//!   [device](guide::devices) that libtorch can copy from while the host goes on;
 //! - [`Error::Argument`] if torch cannot make a tensor of the result's shape;
 //! - [`Error::Mismatch`] if the ranks disagree on the call, see below;
 //! - [`Error::Mpi`] if MPI fails; [`Error::Torch`] or [`Error::Autograd`] if libtorch does;
