@@ -3,7 +3,8 @@
 # colons), and prints the sum at the end. Arguments go to `cargo test`, except a first
 #
 #     --all     every rank count of the harness, all cases, and messages of more than
-#               2³¹ elements, which take 11 GB of memory
+#               2³¹ elements, which take 11 GB of memory; on the last MPI also those of
+#               `on_device` with tensors on the stand-in for a GPU, on 3 ranks
 #     --of-mpi  no tests of the documentation, nor those that hardly depend on the MPI
 #
 # The crate's features are those of MPI4TCH_TEST_FEATURES, by default rsmpi.
@@ -39,6 +40,8 @@ esac
 
 of_no_mpi=(documentation harness layers linear_regression operations pictures readme setup timeout)
 
+on_device=(collectives point_to_point requests tape data_parallel halos checkpoint)
+
 # Options of cargo that select the library's unit tests, and all test files but those of `of_no_mpi`.
 select_tests_of_mpi() {
     local file name
@@ -57,6 +60,21 @@ trap 'rm -f "$output"' EXIT
 
 IFS=: read -ra mpis <<<"$MPI4TCH_TEST_MPIS"
 ! $is_short || [[ ${#mpis[@]} != 1 ]] || ranks=(1,2,3)
+
+# Runs the tests that the arguments select, and adds to `passed` and `failed`.
+run() {
+    local status=0 p f
+    MPI4TCH_MPI=$mpi MPICC=$mpicc \
+        cargo test --workspace --features "$features" --no-fail-fast "$@" 2>&1 |
+        tee "$output" || status=$?
+    read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
+    # A run that does not compile, or ends without a result, counts as one failure.
+    [[ $status == 0 || $f != 0 ]] || f=1
+    # So does it if no test was selected.
+    [[ $p != 0 || $f != 0 ]] || f=1
+    passed=$((passed + p)) failed=$((failed + f))
+}
+
 for mpi in "${mpis[@]}"; do
     counts=${MPI4TCH_TEST_RANKS:-${ranks[0]}}
     # All further MPIs use the last counts.
@@ -73,19 +91,15 @@ for mpi in "${mpis[@]}"; do
     [[ ${#selected[@]} == 0 ]] || MPI4TCH_MPI=$mpi MPICC=$mpicc \
         cargo build --workspace --features "$features" --example linear_regression \
         --example timeline || true
-    status=0
-    MPI4TCH_MPI=$mpi MPICC=$mpicc MPI4TCH_TEST_RANKS=$counts \
-        cargo test --workspace --features "$features" --no-fail-fast "${selected[@]}" "$@" 2>&1 |
-        tee "$output" || status=$?
-    read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
-    # A run that does not compile, or ends without a result, counts as one failure.
-    [[ $status == 0 || $f != 0 ]] || f=1
-    # So does it if no test was selected.
-    [[ $p != 0 || $f != 0 ]] || f=1
-    passed=$((passed + p)) failed=$((failed + f))
+    MPI4TCH_TEST_RANKS=$counts run "${selected[@]}" "$@"
     # A selection of the user's, or all, runs on each MPI.
     ! $is_short || [[ $# != 0 ]] || select_tests_of_mpi
 done
+
+if ! $is_short && [[ $# == 0 ]]; then
+    printf '\n==== Tests on %s, on 3 ranks, with tensors on a device ====\n\n' "$mpi"
+    MPI4TCH_TEST_DEVICE=stand-in MPI4TCH_TEST_RANKS=3 run "${on_device[@]/#/--test=}"
+fi
 
 printf '\n%d passed, %d failed\n' "$passed" "$failed"
 [[ $failed == 0 ]]
