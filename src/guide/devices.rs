@@ -10,76 +10,82 @@
 #![doc = include_str!("devices/program.rs")]
 //! ```
 //!
-//! Tensors of *one* call must be on one device: the `like` of a [`recv`](crate::Communicator::recv) gives
-//! the device of what is received, and the tensors of a [`sendrecv`](crate::Communicator::sendrecv) that
-//! are on two are an [`Error::Device`](crate::Error::Device) that names both. What requires no memory, as
-//! a token or a dummy, is on the device of the tensor that it comes from.
+//! The tensors of *one* call must be on one device: with an `x` and a `like` on two, a
+//! [`sendrecv`](crate::Communicator::sendrecv) is an error that names both. The `like` of a
+//! [`recv`](crate::Communicator::recv) says on which device the message is wanted. A tensor that has no
+//! memory, on the device `meta`, is an [`Error::Device`](crate::Error::Device).
 //!
 //! # Staged: what is copied when
 //!
-//! MPI reads and writes host memory. So a tensor on a device is *staged*: copied to the host before the
-//! call, and the result copied to the device after it. Device and host need not wait for each other more
-//! than that, since a device does what it is given in the order of a *stream*, while the host goes on. A
-//! copy is one more task of the stream that is current in the thread that calls:
+//! MPI reads and writes host memory. So a tensor on a device is *staged*: it is copied to the host before
+//! the call, and the result is copied to the device after it. A device does what it is given in the order
+//! of a *stream*, while the host goes on, and these copies are two more tasks of the stream that is
+//! current on the calling thread:
 //!
 //! | | to the host | MPI | to the device |
 //! | --- | --- | --- | --- |
-//! | blocking call | behind what the stream was given so far; the call waits for this copy | in the call | put in the stream when the call returns, which does not wait for it |
-//! | start of a call | put in the stream; the start does not wait for it | begins as soon as a call of this crate finds the copy done: the wait, a [`test`](crate::Request::test), any other start or wait | |
-//! | its wait | | ends here | put in the stream when the wait returns |
-//! | backward pass | as the operation that is the adjoint, blocking or started | likewise | likewise |
-//! | forward mode | twice: the tensor, and its tangent | likewise | likewise |
+//! | blocking call | put in the stream; the call waits until it is done | in the call | put in the stream; the call returns at once |
+//! | start | put in the stream; the start returns at once | begins as soon as the copy is done and the crate sees it: in the wait, in a [`test`](crate::Request::test), or in any other start or wait | |
+//! | wait | | ends here | put in the stream; the wait returns at once |
+//! | backward pass | as in the adjoint, which is a blocking call or a started one | | |
 //!
 //! A started call on a device, from the left to the right:
 //!
 #![doc = include_str!("pictures/staging.svg")]
 //!
 //! So MPI reads nothing that the device has not finished, and kernels that the program puts in the stream
-//! after the call see the result, without a synchronization by hand. What the device does meanwhile, and
-//! what the host does meanwhile, both overlap with the message.
+//! after the call see the result, without a synchronization by hand. The message is on its way while the
+//! host and the device both do other work. The start itself waits for the copy if the program may call MPI
+//! without this crate, that is, with the feature `rsmpi`, or if MPI was initialized by another library.
 //!
-//! **Streams.** The stream that is current where a call is made is the one that counts. A program that
-//! computes its tensor on another stream makes the current one wait for it, as it would before any
-//! operation of torch. In a backward pass libtorch makes current the stream that was current in the forward
-//! pass. tch has no streams of its own: every thread uses the default one, and there is nothing to do.
+//! **Streams.** The stream that is current where the call is made, or where the wait is, is the one that
+//! counts. A program that has computed its tensor on another stream makes the current one wait for that,
+//! as it would before any operation of torch. In a backward pass libtorch makes the stream current that was
+//! so in the forward pass. tch has no streams: all threads use the default one, and there is nothing to do.
 //!
-//! **Memory on the host** is pinned, so that copies run beside the host at full speed. It comes from
-//! libtorch's own allocator, which keeps it for the next call: no call pins memory anew once the program
-//! has made one of that size. It is one buffer for what a rank sends, and one for what it receives. A started
-//! call has its own until its wait has returned and the copy back is done.
+//! **Memory on the host** is pinned, so that the device copies while the host goes on. It is as large as
+//! what the rank sends and what it receives. It comes from libtorch's own allocator, which keeps it for
+//! the next call of that size.
 //!
-//! **Dense and contiguous** is what MPI gets: a view that is neither, such as a transposed matrix, is
-//! packed on the device, and only its elements are copied.
+//! **Views.** Elements that are not contiguous, as those of a transposed matrix, are packed on the device,
+//! and so are blocks along an axis other than the first. Only what is sent is copied.
 //!
 //! # Direct: MPI reads the memory of the device
 //!
-//! Some MPIs are built to take addresses in a GPU's memory. They move data from GPU to GPU, or from
-//! the GPU to the network, and no copy is left to this crate. It uses that if MPI says that it can, which
-//! [`initialize`](crate::initialize) asks:
+//! Some MPIs are built to take pointers to the memory of a GPU. They move data from GPU to GPU, or from
+//! the GPU to the network, and this crate copies nothing. [`initialize`](crate::initialize) asks MPI
+//! whether it does:
 //!
 //! | MPI | asked by | what it takes |
 //! | --- | --- | --- |
-//! | Open MPI | `MPIX_Query_cuda_support` | built with `--with-cuda`; in most clusters' modules, in no Linux distribution's package and not in the wheel of the Python registry |
-//! | MPICH, MVAPICH, Cray MPICH | `MPIX_GPU_query_support` | built with `--with-cuda`, `--with-hip` or `--with-ze`, and started with `MPIR_CVAR_ENABLE_GPU=1`; Cray's with `MPICH_GPU_SUPPORT_ENABLED=1` |
-//! | Intel MPI | `MPIX_GPU_query_support` | `I_MPI_OFFLOAD=1`; for NVIDIA's GPUs also `I_MPI_OFFLOAD_MODE=cuda` |
+//! | Open MPI | `MPIX_Query_cuda_support`, `MPIX_Query_rocm_support` | `--with-cuda` or `--with-rocm` when it is built, as in the modules of clusters (*site*). Debian's package and the wheel of the Python registry are built without |
+//! | MPICH and its derivatives | `MPIX_GPU_query_support` | `--with-cuda`, `--with-hip` or `--with-ze` when it is built, and `MPIR_CVAR_ENABLE_GPU=1`, or for Cray's `MPICH_GPU_SUPPORT_ENABLED=1`, when it runs. Again, not the package and not the wheel |
+//! | Intel MPI | `MPIX_GPU_query_support` | `I_MPI_OFFLOAD=1` when it runs, for NVIDIA's GPUs with `I_MPI_OFFLOAD_MODE=cuda` |
 //!
-//! A function that the MPI of the build does not have cannot be asked, and then every call is staged.
-//! `MPI4TCH_DEVICE` says which way to go:
+//! Where the functions are missing, as with the feature `abi`, MPI cannot be asked, and every call is
+//! staged. `MPI4TCH_DEVICE` says which way to go:
 //!
 //! | `MPI4TCH_DEVICE` | |
 //! | --- | --- |
-//! | not set | direct where MPI says that it can take the memory of this kind of device, else staged |
+//! | not set | direct if MPI says that it takes pointers to the memory of such devices, else staged |
 //! | `staged` | staged |
-//! | `direct` | direct; where MPI says that it cannot, [`initialize`](crate::initialize) returns an error |
+//! | `direct` | direct; if MPI does not say that it takes pointers to some kind of devices, [`initialize`](crate::initialize) returns an error |
 //!
-//! A direct call waits before MPI is called until the stream has done what it was given, because MPI knows
-//! nothing of streams; the result is there when the call returns. Some calls are staged all the same:
+//! MPI knows nothing of streams. So before it is called, a direct call waits until the stream has done what
+//! it was given so far, and when it returns, the result is there. A started one is handed to MPI when that
+//! has been done. Ranks may differ: one stages what the other sends from its device. Some calls are
+//! staged all the same:
 //!
-//! - reductions by ops that are functions of this crate, as they run on the host: those of `Half`,
-//!   `BFloat16` and complex kinds, of `Bool`, and products;
-//! - the sums of [`reduce_scatter`](crate::Communicator::reduce_scatter), for which blocks are added one
-//!   after the other;
-//! - [`halo_exchange`](crate::Cartesian::halo_exchange), whose faces are packed.
+//! - reductions by ops that are functions of this crate, which run on the host: products, and those of
+//!   `Half`, `BFloat16`, `Bool` and complex tensors;
+//! - the sums of [`reduce_scatter`](crate::Communicator::reduce_scatter), and
+//!   [`halo_exchange`](crate::Cartesian::halo_exchange), whose faces are packed on the host;
+//! - messages that carry more than their elements, as with `MPI4TCH_CHECK=collective`, the default in debug
+//!   builds;
+//! - with Open MPI, started collective calls, as it reads the device's memory on the host in them
+//!   ([ompi #9845](https://github.com/open-mpi/ompi/issues/9845)), and blocking ones that this crate makes as
+//!   started ones, because the program calls MPI on several threads; and all that is received, as it writes
+//!   beyond a buffer that is too short.
 //!
 //! # Ranks, devices, nodes
 //!
@@ -89,28 +95,29 @@
 //! launcher shows each rank one device only (Slurm's `--gpus-per-task=1`, or a `CUDA_VISIBLE_DEVICES` per
 //! rank), the count is 1, and the same line is right.
 //!
-//! **One rank for each device** is what a program wants mostly. More of them work; each is a process
-//! with a context of its own on the device, of some hundred MB, and with its own share of libtorch's cache
-//! of the device's memory, which no other rank can use. Kernels of several processes take turns and do
-//! not run at the same time, unless CUDA's
-//! [MPS](https://docs.nvidia.com/deploy/mps/index.html) runs (`nvidia-cuda-mps-control -d`, before the
-//! ranks start). With the compute mode `EXCLUSIVE_PROCESS` a device takes a second rank by MPS only.
+//! **One rank for each device** is what most programs want. Several ranks on one work too. Each is a
+//! process with a context of its own on the device, of some hundred MB, and what libtorch keeps of the
+//! device's memory for one rank is of no use to another. Kernels of several processes take turns, unless
+//! CUDA's [MPS](https://docs.nvidia.com/deploy/mps/index.html) runs on the node
+//! (`nvidia-cuda-mps-control -d`, before the ranks start). A device in the compute mode
+//! `EXCLUSIVE_PROCESS` takes a second rank only under MPS.
 //!
-//! **Threads.** libtorch runs the part of a backward pass that is on a device in a thread of its own, one
-//! for each device, and so the adjoints of calls on tensors of that device are calls of MPI on that thread.
+//! **Threads.** In a backward pass, libtorch runs the pullbacks of a device on a thread of its own, one
+//! for each device, so that adjoints of calls on that device's tensors call MPI from there.
 //! That needs [`ThreadLevel::Serialized`](crate::ThreadLevel::Serialized), which
-//! [`initialize`](crate::initialize) asks for. Where MPI was started with less by another library, the
-//! call returns an [`Error::Thread`](crate::Error::Thread) out of the backward pass.
+//! [`initialize`](crate::initialize) asks for. If another library has initialized MPI with less, the
+//! backward pass returns an [`Error::Thread`](crate::Error::Thread).
 //!
-//! **Order.** With tensors on the CPU and on a device, or on two devices, the threads of a backward pass
-//! have a queue each, and nothing orders the calls of one after those of the other: on one rank this one is
-//! ready first, on another rank that one, and they wait for each other. A [`Tape`](crate::Tape) orders
-//! them. Its token leads from each call to the one before, whichever thread runs it:
+//! **Order.** If a program communicates tensors on the CPU and on a device, or on two devices, its
+//! backward pass runs on several threads, each with a queue of its own. On one rank a call of one thread may
+//! be ready first, on another rank a call of the other thread, and they wait for each other for ever. On a
+//! [`Tape`](crate::Tape) the token leads from each call to the one before, whichever thread runs it, so
+//! that the order is the same on all ranks:
 //!
 #![doc = include_str!("pictures/queues.svg")]
 //!
-//! If all tensors that a program communicates are on one device, one thread makes all calls, and a tape is
-//! needed [when it is on the CPU](super#when-no-tape-is-needed).
+//! If all tensors that a program communicates are on one device, one thread makes all calls of the
+//! backward pass, and a tape is needed in the same cases [as on the CPU](super#when-no-tape-is-needed).
 //!
 //! # Building
 //!
