@@ -54,15 +54,17 @@ at::Tensor copy_from(const at::Tensor &from, const at::Tensor &to, bool non_bloc
   // The copy is a task of the source's device. That of the destination waits for it, and has
   // finished with the memory.
   if (is_between) Event(current_stream(to.device().index())).block(stream);
-  const Queue::Ticket ticket =
-      queue(stream).submit([source = Operand(source), to = Operand(to)]() mutable {
+  const bool is_argument = Computation::is_running() && !is_on_device(to);
+  const bool is_result = Computation::is_running() && !is_on_device(from);
+  const Queue::Ticket ticket = queue(stream).submit(
+      [source = Operand(source), to = Operand(to)]() mutable {
         const at::AutoDispatchBelowADInplaceOrView guard;
         to.view.copy_(source.view);
-      });
+      },
+      !is_argument);
   if (is_between) {
     Event(stream).block(current_stream(to.device().index()));
-  } else if (!(non_blocking && is_pinned(other.data_ptr())) &&
-             !(NoWait::is_set() && is_on_device(to))) {
+  } else if (!is_result && !(non_blocking && is_pinned(other.data_ptr()))) {
     queue(stream).wait(ticket);
   }
   return to;
@@ -83,10 +85,7 @@ void resize(const c10::Storage &storage, size_t size) {
   const c10::DeviceGuard guard(storage.device());
   c10::DataPtr memory = device_allocator()->allocate(size);
   const size_t kept = std::min(size, old.nbytes());
-  if (kept > 0) {
-    device_allocator()->copy_data(memory.get(), old.data_ptr().get(), kept);
-    record_use(old.data_ptr(), current_stream(storage.device().index()));
-  }
+  if (kept > 0) device_allocator()->copy_data(memory.get(), old.data_ptr().get(), kept);
   old.set_data_ptr_noswap(std::move(memory));
   old.set_nbytes(size);
 }

@@ -16,20 +16,21 @@ at::Tensor &fill(at::Tensor &tensor, const at::Scalar &value);
 // Gives the storage memory of that size, with the bytes that it had as far as they fit.
 void resize(const c10::Storage &storage, size_t size);
 
-// While it lives, what this thread copies to a device is not waited for: the host's tensor is kept
-// until it has been copied, and nobody writes to it.
-class NoWait {
+// While it lives, this thread copies arguments from and results to a device for an operation that
+// the host computes. An argument is copied without a delay, as it is waited for. A result is not
+// waited for: the copy keeps the host's tensor, and nobody writes to it.
+class Computation {
  public:
-  NoWait() : before_(is_set_) { is_set_ = true; }
-  ~NoWait() { is_set_ = before_; }
-  NoWait(const NoWait &) = delete;
-  NoWait &operator=(const NoWait &) = delete;
+  Computation() : before_(is_running_) { is_running_ = true; }
+  ~Computation() { is_running_ = before_; }
+  Computation(const Computation &) = delete;
+  Computation &operator=(const Computation &) = delete;
 
-  static bool is_set() { return is_set_; }
+  static bool is_running() { return is_running_; }
 
  private:
   bool before_;
-  static inline thread_local bool is_set_ = false;
+  static inline thread_local bool is_running_ = false;
 };
 
 }  // namespace stand_in

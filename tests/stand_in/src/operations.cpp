@@ -128,7 +128,7 @@ void replace_generators(const c10::OperatorHandle &op, torch::jit::Stack *stack)
 
 void compute_on_host(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
   replace_generators(op, stack);
-  const NoWait guard;
+  const Computation computation;
   at::native::cpu_fallback(op, stack);
 }
 

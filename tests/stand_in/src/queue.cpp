@@ -14,9 +14,10 @@ std::atomic<std::chrono::nanoseconds> delay{std::chrono::nanoseconds(0)};
 
 void set_delay(std::chrono::nanoseconds value) { delay = value; }
 
-Queue::Ticket Queue::submit(Task task) {
+Queue::Ticket Queue::submit(Task task, bool is_late) {
+  const auto now = std::chrono::steady_clock::now();
   const std::lock_guard<std::mutex> lock(mutex_);
-  entries_.push_back({std::move(task), std::chrono::steady_clock::now() + delay.load()});
+  entries_.push_back({std::move(task), is_late ? now + delay.load() : now});
   // Queues live as long as the process, and so do their threads.
   if (submitted_ == 0) std::thread(&Queue::run, this).detach();
   was_submitted_.notify_one();

@@ -22,9 +22,9 @@ class Queue {
   Queue(const Queue &) = delete;
   Queue &operator=(const Queue &) = delete;
 
-  // The task runs when those that were submitted before it have ended, and the delay has passed. It
-  // must not throw.
-  Ticket submit(Task task);
+  // The task runs when those that were submitted before it have ended and, unless `is_late` is
+  // false, the delay has passed. It must not throw.
+  Ticket submit(Task task, bool is_late = true);
   // Of the task that was submitted last.
   Ticket last() const;
   bool has_finished(Ticket ticket) const;

@@ -7,25 +7,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use stand_in::Event;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-use common::{alone, on_device};
-
-/// So long that a test surely gets to its next line before.
-const DELAY: Duration = Duration::from_millis(100);
-
-const VALUES: [f64; 3] = [1.0, 2.0, 3.0];
+use common::{LONG, VALUES, alone, on_device, start_copy, start_copy_to_host, values};
 
 /// What freed memory is overwritten with.
 const POISON: f64 = f64::from_bits(0xA5A5_A5A5_A5A5_A5A5);
 
-fn values(x: &Tensor) -> Vec<f64> {
-    Vec::try_from(x).unwrap()
-}
-
 fn pinned(values: &[f64]) -> Tensor {
     let x = on_device(&Tensor::from_slice(values));
-    let pinned = x.internal_to_copy((x.kind(), Device::Cpu), true);
+    let pinned = start_copy_to_host(&x);
     stand_in::synchronize(0);
     pinned
 }
@@ -65,7 +56,7 @@ fn the_host_cannot_read_the_device() {
 
 #[test]
 fn freed_memory_is_overwritten_and_used_again() {
-    let _settings = alone(DELAY);
+    let _settings = alone(LONG);
     stand_in::set_reachable(true);
     let x = on_device(&Tensor::from_slice(&VALUES));
     let memory = address(&x);
@@ -87,10 +78,10 @@ fn freed_memory_is_overwritten_and_used_again() {
 /// The order of the stream protects memory that is used again.
 #[test]
 fn a_copy_that_is_queued_may_outlive_its_tensor() {
-    let _settings = alone(DELAY);
+    let _settings = alone(LONG);
     let x = on_device(&Tensor::from_slice(&VALUES));
     let memory = address(&x);
-    let copy = x.internal_to_copy((x.kind(), Device::Cpu), true);
+    let copy = start_copy_to_host(&x);
     drop(x);
     let y = on_device(&Tensor::from_slice(&[4.0, 5.0, 6.0]));
     assert_eq!(address(&y), memory);
@@ -100,7 +91,7 @@ fn a_copy_that_is_queued_may_outlive_its_tensor() {
 
 #[test]
 fn the_memory_of_a_new_tensor_is_in_use_until_the_queue_is_waited_for() {
-    let _settings = alone(DELAY);
+    let _settings = alone(LONG);
     stand_in::set_reachable(true);
     let x = on_device(&Tensor::from_slice(&VALUES));
     for is_new in [true, false] {
@@ -121,12 +112,12 @@ fn memory_that_another_stream_uses_must_be_recorded() {
     for is_recorded in [false, true] {
         let x = on_device(&Tensor::from_slice(&VALUES));
         stand_in::synchronize(0);
-        stand_in::set_delay(DELAY);
+        stand_in::set_delay(LONG);
         let (copy, event) = stand_in::on_new_stream(0, || {
             if is_recorded {
                 stand_in::record_stream(&x);
             }
-            let copy = x.internal_to_copy((x.kind(), Device::Cpu), true);
+            let copy = start_copy_to_host(&x);
             (copy, Event::record(0))
         });
         stand_in::set_delay(Duration::ZERO);
@@ -139,15 +130,15 @@ fn memory_that_another_stream_uses_must_be_recorded() {
 #[test]
 fn a_queued_copy_keeps_pinned_memory_unless_it_is_forgetful() {
     for is_forgetful in [false, true] {
-        let _settings = alone(DELAY);
+        let _settings = alone(LONG);
         stand_in::set_forgetful(is_forgetful);
         let x = on_device(&Tensor::from_slice(&[0.0; 3]));
         let host = pinned(&VALUES);
         let memory = address(&host);
-        host.internal_copy_from(&x, true);
+        start_copy(&host, &x);
         drop(host);
         assert_eq!(read(memory), if is_forgetful { POISON } else { VALUES[0] });
-        let next = x.internal_to_copy((x.kind(), Device::Cpu), true);
+        let next = start_copy_to_host(&x);
         assert_eq!(address(&next) == memory, is_forgetful);
         stand_in::synchronize(0);
         assert_eq!(values(&x), if is_forgetful { [POISON; 3] } else { VALUES });

@@ -1,9 +1,16 @@
 //! Shared by the tests: the device's settings are the process's, so that one test runs at a time.
 
+#![allow(dead_code, reason = "each test file uses some of it")]
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
+
+/// So long that a test surely gets to its next line before.
+pub const LONG: Duration = Duration::from_millis(100);
+
+pub const VALUES: [f64; 3] = [1.0, 2.0, 3.0];
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -33,4 +40,18 @@ impl Drop for Settings {
 /// On the device 0.
 pub fn on_device(x: &Tensor) -> Tensor {
     stand_in::to_device(x, 0)
+}
+
+/// Starts a copy of `x` to pinned memory of the host.
+pub fn start_copy_to_host(x: &Tensor) -> Tensor {
+    x.internal_to_copy((x.kind(), Device::Cpu), true)
+}
+
+/// Starts a copy of `from`, which is pinned or on a device, to the tensor `to` of a device.
+pub fn start_copy(from: &Tensor, to: &Tensor) {
+    let _ = from.internal_copy_from(to, true);
+}
+
+pub fn values(x: &Tensor) -> Vec<f64> {
+    Vec::try_from(x).unwrap()
 }
