@@ -38,6 +38,11 @@
 //! host and the device both do other work. The start itself waits for the copy if the program may call MPI
 //! without this crate, that is, with the feature `rsmpi`, or if MPI was initialized by another library.
 //!
+//! **Large tensors** go in pieces of 4 MiB in blocking reductions, scans and broadcasts: while MPI is at work
+//! on one, the next is on its way to the host, and the last on its way back. All ranks cut their tensors
+//! alike, those on the host too, which they agree on with the call; so with `MPI4TCH_CHECK=none` the calls
+//! are made at once. So are all others: a message, for one, may be probed for its length.
+//!
 //! **Streams.** The stream that is current where the call is made, or where the wait is, is the one that
 //! counts. A program that has computed its tensor on another stream makes the current one wait for that,
 //! as it would before any operation of torch. In a backward pass libtorch makes the stream current that was
