@@ -11,8 +11,8 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/InlineDeviceGuard.h>
@@ -81,7 +81,8 @@ char *mpi4tch_empty_near(mpi4tch_device device, const int64_t *sizes, size_t dim
 
 char *mpi4tch_queue_copy(const void *from, const void *to) {
   return guarded([&] {
-    const at::NoGradGuard guard;
+    // As if MPI wrote the memory: autograd does not see it, and no version changes.
+    const at::AutoDispatchBelowADInplaceOrView guard;
     tensor(to).copy_(tensor(from), /*non_blocking=*/true);
     const c10::Device device = tensor(to).device();
     if (device.is_cpu()) return;

@@ -230,7 +230,8 @@ impl Plan<'_> {
 /// Host memory for a copy of what the input sends.
 pub(super) fn room_for(site: Site, input: &Input) -> Result<Tensor> {
     let place = Place::Near(input.device());
-    Ok(Output::at(place, site.call, input.shape(), input.datatype())?.into_tensor())
+    Ok(Output::at(place, site.call, Metadata::of(input.sent()).shape(), input.datatype())?
+        .into_tensor())
 }
 
 /// Queues a copy of what the input sends to host memory, as a whole or in pieces, of which each tells when
