@@ -127,7 +127,7 @@ impl DataParallel {
     /// # Errors
     /// [`Error::Argument`] if an option is out of range, if there are no parameters, if a parameter
     /// is no leaf, carries no gradient, or has a hook already, as that of another `DataParallel`, or
-    /// if a variable is not dense, in host memory, and of a kind that MPI can send, and then
+    /// if a variable is not dense, in memory, and of a kind that MPI can send, and then
     /// [`Error::Mismatch`] on the other ranks; [`Error::Mismatch`] on all ranks if variables differ,
     /// with their names.
     ///
