@@ -6,7 +6,7 @@ mod libtorch;
 use libtorch::Libtorch;
 
 const FILES: [&str; 8] =
-    ["allocators", "arena", "border", "copies", "guard", "hooks", "operations", "queue"];
+    ["allocators", "arena", "border", "copies", "hooks", "operations", "queue", "streams"];
 
 fn main() {
     println!("cargo::rerun-if-changed=src");

@@ -10,12 +10,12 @@
 
 namespace stand_in {
 
-// What memory is overwritten with when it is freed. It reads as no number that tests compute with.
+// Freed memory is overwritten with this byte. No number of a test consists of it.
 constexpr int kPoison = 0xA5;
 
-// Memory that is mapped twice. Its address may be such that an access to it traps; its shadow, at
-// another address, can always be read and written. The memory that was given back last is taken
-// first, and none is ever unmapped.
+// Memory that is mapped twice. At its address, an access may trap; at a second address, its shadow,
+// it can always be read and written. The memory that was given back last is taken first, and none
+// is ever unmapped.
 class Arena {
  public:
   // `protection` is that of the addresses, as of mprotect.

@@ -51,8 +51,8 @@ at::Tensor copy_from(const at::Tensor &from, const at::Tensor &to, bool non_bloc
   const at::Tensor &on_device = is_on_device(from) ? from : to;
   const at::Tensor &other = is_on_device(from) ? to : from;
   const c10::Stream stream = current_stream(on_device.device().index());
-  // The copy is a task of the source's device. That of the destination waits for it, and has
-  // finished with the memory.
+  // Between two devices, the copy is a task of the source's. It waits for the earlier tasks of the
+  // destination's device, which may use the memory, and the later ones wait for the copy.
   if (is_between) Event(current_stream(to.device().index())).block(stream);
   const bool is_argument = Computation::is_running() && !is_on_device(to);
   const bool is_result = Computation::is_running() && !is_on_device(from);

@@ -5,6 +5,11 @@
 
 #include "operations.h"
 
+#include <array>
+#include <optional>
+#include <tuple>
+#include <utility>
+
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/native/CPUFallback.h>
@@ -34,8 +39,10 @@ namespace {
 constexpr auto kKey = c10::DispatchKey::PrivateUse1;
 
 void check(std::optional<at::Layout> layout, std::optional<bool> pinned) {
-  TORCH_CHECK(c10::layout_or_default(layout) == at::kStrided, "stand_in: tensors are dense");
-  TORCH_CHECK(!c10::pinned_memory_or_default(pinned), "stand_in: memory of a device is not pinned");
+  const at::Layout needed = c10::layout_or_default(layout);
+  TORCH_CHECK(needed == at::kStrided, "stand_in: the layout is ", needed, "; it must be strided");
+  TORCH_CHECK(!c10::pinned_memory_or_default(pinned),
+              "stand_in: the memory is to be pinned, which only memory of the host can be");
 }
 
 at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> kind,
@@ -111,7 +118,8 @@ void record_stream(at::Tensor &tensor, at::Stream stream) {
   record_use(tensor.storage().data_ptr(), stream);
 }
 
-// Where a generator is a parameter, it is by default that of the device.
+// Random operations have a parameter `generator`. If its argument is none, libtorch takes the
+// default generator: that of the device here, and not that of the host.
 void replace_generators(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
   const auto &parameters = op.schema().arguments();
   auto arguments = torch::jit::last(stack, parameters.size());
@@ -132,7 +140,8 @@ void compute_on_host(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
   at::native::cpu_fallback(op, stack);
 }
 
-// libtorch calls the two that follow for the convolution on a device that is not its own.
+// libtorch calls the following two functions for a convolution on a device that it does not know.
+// They have no implementation for the host, to which compute_on_host() could fall back.
 at::Tensor convolution(const at::Tensor &x, const at::Tensor &weight,
                        const std::optional<at::Tensor> &bias, at::IntArrayRef stride,
                        at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed,

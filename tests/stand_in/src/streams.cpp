@@ -1,6 +1,8 @@
 // The devices, their streams, and events, as libtorch's autograd and its generic classes, such as
 // c10::Event, see them.
 
+#include "streams.h"
+
 #include <array>
 #include <atomic>
 
@@ -8,7 +10,6 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include "allocators.h"
-#include "streams.h"
 
 namespace stand_in {
 
