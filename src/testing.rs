@@ -11,10 +11,11 @@
 //!
 //! Data is random, different on each rank, and the same in each run: a test with equal data, or
 //! with cotangents of ones, cannot detect a wrong root or a missing rank. It is drawn from
-//! libtorch's generator, which is seeded anew for each tensor.
+//! libtorch's generator, which is seeded anew for each tensor. Tensors may be on any device, another one
+//! on each rank: what a test draws and computes is on the device of the tensor that it is given.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tch::{Kind, Tensor};
 
@@ -26,8 +27,8 @@ use crate::engine::communicator::Communicator;
 use crate::engine::runtime::Runtime;
 use crate::engine::tape::{self, PassOptions, Record};
 
-/// A random tensor, different on each rank: normal for floating-point and complex kinds, small
-/// integers, or truth values.
+/// A random tensor in host memory, different on each rank: normal for floating-point and complex
+/// kinds, small integers, or truth values.
 ///
 /// # Errors
 /// [`Error::Torch`] if libtorch cannot make such a tensor.
@@ -42,6 +43,37 @@ use crate::engine::tape::{self, PassOptions, Record};
 /// # Ok::<(), mpi4tch::Error>(())
 /// ```
 pub fn random(comm: &Communicator, shape: &[i64], kind: Kind) -> Result<Tensor> {
+    let x = draw(comm, shape, kind)?;
+    Ok(match PLACEMENT.get() {
+        Some(place) => place(x),
+        None => x,
+    })
+}
+
+/// What puts the tensors of [`random`] on a device, if anything does.
+static PLACEMENT: OnceLock<fn(Tensor) -> Tensor> = OnceLock::new();
+
+/// Lets [`random`] return tensors that this function has put on a device. Only the first function that
+/// is set has an effect.
+// Public because the tests in `tests/`, which run on several devices, are crates of their own.
+#[doc(hidden)]
+pub fn place_random(place: fn(Tensor) -> Tensor) {
+    let _ = PLACEMENT.set(place);
+}
+
+/// A random tensor of the shape and kind of `like`, on its device.
+fn random_like(comm: &Communicator, like: &Tensor) -> Result<Tensor> {
+    on_device_of(like, &draw(comm, &like.size(), like.f_kind()?)?)
+}
+
+/// The tensor on the device of `other`, which is of the same kind. tch's `Device` does not have every
+/// device of libtorch.
+fn on_device_of(other: &Tensor, x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_to_other(other, false, false)?)
+}
+
+/// The tensor of [`random`], in host memory.
+fn draw(comm: &Communicator, shape: &[i64], kind: Kind) -> Result<Tensor> {
     /// The number of tensors drawn so far, which is part of the seed.
     static DRAWN: AtomicI64 = AtomicI64::new(0);
     let seed = DRAWN.fetch_add(1, Ordering::Relaxed) * 1_000_003 + i64::from(comm.rank());
@@ -87,7 +119,7 @@ pub fn assert_adjoint(
 ) -> Result<()> {
     let x = leaf(x)?;
     let (y, tape) = evaluate(comm, || f(&x))?;
-    let cotangent = random(comm, &y.size(), y.f_kind()?)?;
+    let cotangent = random_like(comm, &y)?;
     let gradient =
         together(comm, pull_back(tape.as_ref(), &y, &cotangent, &[&x], false))?.remove(0);
     let [forward, backward] =
@@ -104,11 +136,11 @@ pub fn assert_adjoint(
 }
 
 /// The serial oracle: checks that the result of `f` on every rank equals that rank's part of the
-/// result of `serial`, in value, shape and kind and, for kinds that carry gradients, in first and
-/// second derivatives.
+/// result of `serial`, in value, shape, kind and device and, for kinds that carry gradients, in first
+/// and second derivatives.
 ///
-/// `serial` gets the list of all ranks' tensors, and returns one tensor per rank, computed by
-/// libtorch alone.
+/// `serial` gets the list of all ranks' tensors, on the device of this rank's, and returns one tensor
+/// per rank, computed by libtorch alone.
 ///
 /// # Panics
 /// On every rank, if any rank's value or derivative differs by more than rounding errors; the text
@@ -153,7 +185,7 @@ pub fn assert_serial(
     let ys = serial(&xs);
     agree(comm, "value", mismatch(&y, &ys[rank])?)?;
 
-    let cotangent = leaf(&random(comm, &y.size(), y.f_kind()?)?)?;
+    let cotangent = leaf(&random_like(comm, &y)?)?;
     let cotangents = all_ranks(comm, &cotangent)?.iter().map(leaf).collect::<Result<Vec<_>>>()?;
     let gradient = pull_back(tape.as_ref(), &y, &cotangent, &[&x], true);
     let gradient = together(comm, gradient)?.remove(0);
@@ -161,7 +193,7 @@ pub fn assert_serial(
     agree(comm, "first derivative", mismatch(&gradient, &gradients[rank])?)?;
 
     // The derivative of the gradient by x and by the cotangent.
-    let direction = random(comm, &x.size(), x.f_kind()?)?;
+    let direction = random_like(comm, &x)?;
     let directions = all_ranks(comm, &direction)?;
     let second = pull_back(tape.as_ref(), &gradient, &direction, &[&x, &cotangent], false);
     let second = together(comm, second)?;
@@ -204,13 +236,10 @@ pub fn gradcheck(
         moved.map(|(x, v)| leaf(&x.detach().f_add(&v.f_mul_scalar(t)?)?)).collect()
     };
     for _ in 0..3 {
-        let directions = inputs
-            .iter()
-            .map(|x| random(comm, &x.size(), x.f_kind()?))
-            .collect::<Result<Vec<_>>>()?;
+        let directions = inputs.iter().map(|x| random_like(comm, x)).collect::<Result<Vec<_>>>()?;
         let here = at(&directions, 0.0)?;
         let (y, tape) = evaluate(comm, || f(&here))?;
-        let cotangent = random(comm, &y.size(), y.f_kind()?)?;
+        let cotangent = random_like(comm, &y)?;
         let mut along = 0.0;
         let gradients = pull_back(tape.as_ref(), &y, &cotangent, &refs(&here), false);
         let gradients = together(comm, gradients)?;
@@ -264,7 +293,7 @@ pub fn gradgradcheck(
 ) -> Result<()> {
     let (y, tape) = evaluate(comm, || f(&x.detach()))?;
     forget(comm, tape.as_ref())?;
-    let cotangent = random(comm, &y.size(), y.f_kind()?)?;
+    let cotangent = random_like(comm, &y)?;
     gradcheck(comm, &[x, &cotangent], |inputs| {
         let [x, cotangent] = inputs else { unreachable!("two inputs were given") };
         let (y, tape) = evaluate(comm, || f(x))?;
@@ -487,6 +516,10 @@ fn mismatch(actual: &Tensor, expected: &Tensor) -> Result<Option<String>> {
     if actual.f_kind()? != expected.f_kind()? || actual.size() != expected.size() {
         return Ok(Some(format!("{} instead of {}", described(actual), described(expected))));
     }
+    let [device, expected_device] = [actual, expected].map(|x| Metadata::of(x).device());
+    if device != expected_device {
+        return Ok(Some(format!("on device {device} instead of {expected_device}")));
+    }
     if Metadata::of(actual).count() == 0 {
         return Ok(None);
     }
@@ -516,8 +549,8 @@ fn agree(comm: &Communicator, what: &str, mismatch: Option<String>) -> Result<()
     Ok(())
 }
 
-/// Every rank's tensor, in order of the ranks. Shapes may differ; the kind is the same on all
-/// ranks.
+/// Every rank's tensor, in order of the ranks and on the device of this rank's. Shapes may differ; the
+/// kind is the same on all ranks.
 fn all_ranks(comm: &Communicator, x: &Tensor) -> Result<Vec<Tensor>> {
     let x = x.f_detach()?.f_resolve_conj()?.f_resolve_neg()?.f_contiguous()?;
     let kind = x.f_kind()?;
@@ -531,7 +564,7 @@ fn all_ranks(comm: &Communicator, x: &Tensor) -> Result<Vec<Tensor>> {
     let tensor = |(header, data): (&Vec<u8>, &Vec<u8>)| -> Result<Tensor> {
         let extents = header.chunks_exact(8);
         let shape: Vec<i64> = extents.map(|e| e.try_into().map_or(0, i64::from_le_bytes)).collect();
-        Ok(Tensor::f_from_data_size(data, &shape, kind)?)
+        on_device_of(&x, &Tensor::f_from_data_size(data, &shape, kind)?)
     };
     headers.iter().zip(&data).map(tensor).collect()
 }
