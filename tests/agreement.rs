@@ -5,7 +5,7 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::tensors::zeros;
+use common::tensors::{sparse, zeros};
 use common::{Context, start, without_lines, works};
 use mpi4tch::{Communicator, Error, Op, Result, testing};
 use tch::{Kind, Tensor};
@@ -94,7 +94,7 @@ const MISTAKES: &[(&str, Mistake)] = &[
         c.broadcast(&zeros(&[2]).to_kind(Kind::Float8e5m2), 0)
     }),
     ("gather: the tensor has no strided storage; a dense tensor is needed", |c| {
-        c.gather(&zeros(&[2, 2]).to_sparse_sparse_dim(2), 0, 0)
+        c.gather(&sparse(), 0, 0)
     }),
     ("scatter: the tensor is undefined, like a gradient that was never computed", |c| {
         c.scatter(&Tensor::new(), 0, 1, 0)

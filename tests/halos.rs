@@ -4,7 +4,7 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::tensors::variable;
+use common::tensors::{range, tensor, variable};
 use common::{Context, start, without_lines, works};
 use mpi4tch::{Cartesian, Communicator, Error, Halo, Result, testing};
 use tch::{Kind, Tensor};
@@ -98,8 +98,7 @@ impl Case {
                 })
                 .collect();
             let zeros = part.narrow(*axis, 0, 1).zeros_like();
-            part =
-                Tensor::cat(&[part, zeros], *axis).index_select(*axis, &Tensor::from_slice(&cells));
+            part = Tensor::cat(&[part, zeros], *axis).index_select(*axis, &tensor(&cells));
         }
         part
     }
@@ -295,13 +294,13 @@ fn what_goes_backward_comes_from_ahead(context: &Context) -> Result<()> {
             continue;
         };
         let (rank, ranks) = (i64::from(ring.rank()), i64::from(ring.size()));
-        let x = Tensor::arange(3, (Kind::Int64, tch::Device::Cpu)) + 3 * rank;
+        let x = range(3, Kind::Int64) + 3 * rank;
         let all = 3 * ranks;
         let expected: Vec<i64> =
             (3 * rank - 2..3 * rank + 4).map(|cell| cell.rem_euclid(all)).collect();
         for form in FORMS {
             let y = form.exchange(&ring, &x, &[halo(0, 0, 2, 1)])?;
-            assert_eq!(y, Tensor::from_slice(&expected));
+            assert_eq!(y, tensor(&expected));
         }
     }
     Ok(())

@@ -4,8 +4,8 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::tensors::variable;
-use common::{Context, start, works};
+use common::tensors::{full, ones, variable};
+use common::{Context, assert_freed, start, works};
 use mpi4tch::{Communicator, Op, Result, testing};
 use tch::{Device, Kind, Tensor};
 
@@ -163,16 +163,16 @@ fn leaves_are_refused_on_all_ranks(context: &Context) -> Result<()> {
     let world = &context.world;
     let last = world.size() - 1;
     for (in_place, _) in PAIRS {
-        let mut leaf = Tensor::ones([2], (Kind::Double, Device::Cpu)).set_requires_grad(true);
+        let mut leaf = ones(&[2], Kind::Double).set_requires_grad(true);
         let error = in_place(world, &mut leaf).unwrap_err().to_string();
         let why = "a leaf Variable that requires grad is being used in an in-place operation";
         assert!(error.contains(why), "{error}");
         // On one rank only: an error on all, and nothing has changed.
-        let mut x = Tensor::ones([2], (Kind::Double, Device::Cpu));
+        let mut x = ones(&[2], Kind::Double);
         let mine = if world.rank() == last { &mut leaf } else { &mut x };
         let error = in_place(world, mine).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
-        assert_eq!(x, Tensor::ones([2], (Kind::Double, Device::Cpu)));
+        assert_eq!(x, ones(&[2], Kind::Double));
         world.barrier()?;
     }
     Ok(())
@@ -184,9 +184,8 @@ fn expanded_tensors_are_refused_on_all_ranks(context: &Context) -> Result<()> {
     let last = world.size() - 1;
     for (in_place, _) in PAIRS {
         let value = f64::from(world.rank());
-        let mut x = Tensor::full([2, 3], value, (Kind::Double, Device::Cpu));
-        let mut expanded =
-            Tensor::full([1, 3], value, (Kind::Double, Device::Cpu)).expand([2, 3], false);
+        let mut x = full(&[2, 3], Kind::Double, value);
+        let mut expanded = full(&[1, 3], Kind::Double, value).expand([2, 3], false);
         let mine = if world.rank() == last { &mut expanded } else { &mut x };
         let error = in_place(world, mine).unwrap_err().to_string();
         let why =
@@ -278,7 +277,7 @@ fn graphs_are_freed(context: &Context) -> Result<()> {
         in_place(world, &mut y.narrow(0, 0, 2))?;
         assert!(testing::live_pullbacks() > before);
         drop(y);
-        assert_eq!(testing::live_pullbacks(), before);
+        assert_freed(before, "the graph");
     }
     Ok(())
 }

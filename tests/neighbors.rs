@@ -4,10 +4,10 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::tensors::variable;
+use common::tensors::{range, tensor, variable, zeros};
 use common::{Context, start, works};
 use mpi4tch::{Communicator, Error, Graph, PROC_NULL, Result, mpi_sys, testing};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
     harness::run(
@@ -70,9 +70,9 @@ struct Edges {
 impl Edges {
     fn of(name: &str, graph: &Graph) -> Result<Self> {
         let all = |list: Vec<i32>| -> Result<Vec<Vec<i32>>> {
-            let lengths = graph.all_gather(&Tensor::from_slice(&[list.len() as i64]), 0)?;
+            let lengths = graph.all_gather(&tensor(&[list.len() as i64]), 0)?;
             let lengths: Vec<i64> = lengths.try_into().expect("integers");
-            let lists = graph.all_gather(&Tensor::from_slice(&list), 0)?;
+            let lists = graph.all_gather(&tensor(&list), 0)?;
             let lists = lists.split_with_sizes(&lengths[..], 0);
             Ok(lists.into_iter().map(|list| list.try_into().expect("ranks")).collect())
         };
@@ -118,12 +118,12 @@ fn asked(receiver: i32, place: usize) -> i64 {
 /// The block that a rank sends by an edge, of so many rows and columns.
 fn block(sender: i32, place: usize, rows: i64, columns: i64) -> Tensor {
     let first = 1000.0 * f64::from(sender) + 100.0 * place as f64;
-    (Tensor::arange(rows * columns, (Kind::Double, Device::Cpu)) + first).view([rows, columns])
+    (range(rows * columns, Kind::Double) + first).view([rows, columns])
 }
 
 fn cat(blocks: Vec<Tensor>, axis: i64, none: [i64; 2]) -> Tensor {
     if blocks.is_empty() {
-        return Tensor::zeros(none, (Kind::Double, Device::Cpu));
+        return zeros(&none);
     }
     Tensor::cat(&blocks, axis)
 }
@@ -241,9 +241,9 @@ fn what_goes_backward_comes_from_ahead(context: &Context) -> Result<()> {
         let Some(ring) = context.world.cartesian(&[ranks], &[true], false)? else { continue };
         let rank = f64::from(ring.rank());
         let other = f64::from(ranks - 1) - rank;
-        let x = Tensor::from_slice(&[-1.0 - 10.0 * rank, 1.0 + 10.0 * rank]);
+        let x = tensor(&[-1.0 - 10.0 * rank, 1.0 + 10.0 * rank]);
         let y = ring.neighbor_all_to_all(&x, 0, 0, 1)?;
-        assert_eq!(y, Tensor::from_slice(&[1.0 + 10.0 * other, -1.0 - 10.0 * other]));
+        assert_eq!(y, tensor(&[1.0 + 10.0 * other, -1.0 - 10.0 * other]));
     }
     Ok(())
 }
@@ -253,8 +253,8 @@ fn edges_between_the_same_ranks_keep_their_order(context: &Context) -> Result<()
     let (left, right) =
         ((comm.rank() + comm.size() - 1) % comm.size(), (comm.rank() + 1) % comm.size());
     let graph = comm.graph(&[left; 5], &[right; 5])?;
-    let x = Tensor::arange(5, (Kind::Int64, Device::Cpu)) + 100 * i64::from(comm.rank());
-    let expected = Tensor::arange(5, (Kind::Int64, Device::Cpu)) + 100 * i64::from(left);
+    let x = range(5, Kind::Int64) + 100 * i64::from(comm.rank());
+    let expected = range(5, Kind::Int64) + 100 * i64::from(left);
     assert_eq!(graph.neighbor_all_to_all(&x, 0, 0, 1)?, expected);
     Ok(())
 }
@@ -329,14 +329,14 @@ fn on_a_tape(context: &Context) -> Result<()> {
     let (rank, size) = (context.world.rank(), context.world.size());
     let tape = context.world.tape();
     let ring = tape.graph(&[(rank + size - 1) % size], &[(rank + 1) % size])?;
-    let x = Tensor::from_slice(&[1.0 + f64::from(rank)]).set_requires_grad(true);
+    let x = tensor(&[1.0 + f64::from(rank)]).set_requires_grad(true);
     let y = ring.neighbor_all_gather(&x.square(), 0)?;
     let z = ring.neighbor_all_to_all(&y, 0, 0, 1)?;
     let loss = (rank == 0).then(|| z.sum(Kind::Double));
     tape.backward(loss.as_ref())?;
     let heard = (2 * size - 2) % size == rank;
     let expected = if heard { 2.0 * (1.0 + f64::from(rank)) } else { 0.0 };
-    assert_eq!(x.grad(), Tensor::from_slice(&[expected]));
+    assert_eq!(x.grad(), tensor(&[expected]));
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use common::tensors::tensor;
 use common::{Context, serial, start, without_lines};
 use mpi4tch::{Communicator, Error, Op, PROC_NULL, Rank, Result, testing};
 use tch::{Kind, Tensor};
@@ -44,7 +45,7 @@ fn broadcast(world: &Communicator, x: &Tensor, root: Rank) -> Result<Tensor> {
 /// Whether `test` panics; the ranks agree, as they all panic or none does.
 fn fails(world: &Communicator, test: impl FnOnce() -> Result<()>) -> Result<bool> {
     let outcome = catch_unwind(AssertUnwindSafe(test));
-    let failed = Tensor::from_slice(&[i64::from(outcome.is_err())]);
+    let failed = tensor(&[i64::from(outcome.is_err())]);
     let (least, most) = (world.all_reduce(&failed, Op::Min)?, world.all_reduce(&failed, Op::Max)?);
     assert_eq!(least, most, "the ranks come to the same verdict");
     outcome.map_or(Ok(true), |passed| passed.map(|()| false))

@@ -4,10 +4,10 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::tensors::variable;
+use common::tensors::{tensor, variable};
 use common::{Context, start, without_lines, works};
 use mpi4tch::{Cartesian, Communicator, Error, Op, PROC_NULL, Result, mpi_sys, testing};
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 fn main() -> ExitCode {
     harness::run(
@@ -239,7 +239,7 @@ fn ranks_that_are_left_over(context: &Context) -> Result<()> {
 fn parts_of_grids(context: &Context) -> Result<()> {
     let world = &context.world;
     let grid = world.cartesian(&[0, 0], &[true, false], false)?.expect("all ranks");
-    let own = Tensor::from_slice(&[i64::from(grid.rank())]);
+    let own = tensor(&[i64::from(grid.rank())]);
     for keep in [[true, false], [false, true], [true, true], [false, false]] {
         let part = grid.sub(&keep)?;
         let kept = |list: &[i32]| -> Vec<i32> {
@@ -268,7 +268,7 @@ fn blocks_cover_an_extent(context: &Context) -> Result<()> {
     let line = context.world.cartesian(&[0], &[false], false)?.expect("all ranks");
     for extent in [0, 1, 2, 7, 100] {
         let own = line.block(0, extent);
-        let bounds = line.all_gather(&Tensor::from_slice(&[own.start, own.end]), 0)?;
+        let bounds = line.all_gather(&tensor(&[own.start, own.end]), 0)?;
         let bounds = Vec::<i64>::try_from(bounds).expect("numbers");
         assert_eq!((bounds[0], bounds[bounds.len() - 1]), (0, extent));
         for pair in bounds[1..bounds.len() - 1].chunks(2) {
@@ -386,12 +386,12 @@ fn grids_of_a_tape_are_on_it(context: &Context) -> Result<()> {
     let row = grid.sub(&[false, true])?;
     let first = tape.create(&row.group()?.include(&[])?)?;
     assert!(first.is_none());
-    let x = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+    let x = tensor(&[1.0]).set_requires_grad(true);
     // The results reach no loss, but their adjoints are carried out.
     let y = grid.all_reduce(&x, Op::Sum)?;
     let _unused = row.all_reduce(&y, Op::Sum)?;
     let loss = (world.rank() == 0).then(|| y.sum(Kind::Double));
     tape.backward(loss.as_ref())?;
-    assert_eq!(x.grad(), Tensor::from_slice(&[1.0]));
+    assert_eq!(x.grad(), tensor(&[1.0]));
     works(world)
 }

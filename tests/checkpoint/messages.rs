@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::{Context, assert_close, gradient, leaf, variable};
 use crate::common::ring::neighbours;
+use crate::common::tensors::zeros;
 
 pub fn tests() -> Vec<Test<Context>> {
     harness::tests![
@@ -132,7 +133,7 @@ fn stages_of_a_pipeline(context: &Context) -> Result<()> {
     let tape = context.world.tape();
     let (rank, last) = (tape.rank(), tape.size() - 1);
     let x = variable(&tape, 2)?;
-    let mut losses = Tensor::zeros([], (Kind::Double, x.device()));
+    let mut losses = zeros(&[]);
     for batch in 0..3 {
         let input = if rank == 0 { &x * f64::from(batch + 1) } else { tape.recv(&x, rank - 1, 0)? };
         let y = tape.checkpoint(&[&input], |x| Ok(vec![x[0].sin()]))?.remove(0);

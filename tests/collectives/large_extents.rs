@@ -4,9 +4,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mpi4tch::{Communicator, Error, Op, Result, testing};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::common::tensors::zeros;
+use crate::common::tensors::{full, tensor, zeros};
 use crate::common::{Context, works};
 use crate::table::{Arguments, OPERATIONS, Operation, STARTED, Takes, own};
 
@@ -74,7 +74,7 @@ fn products_beyond_an_i64(context: &Context) -> Result<()> {
                 let what = format!("{}, {op:?}, skew {skew}", operation.name);
                 let own = world.rank().unsigned_abs() as usize;
                 let shape = a.input_shape(operation.takes, own);
-                let x = Tensor::zeros(&shape[..], (kind, Device::Cpu));
+                let x = full(&shape, kind, 0.0);
                 let y = (operation.run)(world, &x, &a)?;
                 let expected = result_shape(operation, world, &a);
                 assert_eq!((y.kind(), y.size()), (kind, expected.clone()), "{what}");
@@ -87,7 +87,7 @@ fn products_beyond_an_i64(context: &Context) -> Result<()> {
                     Ok((y.size(), x.grad().size()))
                 });
                 // Derivatives that stack the ranks' tensors may be too much for torch, on all ranks.
-                let failed = Tensor::from_slice(&[i64::from(recorded.is_err())]);
+                let failed = tensor(&[i64::from(recorded.is_err())]);
                 assert_eq!(world.all_reduce(&failed, Op::Min)?, failed, "{what}: {recorded:?}");
                 match recorded {
                     Ok(shapes) => assert_eq!(shapes, (expected, shape), "{what}"),

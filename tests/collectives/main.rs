@@ -10,6 +10,7 @@ mod table;
 use std::process::ExitCode;
 
 use common::kinds::{KINDS, is_defined, is_floating};
+use common::tensors::tensor;
 use common::{Context, communicators, start};
 use mpi4tch::{Communicator, Op, Result, testing};
 use table::{Arguments, OPERATIONS, Operation, STARTED, Takes};
@@ -167,7 +168,7 @@ fn scans_of_what_is_equal_to_the_identity(context: &Context) -> Result<()> {
         let rank = f64::from(comm.rank());
         let on = |is: bool, value: f64| if is { value } else { rank - 1.0 };
         let last = comm.rank() == comm.size() - 1;
-        let x = Tensor::from_slice(&[
+        let x = tensor(&[
             infinity,
             -infinity,
             on(comm.rank() == 0, infinity),
@@ -203,10 +204,10 @@ fn scans_of_what_is_equal_to_the_identity(context: &Context) -> Result<()> {
     }
     // Two ranks share what both have, and the second gets what it alone sees too.
     if context.world.size() == 2 {
-        let x = Tensor::from_slice(&[-infinity]).set_requires_grad(true);
+        let x = tensor(&[-infinity]).set_requires_grad(true);
         context.world.scan(&x, Op::Max)?.sum(Kind::Double).f_backward()?;
         let expected = if context.world.rank() == 0 { 1.5 } else { 0.5 };
-        assert_eq!(x.grad(), Tensor::from_slice(&[expected]));
+        assert_eq!(x.grad(), tensor(&[expected]));
     }
     Ok(())
 }

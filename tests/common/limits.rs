@@ -1,6 +1,9 @@
-//! The limits of MPI libraries, by version. A test that needs more is left out there, by name.
+//! The limits of MPI libraries, by version, and of tests. A test that needs more is left out there, by
+//! name.
 
 use mpi4tch::mpi_sys::{self, Vendor};
+
+use super::device;
 
 /// What a test may leave out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,4 +52,22 @@ pub fn has(limit: Limit) -> bool {
         println!("left out: {limit:?}: {}", known.reason);
     }
     known.is_some()
+}
+
+/// Whether tensors are on a device, where a test is left out for this reason. Says so.
+pub fn left_out_on_devices(reason: &str) -> bool {
+    let is_there = !device::is_host();
+    if is_there {
+        println!("left out on a device: {reason}");
+    }
+    is_there
+}
+
+/// Whether tensors are on the stand-in, where a test is left out for this reason. Says so.
+pub fn left_out_on_the_stand_in(reason: &str) -> bool {
+    let is_there = device::in_tch().is_none();
+    if is_there {
+        println!("left out on the stand-in: {reason}");
+    }
+    is_there
 }

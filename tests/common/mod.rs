@@ -2,16 +2,20 @@
 
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+pub mod device;
 pub mod kinds;
 pub mod limits;
 pub mod memory;
 pub mod passes;
 pub mod ring;
 pub mod serial;
+pub mod store;
 pub mod tensors;
 
+use std::time::Duration;
+
 use mpi4tch::{Communicator, Error, Op, Result, Universe, testing};
-use tch::Tensor;
+use tensors::tensor;
 
 /// What a test works with.
 pub struct Context {
@@ -20,8 +24,8 @@ pub struct Context {
     _universe: Universe,
 }
 
-/// Starts MPI, in a release build with the checks of a debug build too; the harness wants to know the
-/// rank and the number of ranks.
+/// Starts MPI, in a release build with the checks of a debug build too, and chooses the device; the
+/// harness wants to know the rank and the number of ranks.
 pub fn start() -> (Context, i32, i32) {
     if std::env::var_os("MPI4TCH_CHECK").is_none() {
         // SAFETY: the harness calls this before it makes any thread.
@@ -31,7 +35,15 @@ pub fn start() -> (Context, i32, i32) {
     testing::assume_no_foreign_calls().expect("MPI has started");
     let world = universe.world();
     let (rank, size) = (world.rank(), world.size());
+    device::choose(rank);
     (Context { world, _universe: universe }, rank, size)
+}
+
+/// Starts MPI with tensors on the stand-in, whatever the environment says.
+pub fn start_on_stand_in() -> (Context, i32, i32) {
+    // SAFETY: the harness calls this before it makes any thread.
+    unsafe { std::env::set_var("MPI4TCH_TEST_DEVICE", "stand-in") };
+    start()
 }
 
 /// Starts MPI with the checks of a debug build.
@@ -77,17 +89,30 @@ pub fn without_lines(error: &Error) -> String {
     differences.to_owned()
 }
 
+/// As many pullbacks are in graphs as before. On a device, waits a moment for it: libtorch's thread of
+/// the device drops the last node after the backward pass has returned.
+#[track_caller]
+pub fn assert_freed(before: usize, what: &str) {
+    for _ in 0..if device::is_host() { 0 } else { 100 } {
+        if testing::live_pullbacks() == before {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(testing::live_pullbacks(), before, "{what}");
+}
+
 /// All ranks are here, and the communicator works: calls are made and started, with and without an
 /// exchange of sizes, and messages go around.
 pub fn works(comm: &Communicator) -> Result<()> {
     let (right, left) = ring::neighbours(comm);
-    let number = |n: i32| Tensor::from_slice(&[n]);
+    let number = |n: i32| tensor(&[n]);
     let (one, own) = (number(1), number(comm.rank()));
     assert_eq!(comm.all_reduce(&one, Op::Sum)?, number(comm.size()));
     assert_eq!(comm.iall_reduce(&one, Op::Sum)?.wait()?, number(comm.size()));
     assert_eq!(comm.ibroadcast(&own, 0)?.wait()?, number(0));
     let ranks: Vec<_> = (0..comm.size()).collect();
-    assert_eq!(comm.all_gather(&own, 0)?, Tensor::from_slice(&ranks));
+    assert_eq!(comm.all_gather(&own, 0)?, tensor(&ranks));
     assert_eq!(comm.sendrecv(&own, right, &own, left, 76)?, number(left));
     let receive = comm.irecv(&own, left, 77)?;
     let _ = comm.isend(&own, right, 77)?.wait()?;

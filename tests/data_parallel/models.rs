@@ -2,7 +2,9 @@
 
 use mpi4tch::{Communicator, DataParallel, DataParallelOptions, Result, testing};
 use tch::nn::{self, OptimizerConfig};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
+
+use crate::common::store::store_of;
 
 /// A model by its parameters: the loss of each row of a batch.
 pub type Losses = fn(parameters: &[Tensor], batch: &Tensor) -> Tensor;
@@ -55,14 +57,8 @@ pub fn gradients_on_one_rank(
 
 /// Copies of the parameters in a store, and an optimizer, whose `zero_grad` drops their gradients.
 pub fn with_optimizer(parameters: &[Tensor]) -> (Vec<Tensor>, nn::Optimizer) {
-    let store = nn::VarStore::new(Device::Cpu);
-    let copy = |(i, x): (usize, &Tensor)| {
-        let mut variable = store.root().var_copy(&i.to_string(), x);
-        variable.set_data(&x.detach().copy());
-        variable
-    };
-    let copies = parameters.iter().enumerate().map(copy).collect();
-    let optimizer = nn::Sgd::default().build(&store, 0.1).expect("it is made");
+    let copies: Vec<Tensor> = parameters.iter().map(leaf_like).collect();
+    let optimizer = nn::Sgd::default().build(&store_of(&copies), 0.1).expect("it is made");
     (copies, optimizer)
 }
 

@@ -2,8 +2,10 @@
 
 use mpi4tch::{DataParallel, DataParallelOptions, Error, Op, Result, testing};
 use tch::nn::{self, OptimizerConfig};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
+use crate::common::store::store_of;
+use crate::common::tensors::{ones, tensor};
 use crate::common::{Context, works};
 use crate::models::{
     assert_close, batch, gradients_on_one_rank, perceptron, small_buckets, trained,
@@ -43,7 +45,7 @@ pub fn gradients_that_share_memory(context: &Context) -> Result<()> {
     let world = &context.world;
     let loss = |w: &[Tensor]| {
         let sum = w[0].view([-1]) + w[1].view([-1]);
-        (sum * Tensor::from_slice(&[1.0, 10.0])).sum(Kind::Double)
+        (sum * tensor(&[1.0, 10.0])).sum(Kind::Double)
     };
     type Pass = fn(&DataParallel, &Tensor, bool) -> Result<()>;
     let passes: [Pass; 4] = [
@@ -57,15 +59,15 @@ pub fn gradients_that_share_memory(context: &Context) -> Result<()> {
     ];
     for options in small_buckets() {
         for pass in passes {
-            let w = [0.5, 1.5].map(|x| Tensor::from_slice(&[x, x]).set_requires_grad(true));
+            let w = [0.5, 1.5].map(|x| tensor(&[x, x]).set_requires_grad(true));
             let model = trained(world, &w, options.clone())?;
             model.accumulate(&loss(&w))?;
             pass(&model, &loss(&w), world.rank() == 0)?;
-            let expected = Tensor::from_slice(&[2.0, 20.0]);
+            let expected = tensor(&[2.0, 20.0]);
             assert_close(world, &w, &[expected.shallow_clone(), expected], 1e-12);
         }
         // Passes that are nested in one.
-        let w = [0.5, 1.5].map(|x| Tensor::from_slice(&[x, x]).set_requires_grad(true));
+        let w = [0.5, 1.5].map(|x| tensor(&[x, x]).set_requires_grad(true));
         let model = trained(world, &w, options)?;
         let tape = world.tape();
         let mut sum = Tensor::from(0.0);
@@ -76,7 +78,7 @@ pub fn gradients_that_share_memory(context: &Context) -> Result<()> {
             sum += &part[0];
         }
         model.backward_on(&tape, &sum)?;
-        let expected = Tensor::from_slice(&[3.0, 30.0]);
+        let expected = tensor(&[3.0, 30.0]);
         assert_close(world, &w, &[expected.shallow_clone(), expected], 1e-12);
     }
     Ok(())
@@ -168,7 +170,7 @@ pub fn nested_in_its_own(context: &Context) -> Result<()> {
     let f = |x: &Tensor, w: &Tensor| x.matmul(w).tanh();
     for options in small_buckets() {
         let w = world.broadcast(&testing::random(world, &[3, 3], Kind::Double)?, 0)?;
-        let w = [w.set_requires_grad(true), Tensor::from_slice(&[0.5]).set_requires_grad(true)];
+        let w = [w.set_requires_grad(true), tensor(&[0.5]).set_requires_grad(true)];
         let model = trained(world, &w, options)?;
         for _ in 0..3 {
             let rows = batch(world, 2, Kind::Double)?;
@@ -253,8 +255,8 @@ pub fn that_fail_on_one_rank(context: &Context) -> Result<()> {
 /// The parameters are free: for passes of others, and for another DataParallel.
 pub fn after_it_was_dropped(context: &Context) -> Result<()> {
     let world = &context.world;
-    let store = nn::VarStore::new(Device::Cpu);
-    let w = store.root().ones("w", &[2]);
+    let w = ones(&[2], Kind::Float).set_requires_grad(true);
+    let store = store_of([&w]);
     let mut optimizer = nn::Sgd::default().build(&store, 0.5).expect("it is made");
     for _ in 0..2 {
         let model = trained(world, &[w.shallow_clone()], DataParallelOptions::default())?;
@@ -262,7 +264,7 @@ pub fn after_it_was_dropped(context: &Context) -> Result<()> {
         drop(model);
         optimizer.backward_step(&(&w * 2.0).sum(Kind::Float));
     }
-    assert_eq!(w.detach(), Tensor::from_slice(&[-1_f32, -1.0]));
+    assert_eq!(w.detach(), tensor(&[-1_f32, -1.0]));
     Ok(())
 }
 

@@ -4,13 +4,15 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use mpi4tch::{DataParallel, DataParallelOptions, Result};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use crate::common::store::empty_store;
+use crate::common::tensors::{full, tensor};
 use crate::common::{Context, without_lines, works};
 use crate::models::{assert_close, batch, gradients_on_one_rank, perceptron, trained};
 
 fn leaf(values: &[f64]) -> Tensor {
-    Tensor::from_slice(values).set_requires_grad(true)
+    tensor(values).set_requires_grad(true)
 }
 
 #[track_caller]
@@ -60,12 +62,9 @@ pub fn models(context: &Context) -> Result<()> {
         (&[], "the model has no parameters"),
         (&[leaf(&[1.0]), Tensor::new()], "parameter 1 is undefined"),
         (&[leaf(&[1.0]) * 2.0], "parameter 0 is the result of an operation; a leaf is needed"),
+        (&[tensor(&[1])], "parameter 0 is of kind Int; one that carries gradients is needed"),
         (
-            &[Tensor::from_slice(&[1])],
-            "parameter 0 is of kind Int; one that carries gradients is needed",
-        ),
-        (
-            &[leaf(&[1.0]).detach().to_sparse(None, None::<&[i64]>, None::<i64>)],
+            &[Tensor::from_slice(&[1.0]).to_sparse(None, None::<&[i64]>, None::<i64>)],
             "parameter 0: the tensor has no strided storage; a dense tensor is needed",
         ),
         (
@@ -78,7 +77,7 @@ pub fn models(context: &Context) -> Result<()> {
         assert_eq!(error, format!("DataParallel::new: {text}"));
     }
     let good = [leaf(&[1.0])];
-    let buffers = [Tensor::from_slice(&[1]), Tensor::new()];
+    let buffers = [tensor(&[1]), Tensor::new()];
     let made = DataParallel::with_options(world, &good, &buffers, DataParallelOptions::default());
     assert_eq!(refused(made), "DataParallel::new: buffer 1 is undefined");
     works(world)
@@ -96,7 +95,7 @@ pub fn models_that_differ(context: &Context) -> Result<()> {
         1 => "rank 0".to_owned(),
         _ => format!("ranks {}", (0..last).map(|r| r.to_string()).collect::<Vec<_>>().join(", ")),
     };
-    let store = tch::nn::VarStore::new(Device::Cpu);
+    let Some(store) = empty_store() else { return Ok(()) };
     let _ = store.root().sub("fc").zeros("weight", &[2, if is_last { 4 } else { 3 }]);
     let _ = store.root().sub("fc").zeros("bias", &[2]);
     let text = refused(DataParallel::new(world, &store));
@@ -107,7 +106,7 @@ pub fn models_that_differ(context: &Context) -> Result<()> {
     assert_eq!(text, told);
 
     let kind = if is_last { Kind::Double } else { Kind::Float };
-    let w = [leaf(&[1.0]), Tensor::zeros([2], (kind, Device::Cpu))];
+    let w = [leaf(&[1.0]), full(&[2], kind, 0.0)];
     let text = refused(trained(world, &w, DataParallelOptions::default()));
     let told = format!(
         "the ranks disagree on a call:\n  parameter 1: Float [2], does not require grad, number 1 \
@@ -154,7 +153,7 @@ pub fn losses(context: &Context) -> Result<()> {
              None",
         ),
         (
-            Tensor::from_slice(&[1]).sum(Kind::Int64),
+            tensor(&[1]).sum(Kind::Int64),
             "the loss does not require grad; a loss that depends on the parameters is needed, or \
              None",
         ),
@@ -209,7 +208,7 @@ pub fn weights(context: &Context) -> Result<()> {
     }
     assert!(!w[0].grad().defined());
     model.backward_weighted(&w[0], f64::MAX / 1e3)?;
-    assert_close(world, &w, &[Tensor::from_slice(&[1.0])], 1e-12);
+    assert_close(world, &w, &[tensor(&[1.0])], 1e-12);
     works(world)
 }
 
@@ -238,7 +237,7 @@ pub fn changed_on_one_rank(context: &Context) -> Result<()> {
     let mut w = leaf(&[1.0, 2.0]);
     let model = trained(world, &[w.shallow_clone()], DataParallelOptions::default())?;
     let last = world.size() - 1;
-    let others = [Tensor::from_slice(&[1_f32, 2.0]), Tensor::from_slice(&[1.0])];
+    let others = [tensor(&[1_f32, 2.0]), tensor(&[1.0])];
     for (other, told) in others.iter().zip(["Float [2]", "Double [1]"]) {
         if world.rank() == last {
             w.set_data(other);
@@ -251,7 +250,7 @@ pub fn changed_on_one_rank(context: &Context) -> Result<()> {
             assert!(text.contains("  parameter 0: Double [2], number 0 on rank"), "{text}");
             assert!(text.contains(&format!("; {told}, number 0 on rank {last}")), "{text}");
         }
-        w.set_data(&Tensor::from_slice(&[1.0, 2.0]));
+        w.set_data(&tensor(&[1.0, 2.0]));
         w.zero_grad();
     }
     works(world)
@@ -276,7 +275,7 @@ pub fn other_calls(context: &Context) -> Result<()> {
                  DataParallel::backward_weighted on rank";
     assert!(text.starts_with(start), "{text}");
     model.backward(&loss)?;
-    assert_close(world, &w, &[Tensor::from_slice(&[1.0])], 1e-12);
+    assert_close(world, &w, &[tensor(&[1.0])], 1e-12);
     works(world)
 }
 
@@ -291,7 +290,7 @@ pub fn within_its_own_pass(context: &Context) -> Result<()> {
     let w = [leaf(&[1.0])];
     let model = Rc::new(trained(world, &w, DataParallelOptions::default())?);
     MODEL.set(Some(Rc::clone(&model)));
-    let y = Tensor::from_slice(&[2.0]);
+    let y = tensor(&[2.0]);
     let y = world.custom("nested", &[&w[0]], &[&y], &[&w[0]], |_, saved, cotangents| {
         let loss = tch::with_grad(|| saved[0].square().sum(Kind::Double));
         let inner = MODEL.take().map(|model| refused(model.backward(&loss)));
@@ -300,6 +299,6 @@ pub fn within_its_own_pass(context: &Context) -> Result<()> {
         Ok(vec![Some(cotangents[0].shallow_clone())])
     })?;
     model.backward(&y[0].sum(Kind::Double))?;
-    assert_close(world, &w, &[Tensor::from_slice(&[1.0])], 1e-12);
+    assert_close(world, &w, &[tensor(&[1.0])], 1e-12);
     works(world)
 }

@@ -3,6 +3,7 @@
 use mpi4tch::{DataParallelOptions, Op, Result, testing};
 use tch::{Kind, Tensor};
 
+use crate::common::tensors::tensor;
 use crate::common::{Context, works};
 use crate::models::{assert_close, leaf_like, small_buckets, trained};
 
@@ -51,7 +52,7 @@ pub fn tensor_parallel(context: &Context) -> Result<()> {
 pub fn that_refuse(context: &Context) -> Result<()> {
     let world = &context.world;
     let alone = world.split(Some(world.rank()), 0)?.expect("each rank has a color");
-    let w = [Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true)];
+    let w = [tensor(&[1.0, 2.0]).set_requires_grad(true)];
     let model = trained(&alone, &w, DataParallelOptions::default())?;
     let tape = world.tape();
     let y = tape.all_reduce(&w[0], Op::Sum)?;

@@ -1,11 +1,11 @@
 //! Receiving: from whom, with which tag, into what, and what is known of the message.
 
 use mpi4tch::{Rank, Result, Source, TagMatch, join_dummies, testing};
-use tch::{Device, Kind, Tensor};
+use tch::Kind;
 
 use crate::common::Context;
 use crate::common::ring::neighbours;
-use crate::common::tensors::{values, variable, zeros};
+use crate::common::tensors::{full, tensor, values, variable, zeros};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -47,7 +47,7 @@ fn any_source_and_any_tag(context: &Context) -> Result<()> {
             (sent * 0.0).sum(Kind::Double).f_backward()?;
         }
         // The gradient is the weight of the place that the own message had.
-        let order = values(&world.broadcast(&Tensor::from_slice(&order), 0)?);
+        let order = values(&world.broadcast(&tensor(&order), 0)?);
         let own = order[world.rank().unsigned_abs() as usize];
         assert!(own > 0.0);
         assert_eq!(x.grad(), zeros(&[4]).fill(own));
@@ -134,7 +134,7 @@ fn probes_and_statuses(context: &Context) -> Result<()> {
         assert_eq!(seen(world.probe(left, TagMatch::Any)?), expected);
         let status = world.probe(Source::Any, 30 + left)?;
         assert_eq!(seen(status), expected);
-        let like = Tensor::zeros([count], (kind, Device::Cpu));
+        let like = full(&[count], kind, 0.0);
         let (y, status) = world.recv_with_status(&like, status.source(), status.tag())?;
         assert_eq!(seen(status), expected);
         assert_eq!(y.numel(), x.numel());

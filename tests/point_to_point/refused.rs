@@ -3,11 +3,11 @@
 use mpi4tch::{
     Communicator, Error, PROC_NULL, Rank, Result, Source, Tag, TagMatch, mpi_sys, testing,
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::common::limits::{self, Limit};
 use crate::common::ring::{away, neighbours};
-use crate::common::tensors::zeros;
+use crate::common::tensors::{ones, zeros};
 use crate::common::{Context, works};
 use crate::ways::{WAYS, check_ring};
 
@@ -71,7 +71,7 @@ fn is_mpich() -> bool {
 fn messages_that_do_not_fit(context: &Context) -> Result<()> {
     let world = &context.world;
     let left = away(world, -1);
-    let of = |count: i64, kind| Tensor::ones([count], (kind, Device::Cpu));
+    let of = |count: i64, kind| ones(&[count], kind);
     for (sent, like) in [
         ((2, Kind::Double), (3, Kind::Double)),
         ((0, Kind::Double), (3, Kind::Double)),

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::common::kinds::KINDS;
 use crate::common::ring::{away, neighbours};
-use crate::common::tensors::{values, variable, zeros};
+use crate::common::tensors::{tensor, values, variable, zeros};
 use crate::common::{Context, communicators, serial};
 use crate::ways::{TAG, WAYS, Way, check_ring};
 
@@ -90,8 +90,8 @@ fn a_ring_from_any_rank(context: &Context) -> Result<()> {
             ys
         })?;
         // It has resolved to the left neighbour.
-        let rank = Tensor::from_slice(&[comm.rank()]);
-        assert_eq!(f(&rank)?, Tensor::from_slice(&[left]));
+        let rank = tensor(&[comm.rank()]);
+        assert_eq!(f(&rank)?, tensor(&[left]));
     }
     Ok(())
 }
@@ -253,7 +253,7 @@ fn a_ring_on_a_tape(context: &Context) -> Result<()> {
         },
     ];
     let total = |x: f64| -> Result<f64> {
-        Ok(values(&context.world.all_reduce(&Tensor::from_slice(&[x]), Op::Sum)?)[0])
+        Ok(values(&context.world.all_reduce(&tensor(&[x]), Op::Sum)?)[0])
     };
     for way in plain {
         for length in [1, 1_000, 300_000] {

@@ -1,9 +1,10 @@
 //! Started receives: in which order they take messages, and that they need no wait for it.
 
 use mpi4tch::{Communicator, PROC_NULL, Request, Result, Source, TagMatch, mpi_sys, wait_all};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::common::ring::neighbours;
+use crate::common::tensors::full;
 use crate::common::{Context, works};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
@@ -23,7 +24,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
 const SIZES: [i64; 2] = [8, 4096];
 
 fn message(count: i64, value: i64) -> Tensor {
-    Tensor::full([count], value, (Kind::Double, Device::Cpu))
+    full(&[count], Kind::Double, value)
 }
 
 /// What a receive says about its message.

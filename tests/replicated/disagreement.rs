@@ -3,7 +3,7 @@
 use mpi4tch::{Communicator, Error, Op, Replicated, Result};
 use tch::{Kind, Tensor};
 
-use crate::common::tensors::{values, variable, zeros};
+use crate::common::tensors::{sparse, tensor, values, variable, zeros};
 use crate::common::{Context, without_lines, works};
 use crate::leaf;
 
@@ -149,7 +149,7 @@ fn arguments_that_are_refused(context: &Context) -> Result<()> {
             "Replicated::concat: kind Float8e5m2 has no MPI datatype".to_owned(),
         ),
         (
-            Replicated::sum(world, &zeros(&[2, 2]).to_sparse_sparse_dim(2)).map(value),
+            Replicated::sum(world, &sparse()).map(value),
             "Replicated::sum: the tensor has no strided storage; a dense tensor is needed"
                 .to_owned(),
         ),
@@ -235,7 +235,7 @@ fn the_root_decides_what_is_recorded(context: &Context) -> Result<()> {
                 for started in [false, true] {
                     let is_root = world.rank() == root;
                     let requires = if is_root { on_root } else { elsewhere };
-                    let x = Tensor::from_slice(&[f64::from(world.rank())]);
+                    let x = tensor(&[f64::from(world.rank())]);
                     let x = x.set_requires_grad(requires);
                     let y = if started {
                         Replicated::ibroadcast(world, &x, root)?.wait()?

@@ -3,6 +3,7 @@
 use mpi4tch::{Communicator, Op, Replicated, Result, Tape, testing};
 use tch::{Kind, Tensor};
 
+use crate::common::tensors::{range, tensor};
 use crate::common::{Context, communicators};
 use crate::{assert_close, assert_same, common_random, gradients, leaf};
 
@@ -277,12 +278,12 @@ fn blocks_are_balanced(context: &Context) -> Result<()> {
     let comm = &context.world;
     let (rank, size) = (i64::from(comm.rank()), i64::from(comm.size()));
     for extent in 0..12 {
-        let x = Tensor::arange(extent, (Kind::Int64, tch::Device::Cpu));
+        let x = range(extent, Kind::Int64);
         let block = assume(comm, &x)?.shard(-1)?;
-        let blocks = comm.all_gather(&Tensor::from_slice(&[block.size()[0]]), 0)?;
+        let blocks = comm.all_gather(&tensor(&[block.size()[0]]), 0)?;
         let expected: Vec<i64> =
             (0..size).map(|r| extent / size + i64::from(r < extent % size)).collect();
-        assert_eq!(blocks, Tensor::from_slice(&expected));
+        assert_eq!(blocks, tensor(&expected));
         let start: i64 = expected[..usize::try_from(rank).expect("positive")].iter().sum();
         assert!(block.equal(&x.narrow(0, start, block.size()[0])));
     }
@@ -294,17 +295,17 @@ fn integers_and_truth_values(context: &Context) -> Result<()> {
     let (world, size) = (&context.world, i64::from(context.world.size()));
     let tape = world.tape();
     for comm in [world, &*tape] {
-        let x = assume(comm, &Tensor::from_slice(&[1_i64, 2, 3]))?;
+        let x = assume(comm, &tensor(&[1_i64, 2, 3]))?;
         assert!(!x.vary()?.requires_grad());
         assert!(!x.shard(0)?.requires_grad());
         let sum = Replicated::sum(comm, &x.vary()?)?;
-        assert_eq!(*sum.tensor(), Tensor::from_slice(&[size, 2 * size, 3 * size]));
-        let truth = Tensor::from_slice(&[true, false]);
+        assert_eq!(*sum.tensor(), tensor(&[size, 2 * size, 3 * size]));
+        let truth = tensor(&[true, false]);
         let all = Replicated::concat(comm, &assume(comm, &truth)?.vary()?, 0)?;
         assert_eq!(all.tensor().size(), [2 * size]);
-        let x = Tensor::from_slice(&[comm.rank()]);
+        let x = tensor(&[comm.rank()]);
         let last = comm.size() - 1;
-        assert_eq!(*Replicated::broadcast(comm, &x, last)?.tensor(), Tensor::from_slice(&[last]));
+        assert_eq!(*Replicated::broadcast(comm, &x, last)?.tensor(), tensor(&[last]));
         let error = Replicated::sum(comm, &truth).expect_err("MPI has no such sum").to_string();
         assert_eq!(error, "Replicated::sum: Op::Sum is not defined for kind Bool");
         let error = Replicated::mean(comm, &x).expect_err("no mean of integers").to_string();

@@ -3,7 +3,7 @@
 use mpi4tch::{Communicator, Rank, Replicated, Result, Tape, testing};
 use tch::{Kind, Tensor};
 
-use crate::common::tensors::{values, variable};
+use crate::common::tensors::{tensor, values, variable};
 use crate::common::{Context, communicators, passes::CREATE_GRAPH};
 use crate::{assert_close, assert_same, common_random, gradients, leaf};
 
@@ -191,7 +191,7 @@ fn gradients_add_up(context: &Context) -> Result<()> {
     let tape = world.tape();
     for comm in [world, &*tape] {
         for started in [false, true] {
-            let w = leaf(&Tensor::from_slice(&[3.0]));
+            let w = leaf(&tensor(&[3.0]));
             let own = variable(world, &[1])?;
             let last = world.size() - 1;
             for pass in [1.0, 2.0] {
@@ -205,7 +205,7 @@ fn gradients_add_up(context: &Context) -> Result<()> {
                 Replicated::sum(comm, &product.vary()?.sum(Kind::Double))?.backward()?;
                 let x_value = x.tensor().detach();
                 assert_close(&w.grad(), &(&x_value * 6.0 * size * pass), "by w");
-                assert_close(&x.grad(), &Tensor::from_slice(&[9.0 * size]), "retained");
+                assert_close(&x.grad(), &tensor(&[9.0 * size]), "retained");
                 let expected = if world.rank() == last { 9.0 * size * pass } else { 0.0 };
                 assert_eq!(values(&own.grad()), [expected]);
             }
@@ -219,7 +219,7 @@ fn second_derivatives_of_the_one_loss(context: &Context) -> Result<()> {
     let world = &context.world;
     let ranks: f64 = (1..=world.size()).map(f64::from).sum();
     let tape = world.tape();
-    let w = leaf(&Tensor::from_slice(&[2.0]));
+    let w = leaf(&tensor(&[2.0]));
     let replicated = Replicated::assume(&tape, &w)?;
     let cube = replicated.vary()?.pow_tensor_scalar(3) * f64::from(world.rank() + 1);
     let loss = Replicated::sum(&tape, &cube.sum(Kind::Double))?;
@@ -235,13 +235,13 @@ fn second_derivatives_of_the_one_loss(context: &Context) -> Result<()> {
 fn a_tape_may_be_dropped(context: &Context) -> Result<()> {
     let world = &context.world;
     let tape = world.tape();
-    let w = leaf(&Tensor::from_slice(&[3.0]));
+    let w = leaf(&tensor(&[3.0]));
     let w = Replicated::assume(&tape, &w)?;
     let own = w.vary()?.square();
     drop(tape);
     let loss = Replicated::mean(w.communicator(), &own.sum(Kind::Double))?;
     loss.backward()?;
-    assert_close(&w.grad(), &Tensor::from_slice(&[6.0]), "without the tape");
+    assert_close(&w.grad(), &tensor(&[6.0]), "without the tape");
     Ok(())
 }
 
@@ -264,11 +264,11 @@ fn within_a_pullback(context: &Context) -> Result<()> {
     let world = &context.world;
     let tape = world.tape();
     for comm in [world, &*tape] {
-        let x = leaf(&Tensor::from_slice(&[2.0]));
+        let x = leaf(&tensor(&[2.0]));
         let x = Replicated::assume(comm, &x)?;
         let loss = Replicated::sum(comm, &cube(comm, &x.vary()?)?.sum(Kind::Double))?;
         loss.backward()?;
-        let expected = Tensor::from_slice(&[12.0 * f64::from(world.size())]);
+        let expected = tensor(&[12.0 * f64::from(world.size())]);
         assert_close(&x.grad(), &expected, "by the pullback");
     }
     Ok(())
@@ -281,7 +281,7 @@ fn several_communicators(context: &Context) -> Result<()> {
     let tape = world.tape();
     let row = tape.split(Some(rank / columns), rank)?.expect("each rank has a color");
     let column = tape.split(Some(rank % columns), rank)?.expect("each rank has a color");
-    let (a, w) = (f64::from(rank + 1), leaf(&Tensor::from_slice(&[3.0])));
+    let (a, w) = (f64::from(rank + 1), leaf(&tensor(&[3.0])));
     let in_row = Replicated::assume(&row, &w)?;
     let sum_of_row = Replicated::sum(&row, &(in_row.vary()?.square() * a))?;
     let in_column = Replicated::sum(&column, &sum_of_row.vary()?.square())?;
@@ -290,6 +290,6 @@ fn several_communicators(context: &Context) -> Result<()> {
     // L = Σ (A w²)² over the rows, each with its own w and with A = Σ a over its ranks.
     let sum: f64 = (0..row.size()).map(|c| f64::from(rank / columns * columns + c + 1)).sum();
     let expected = 4.0 * 27.0 * sum * sum;
-    assert_close(&w.grad(), &Tensor::from_slice(&[expected]), "by the w of a row");
+    assert_close(&w.grad(), &tensor(&[expected]), "by the w of a row");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use mpi4tch::{Communicator, Error, Replicated, Result, testing};
 use tch::{Kind, Tensor};
 
-use crate::common::tensors::zeros;
+use crate::common::tensors::{full, sparse, tensor, zeros};
 use crate::common::{Context, without_lines, works};
 use crate::{common_random, leaf};
 
@@ -108,22 +108,18 @@ fn the_same_by_any_layout(context: &Context) -> Result<()> {
 fn bits_are_compared(context: &Context) -> Result<()> {
     let world = &context.world;
     let zero = if is_last(world) { -0.0 } else { 0.0 };
-    assert_values_differ(world, Replicated::assume(world, &Tensor::from_slice(&[zero])))?;
+    assert_values_differ(world, Replicated::assume(world, &tensor(&[zero])))?;
     // A NaN is a NaN, whatever its sign and its other bits.
     let nan = f64::from_bits(f64::NAN.to_bits() | u64::from(world.rank().unsigned_abs()));
     let nan = if world.rank() % 2 == 0 { nan } else { -nan };
-    let x = Tensor::from_slice(&[nan, 1.0, nan, nan]);
+    let x = tensor(&[nan, 1.0, nan, nan]);
     Replicated::assume(world, &x)?;
     for kind in [Kind::Half, Kind::BFloat16, Kind::Float] {
         Replicated::assume(world, &x.to_kind(kind))?;
     }
     Replicated::assume(world, &x.view([2, 2]).view_as_complex())?;
     // But not any number.
-    let x = if is_last(world) {
-        Tensor::from_slice(&[1.0, nan])
-    } else {
-        Tensor::from_slice(&[nan, nan])
-    };
+    let x = if is_last(world) { tensor(&[1.0, nan]) } else { tensor(&[nan, nan]) };
     assert_values_differ(world, Replicated::assume(world, &x))?;
     assert_values_differ(world, Replicated::assume(world, &x.view_as_complex()))
 }
@@ -132,7 +128,7 @@ fn bits_are_compared(context: &Context) -> Result<()> {
 fn every_element_is_compared(context: &Context) -> Result<()> {
     let world = &context.world;
     let count = (1 << 20) + 3;
-    let x = Tensor::zeros([count], (Kind::Uint8, tch::Device::Cpu));
+    let x = full(&[count], Kind::Uint8, 0.0);
     Replicated::assume(world, &x)?;
     for place in [0, (1 << 20) - 1, 1 << 20, count - 1] {
         let other = x.copy();
@@ -154,7 +150,7 @@ fn values_that_differ(context: &Context) -> Result<()> {
     }
     // They are named, whichever they are.
     if world.size() == 3 {
-        let x = Tensor::from_slice(&[f64::from(world.rank() % 2)]);
+        let x = tensor(&[f64::from(world.rank() % 2)]);
         let text = without_lines(&refusal(Replicated::assume(world, &x)));
         assert!(text.contains(" on ranks 0, 2; hash "), "{text}");
         assert!(text.ends_with(" on rank 1"), "{text}");
@@ -194,10 +190,7 @@ fn tensors_that_are_refused(context: &Context) -> Result<()> {
     let mistakes = [
         ("the tensor is undefined, like a gradient that was never computed", Tensor::new()),
         ("kind Float8e5m2 has no MPI datatype", zeros(&[2]).to_kind(Kind::Float8e5m2)),
-        (
-            "the tensor has no strided storage; a dense tensor is needed",
-            zeros(&[2, 2]).to_sparse_sparse_dim(2),
-        ),
+        ("the tensor has no strided storage; a dense tensor is needed", sparse()),
     ];
     for (text, mistake) in &mistakes {
         let x = if is_last(world) { mistake.shallow_clone() } else { zeros(&[2]) };
@@ -255,22 +248,22 @@ fn parts_that_are_refused(context: &Context) -> Result<()> {
 fn parts_on_a_tape(context: &Context) -> Result<()> {
     let world = &context.world;
     let tape = world.tape();
-    let w = Replicated::assume(world, &leaf(&Tensor::from_slice(&[3.0])))?;
-    let x = Replicated::assume(&tape, &leaf(&Tensor::from_slice(&[5.0])))?;
+    let w = Replicated::assume(world, &leaf(&tensor(&[3.0])))?;
+    let x = Replicated::assume(&tape, &leaf(&tensor(&[5.0])))?;
     for parts in [[&w, &x], [&x, &w]] {
         let product = Replicated::combine(&parts, |parts| parts[0] * parts[1])?;
         let own = product.vary()?;
         let own = if is_last(world) { own } else { zeros(&[1]) };
         Replicated::sum(&tape, &own.sum(Kind::Double))?.backward()?;
     }
-    assert_eq!(w.grad(), Tensor::from_slice(&[2.0 * 5.0]));
-    assert_eq!(x.grad(), Tensor::from_slice(&[2.0 * 3.0]));
+    assert_eq!(w.grad(), tensor(&[2.0 * 5.0]));
+    assert_eq!(x.grad(), tensor(&[2.0 * 3.0]));
     Ok(())
 }
 
 fn other_calls(context: &Context) -> Result<()> {
     let world = &context.world;
-    let x = Tensor::from_slice(&[1.0]);
+    let x = tensor(&[1.0]);
     let calls: [fn(&Communicator, &Tensor) -> Result<Replicated>; 2] = [
         |comm, x| Replicated::sum(comm, x),
         |comm, x| comm.all_reduce(x, mpi4tch::Op::Sum).and_then(|y| Replicated::assume(comm, &y)),

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use mpi4tch::{Communicator, Error, Op, Replicated, Result, Test, testing};
 use tch::{Kind, Tensor, no_grad};
 
-use crate::common::tensors::{values, variable, zeros};
-use crate::common::{Context, works};
+use crate::common::tensors::{tensor, values, variable, zeros};
+use crate::common::{Context, assert_freed, works};
 use crate::{assert_close, gradients, leaf};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
@@ -30,13 +30,13 @@ fn a_leaf_stays_the_leaf(context: &Context) -> Result<()> {
     // An optimizer changes it in place, and the next pass sees that.
     for step in 1..4 {
         Replicated::mean(world, &(w.vary()? * f64::from(step)).sum(Kind::Double))?.backward()?;
-        let expected = Tensor::from_slice(&[f64::from(step); 2]);
+        let expected = tensor(&[f64::from(step); 2]);
         assert_close(&x.grad(), &expected, "gradient");
         let gradient = x.grad();
         let _ = no_grad(|| x.f_sub_(&gradient))?;
         x.zero_grad();
     }
-    assert_close(w.tensor(), &Tensor::from_slice(&[-6.0; 2]), "after the steps");
+    assert_close(w.tensor(), &tensor(&[-6.0; 2]), "after the steps");
     Ok(())
 }
 
@@ -59,7 +59,7 @@ fn without_grad(context: &Context) -> Result<()> {
             assert_eq!(error.to_string(), text);
             Ok(())
         })?;
-        assert_eq!(testing::live_pullbacks(), before);
+        assert_freed(before, "the graph");
         // A detached one has no part in the backward pass.
         let w = Replicated::assume(world, &x.detach())?;
         assert!(!w.vary()?.requires_grad() && !w.shard(0)?.requires_grad());
@@ -71,7 +71,7 @@ fn without_grad(context: &Context) -> Result<()> {
 fn changes_in_place(context: &Context) -> Result<()> {
     let world = &context.world;
     // The result, which torch refuses.
-    let x = leaf(&Tensor::from_slice(&[1.0, 2.0, 3.0]));
+    let x = leaf(&tensor(&[1.0, 2.0, 3.0]));
     let w = Replicated::assume(world, &x)?;
     for result in [w.vary()?, w.ivary()?.wait()?, w.shard(0)?] {
         let mut result = result;
@@ -95,7 +95,7 @@ fn changes_in_place(context: &Context) -> Result<()> {
 
 fn changes_in_flight(context: &Context) -> Result<()> {
     let world = &context.world;
-    let x = leaf(&Tensor::from_slice(&[1.0]));
+    let x = leaf(&tensor(&[1.0]));
     let w = Replicated::assume(world, &x)?;
     let requests = [w.ivary()?, w.ishard(0)?];
     let mut changed = x.shallow_clone();
@@ -152,13 +152,13 @@ fn requests(context: &Context) -> Result<()> {
     assert_close(sum.tensor(), &world.all_reduce(&x.detach(), Op::Sum)?, "sum");
     // One that is dropped is undone on all ranks.
     let tape = world.tape();
-    let w = Replicated::assume(&tape, &leaf(&Tensor::from_slice(&[1.0])))?;
+    let w = Replicated::assume(&tape, &leaf(&tensor(&[1.0])))?;
     drop(w.ivary()?);
     drop(Replicated::isum(&tape, &x)?);
     drop(Replicated::ibroadcast(&tape, &x, 0)?);
     let loss = Replicated::mean(&tape, &w.vary()?.sum(Kind::Double))?;
     loss.backward()?;
-    assert_close(&w.grad(), &Tensor::from_slice(&[1.0]), "what was dropped adds nothing");
+    assert_close(&w.grad(), &tensor(&[1.0]), "what was dropped adds nothing");
     // Several at a time, waited for in the same order.
     let requests = [Replicated::isum(world, &x)?, Replicated::imean(world, &x)?];
     let [sum, mean] = requests.map(|request| request.wait());
@@ -177,7 +177,7 @@ fn the_graph_is_freed(context: &Context) -> Result<()> {
     loss.backward()?;
     assert!(testing::live_pullbacks() > before);
     drop((own, came, loss));
-    assert_eq!(testing::live_pullbacks(), before);
+    assert_freed(before, "the graph");
     Ok(())
 }
 
@@ -187,18 +187,18 @@ fn a_retained_gradient_holds_no_graph(context: &Context) -> Result<()> {
     let before = testing::live_pullbacks();
     let tape = world.tape();
     for (comm, tape) in [(world, None), (&*tape, Some(&tape))] {
-        let x = leaf(&Tensor::from_slice(&[2.0]));
+        let x = leaf(&tensor(&[2.0]));
         let w = Replicated::broadcast(comm, &x, 0)?;
         let fourth = w.map(|w| w.pow_tensor_scalar(3))?.vary()? * w.vary()?;
         let loss = Replicated::mean(comm, &fourth.sum(Kind::Double))?;
         let one = loss.tensor().ones_like();
         let gradient = gradients(tape, (loss.tensor(), &one), &[&x], true)?.remove(0);
-        assert_close(&w.grad(), &Tensor::from_slice(&[32.0]), "retained");
+        assert_close(&w.grad(), &tensor(&[32.0]), "retained");
         assert!(!w.grad().requires_grad());
-        let expected = Tensor::from_slice(&[if world.rank() == 0 { 32.0 } else { 0.0 }]);
+        let expected = tensor(&[if world.rank() == 0 { 32.0 } else { 0.0 }]);
         assert_close(&gradient, &expected, "on the root");
     }
     drop(tape);
-    assert_eq!(testing::live_pullbacks(), before);
+    assert_freed(before, "the graph");
     Ok(())
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use mpi4tch::{Op, PROC_NULL, Request, Result, join_dummies, testing};
 use tch::{Kind, Tensor};
 
+use crate::common::limits;
 use crate::common::ring::neighbours;
 use crate::common::tensors::{variable, zeros};
-use crate::common::{Context, works};
+use crate::common::{Context, assert_freed, works};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -75,7 +76,7 @@ fn graphs_are_freed(context: &Context) -> Result<()> {
     for (name, scenario) in scenarios {
         for _ in 0..3 {
             scenario()?;
-            assert_eq!(testing::live_pullbacks(), before, "{name}");
+            assert_freed(before, name);
         }
     }
     works(world)
@@ -107,6 +108,9 @@ fn the_graph_is_kept_for_another_pass(context: &Context) -> Result<()> {
 
 /// Two backward passes go through the same started operation at once: each waits for its own adjoint.
 fn two_passes_at_once(context: &Context) -> Result<()> {
+    if limits::left_out_on_devices("libtorch goes back on one thread for each device") {
+        return Ok(());
+    }
     let world = &context.world;
     // Alone: passes of several ranks on several threads would have to agree on their order.
     let comm = mpi4tch::initialize()?.self_comm()?;

@@ -1,11 +1,11 @@
 //! Dummies, which tell the backward pass what comes after what.
 
 use mpi4tch::{Error, Op, Result, join_dummies, testing};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::common::ring::neighbours;
-use crate::common::tensors::{variable, zeros};
-use crate::common::{Context, works};
+use crate::common::tensors::{ones, sparse, tensor, variable, zeros};
+use crate::common::{Context, assert_freed, works};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -26,34 +26,34 @@ fn joined_tensors(_: &Context) -> Result<()> {
             for subset in 0..8 {
                 let before = testing::live_pullbacks();
                 let input = |i: i32, shape: &[i64], kind: Kind| {
-                    let x = Tensor::ones(shape, (kind, Device::Cpu)) * f64::from(i + 1);
+                    let x = ones(shape, kind) * f64::from(i + 1);
                     x.set_requires_grad(subset >> i & 1 != 0)
                 };
                 let x = input(0, &[2], Kind::Double);
                 let dummies = [input(1, &[3, 1], first), input(2, &[], second)];
-                let integers = Tensor::from_slice(&[1_i64]);
+                let integers = tensor(&[1_i64]);
                 let y = join_dummies(&x, &[&dummies[0], &integers, &dummies[1]])?;
                 assert_eq!(y.data_ptr(), x.data_ptr());
                 assert_eq!(y.detach(), x.detach());
                 assert_eq!(y.requires_grad(), subset != 0);
                 if subset != 0 {
-                    (y * Tensor::from_slice(&[2.0, 3.0])).sum(Kind::Double).f_backward()?;
+                    (y * tensor(&[2.0, 3.0])).sum(Kind::Double).f_backward()?;
                 }
                 if x.requires_grad() {
-                    assert_eq!(x.grad(), Tensor::from_slice(&[2.0, 3.0]));
+                    assert_eq!(x.grad(), tensor(&[2.0, 3.0]));
                 }
                 for dummy in dummies.iter().filter(|dummy| dummy.requires_grad()) {
                     let gradient = dummy.grad();
                     assert_eq!(gradient.kind(), dummy.kind());
                     assert_eq!(gradient, dummy.zeros_like());
                 }
-                assert_eq!(testing::live_pullbacks(), before);
+                assert_freed(before, "the graph");
             }
         }
     }
     // Integers carry no gradient, and are let be.
     let dummy = zeros(&[2]).set_requires_grad(true);
-    for x in [Tensor::from_slice(&[1_i64, 2]), Tensor::from_slice(&[true])] {
+    for x in [tensor(&[1_i64, 2]), tensor(&[true])] {
         let y = join_dummies(&x, &[&dummy])?;
         assert!(!y.requires_grad() && y == x);
     }
@@ -68,12 +68,12 @@ fn joined_tensors(_: &Context) -> Result<()> {
 fn dummies_of_kinds_that_mpi_lacks(_: &Context) -> Result<()> {
     use Kind::{ComplexHalf, Double, Float8e4m3fn, Float8e4m3fnuz, Float8e5m2, Float8e5m2fnuz};
     for kind in [ComplexHalf, Float8e4m3fn, Float8e4m3fnuz, Float8e5m2, Float8e5m2fnuz] {
-        let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+        let x = tensor(&[1.0, 2.0]).set_requires_grad(true);
         let dummy = zeros(&[3, 1]).to_kind(kind).set_requires_grad(true);
         let other = zeros(&[2]).set_requires_grad(true);
         let y = join_dummies(&x, &[&dummy, &other])?;
         (&y * &y).sum(Double).f_backward()?;
-        assert_eq!(x.grad(), Tensor::from_slice(&[2.0, 4.0]));
+        assert_eq!(x.grad(), tensor(&[2.0, 4.0]));
         assert_eq!((dummy.grad().kind(), dummy.grad().size()), (kind, vec![3, 1]));
         let wide = if kind == ComplexHalf { Kind::ComplexDouble } else { Double };
         assert_eq!(dummy.grad().to_kind(wide), zeros(&[3, 1]).to_kind(wide));
@@ -83,14 +83,14 @@ fn dummies_of_kinds_that_mpi_lacks(_: &Context) -> Result<()> {
         let y = join_dummies(&narrow, &[&x])?;
         assert!(y.requires_grad());
         y.to_kind(wide).abs().sum(Double).f_backward()?;
-        assert_eq!(x.grad(), Tensor::from_slice(&[2.0, 4.0]));
+        assert_eq!(x.grad(), tensor(&[2.0, 4.0]));
     }
     Ok(())
 }
 
 fn what_cannot_be_joined_is_an_error(context: &Context) -> Result<()> {
     let dense = zeros(&[2, 2]).set_requires_grad(true);
-    let sparse = dense.detach().to_sparse_sparse_dim(2).set_requires_grad(true);
+    let sparse = sparse().set_requires_grad(true);
     let undefined = join_dummies(&Tensor::new(), &[&dense]).unwrap_err();
     assert!(matches!(undefined, Error::Undefined { call: "join_dummies" }), "{undefined}");
     let text = "join_dummies: the tensor has no strided storage; a dense tensor is needed";
@@ -115,9 +115,9 @@ fn joined_requests(context: &Context) -> Result<()> {
             let carries = kind != Kind::Int64;
             let has = |i: i32| subset >> i & 1 != 0;
             let recorded = has(0) && carries;
-            let x = Tensor::ones([2], (kind, Device::Cpu)).set_requires_grad(recorded);
-            let first = Tensor::ones([3], (Kind::Float, Device::Cpu)).set_requires_grad(has(1));
-            let second = Tensor::ones([], (Kind::Double, Device::Cpu)).set_requires_grad(has(2));
+            let x = ones(&[2], kind).set_requires_grad(recorded);
+            let first = ones(&[3], Kind::Float).set_requires_grad(has(1));
+            let second = ones(&[], Kind::Double).set_requires_grad(has(2));
             let receive = world.irecv(&x, left, 0)?.join_dummies(&[&first, &second]);
             let send = world.isend(&x, right, 0)?.join_dummies(&[&receive.dummy(), &first]);
             assert_eq!(receive.dummy().requires_grad(), recorded);
@@ -136,7 +136,7 @@ fn joined_requests(context: &Context) -> Result<()> {
                 }
             }
             drop((sent, x, first, second));
-            assert_eq!(testing::live_pullbacks(), before, "{kind:?}, {subset}");
+            assert_freed(before, &format!("{kind:?}, {subset}"));
         }
     }
     works(world)

@@ -7,7 +7,7 @@ use mpi4tch::{
 use tch::{Kind, Tensor};
 
 use crate::common::ring::neighbours;
-use crate::common::tensors::{variable, zeros};
+use crate::common::tensors::{ones, variable, zeros};
 use crate::common::{Context, serial, works};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
@@ -217,7 +217,7 @@ fn a_blocking_call_meets_a_started_one(context: &Context) -> Result<()> {
             false => world.all_gather_with_counts(x, 0, &counts),
         };
         testing::assert_adjoint(world, &x, gather)?;
-        let large = Tensor::ones([100_000], (Kind::Double, tch::Device::Cpu)) * f64::from(starts);
+        let large = ones(&[100_000], Kind::Double) * f64::from(starts);
         let y = match is_here {
             true => world.ibroadcast(&large, starts)?.wait()?,
             false => world.broadcast(&large.zeros_like(), starts)?,

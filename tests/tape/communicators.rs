@@ -3,7 +3,7 @@
 use mpi4tch::{Communicator, Op, PROC_NULL, Rank, Result, Tape, testing};
 use tch::{Kind, Tensor};
 
-use crate::common::tensors::{variable, zeros};
+use crate::common::tensors::{range, tensor, variable, zeros};
 use crate::common::{Context, works};
 use crate::{number, same_everywhere, tape_error};
 
@@ -82,7 +82,7 @@ fn check(
 fn matrix_times_vector(context: &Context) -> Result<()> {
     const N: i64 = 2;
     let block = |(i, j): (Rank, Rank)| {
-        let number = Tensor::arange(N * N, (Kind::Double, tch::Device::Cpu)).view([N, N]);
+        let number = range(N * N, Kind::Double).view([N, N]);
         (number + f64::from(3 * i + 5 * j)).sin()
     };
     let product = |grid: &Grid, x: &Tensor| {
@@ -91,11 +91,11 @@ fn matrix_times_vector(context: &Context) -> Result<()> {
         grid.row.reduce(&part, Op::Sum, 0)
     };
     let grid = Grid::new(&context.world, false)?;
-    let x = (Tensor::arange(N, (Kind::Double, tch::Device::Cpu)) + f64::from(grid.place().1)).cos();
+    let x = (range(N, Kind::Double) + f64::from(grid.place().1)).cos();
     let (i, j) = grid.place();
     let mut expected = zeros(&[N]);
     for other in 0..if j == 0 { grid.row.size() } else { 0 } {
-        let x = (Tensor::arange(N, (Kind::Double, tch::Device::Cpu)) + f64::from(other)).cos();
+        let x = (range(N, Kind::Double) + f64::from(other)).cos();
         expected += block((i, other)).matmul(&x.sin());
     }
     assert!(product(&grid, &x)?.detach().allclose(&expected, 1e-12, 1e-12, false));
@@ -173,7 +173,7 @@ fn tensor_and_data_parallel(context: &Context) -> Result<()> {
     check(context, &[2, 3], |grid, parameters| {
         let parameters = grid.column.all_reduce(parameters, Op::Mean)?;
         let (i, j) = grid.place();
-        let sample = Tensor::from_slice(&[f64::from(i + 1), f64::from(j + 2)]).cos();
+        let sample = tensor(&[f64::from(i + 1), f64::from(j + 2)]).cos();
         let part = sample.view([1, 2]).matmul(&parameters).tanh();
         let out = grid.row.all_reduce(&part, Op::Sum)?;
         Ok(if j == 0 { out.square() } else { zeros(&[1]) })
@@ -205,7 +205,7 @@ fn pencils_of_a_fourier_transform(context: &Context) -> Result<()> {
             Ok(grid.column.all_to_all(&block, 0, 1, 1)?.fft_fft(None, 0, "ortho"))
         };
         let extent = rows * columns;
-        let plane = Tensor::arange(extent * extent, (Kind::Double, tch::Device::Cpu));
+        let plane = range(extent * extent, Kind::Double);
         let plane = plane.cos().view([extent, extent]).to_kind(Kind::ComplexDouble);
         let (i, j) = grid.place();
         let block = plane.narrow(0, i64::from(i) * columns, columns);

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use crate::common::Context;
 use crate::common::ring::neighbours;
-use crate::common::tensors::zeros;
+use crate::common::tensors::{tensor, zeros};
 use crate::{number, same_everywhere, tape_error};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
@@ -40,7 +40,7 @@ fn a_call_more_on_one_rank(context: &Context) -> Result<()> {
         None
     };
     let text = tape_error(tape.backward(&y.sum(Kind::Double)));
-    let line = world.broadcast(&Tensor::from_slice(&[i64::from(line)]), 1)?;
+    let line = world.broadcast(&tensor(&[i64::from(line)]), 1)?;
     let line = i64::try_from(line).expect("one number");
     assert_eq!(
         text,
@@ -123,7 +123,7 @@ fn waits_in_different_order(context: &Context) -> Result<()> {
 fn bad_arguments_are_refused_on_all_ranks(context: &Context) -> Result<()> {
     let world = &context.world;
     let tape = world.tape();
-    let x = Tensor::from_slice(&[1.0, 2.0]).set_requires_grad(true);
+    let x = tensor(&[1.0, 2.0]).set_requires_grad(true);
     let y = tape.all_reduce(&x, Op::Sum)?;
     let bad = if world.rank() == 0 { &y } else { &y.sum(Kind::Double) };
     let error = tape.backward(bad).expect_err("the loss has two elements").to_string();
@@ -142,7 +142,7 @@ fn bad_arguments_are_refused_on_all_ranks(context: &Context) -> Result<()> {
         assert!(error.contains(expected), "{error}");
         assert_eq!(error.starts_with("Tape::"), world.rank() == 0, "{error}");
     }
-    let constant = Tensor::from_slice(&[1.0]);
+    let constant = tensor(&[1.0]);
     let inputs = if world.rank() == 0 { [&constant] } else { [&x] };
     let error = tape.grad(Some(&loss), &inputs).expect_err("the input is a constant").to_string();
     assert!(error.contains("Tape::grad: input 0 does not require grad"), "{error}");

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::common::Context;
 use crate::common::ring::neighbours;
-use crate::common::tensors::{variable, zeros};
+use crate::common::tensors::{tensor, variable, zeros};
 use crate::{number, value};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
@@ -66,14 +66,14 @@ fn no_loss_at_all(context: &Context) -> Result<()> {
     tape.backward(None)?;
     assert_eq!(value(&x.grad()), 0.0);
     // A loss that depends on nothing is a constant.
-    tape.backward(&Tensor::from_slice(&[1.0]))?;
-    assert_eq!(tape.grad(None, &[&x])?, [Tensor::from_slice(&[0.0])]);
+    tape.backward(&tensor(&[1.0]))?;
+    assert_eq!(tape.grad(None, &[&x])?, [tensor(&[0.0])]);
     Ok(())
 }
 
 fn grad_required_on_some_ranks_only(context: &Context) -> Result<()> {
     let tape = context.world.tape();
-    let x = Tensor::from_slice(&[f64::from(tape.rank())]).set_requires_grad(tape.rank() % 2 == 0);
+    let x = tensor(&[f64::from(tape.rank())]).set_requires_grad(tape.rank() % 2 == 0);
     let y = tape.all_reduce(&x, Op::Max)?;
     let z = tape.scan(&(&y * &x), Op::Sum)?;
     tape.backward(&z.sum(Kind::Double))?;
@@ -107,9 +107,8 @@ fn branches_that_differ_by_rank(context: &Context) -> Result<()> {
     tape.backward(&y.sum(Kind::Double))?;
     // By the serial computation.
     let size = tape.size();
-    let xs: Vec<Tensor> = (0..size)
-        .map(|r| Tensor::from_slice(&[1.0 + f64::from(r)]).set_requires_grad(true))
-        .collect();
+    let xs: Vec<Tensor> =
+        (0..size).map(|r| tensor(&[1.0 + f64::from(r)]).set_requires_grad(true)).collect();
     let sent = |r: usize| if r == 0 { xs[r].shallow_clone() } else { &xs[r] * 3.0 };
     let sum: Tensor = (0..xs.len()).map(sent).sum();
     let second: Tensor =
@@ -237,10 +236,10 @@ fn two_tapes(context: &Context) -> Result<()> {
 
 fn integers_are_not_recorded(context: &Context) -> Result<()> {
     let tape = context.world.tape();
-    let n = Tensor::from_slice(&[i64::from(tape.rank())]);
+    let n = tensor(&[i64::from(tape.rank())]);
     let total = tape.all_reduce(&n, Op::Sum)?;
     assert!(!total.requires_grad());
-    let (_, owners) = tape.max_loc(&Tensor::from_slice(&[1.0]))?;
+    let (_, owners) = tape.max_loc(&tensor(&[1.0]))?;
     assert!(!owners.requires_grad());
     let (right, left) = neighbours(&tape);
     let _ = tape.sendrecv(&n, right, &n, left, 0)?;
@@ -253,12 +252,12 @@ fn gradients_can_be_written(context: &Context) -> Result<()> {
     let tape = context.world.tape();
     let (right, left) = neighbours(&tape);
     let like = zeros(&[3]).set_requires_grad(true);
-    let request = tape.isend(&Tensor::from_slice(&[1.0, 2.0, 3.0]), right, 0)?;
+    let request = tape.isend(&tensor(&[1.0, 2.0, 3.0]), right, 0)?;
     let y = tape.recv(&like, left, 0)?;
     let _ = request.wait()?;
     let mut gradient = tape.grad(Some(&y.sum(Kind::Double)), &[&like])?.remove(0);
     let _ = gradient.f_add_scalar_(1.0)?;
-    assert_eq!(gradient, Tensor::from_slice(&[1.0; 3]));
+    assert_eq!(gradient, tensor(&[1.0; 3]));
     Ok(())
 }
 

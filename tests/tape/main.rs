@@ -13,6 +13,7 @@ mod requests;
 use std::process::ExitCode;
 
 use common::start;
+use common::tensors::tensor;
 use mpi4tch::{Communicator, Error, Result};
 use tch::{Kind, Tensor};
 
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
 
 /// A leaf of one element: `first` on rank 0, and one more on each rank.
 fn number(comm: &Communicator, first: f64) -> Tensor {
-    Tensor::from_slice(&[first + f64::from(comm.rank())]).set_requires_grad(true)
+    tensor(&[first + f64::from(comm.rank())]).set_requires_grad(true)
 }
 
 /// The single element.
@@ -47,9 +48,9 @@ fn tape_error(result: Result<()>) -> String {
 
 /// All ranks have the same text.
 fn same_everywhere(comm: &Communicator, text: &str) -> Result<()> {
-    let bytes = Tensor::from_slice(text.as_bytes());
-    let first = comm.broadcast(&Tensor::from_slice(&[bytes.size()[0]]), 0)?;
-    assert_eq!(first, Tensor::from_slice(&[bytes.size()[0]]), "{text}");
+    let bytes = tensor(text.as_bytes());
+    let first = comm.broadcast(&tensor(&[bytes.size()[0]]), 0)?;
+    assert_eq!(first, tensor(&[bytes.size()[0]]), "{text}");
     assert_eq!(comm.broadcast(&bytes, 0)?, bytes, "{text}");
     Ok(())
 }

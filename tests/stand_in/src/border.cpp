@@ -54,6 +54,13 @@ at::Tensor *stand_in_to(const at::Tensor *tensor, int32_t device, char **error) 
   }
 }
 
+// The number of the stand-in that the tensor is on; -1 if it is on none.
+int32_t stand_in_device_of(const at::Tensor *tensor) {
+  return tensor->device().type() == kType ? tensor->device().index() : -1;
+}
+
+at::Tensor *stand_in_meta(const at::Tensor *tensor) { return new at::Tensor(tensor->to(at::kMeta)); }
+
 bool stand_in_is_on_device(const at::Tensor *tensor) { return tensor->device().type() == kType; }
 
 void stand_in_set_delay(uint64_t nanoseconds) {

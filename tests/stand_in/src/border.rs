@@ -17,6 +17,8 @@ unsafe extern "C" {
         device: i32,
         error: *mut *mut c_char,
     ) -> *mut C_tensor;
+    pub fn stand_in_device_of(tensor: *const C_tensor) -> i32;
+    pub fn stand_in_meta(tensor: *const C_tensor) -> *mut C_tensor;
     pub fn stand_in_is_on_device(tensor: *const C_tensor) -> bool;
     pub fn stand_in_set_delay(nanoseconds: u64);
     pub fn stand_in_set_reachable(reachable: bool);

@@ -58,6 +58,22 @@ pub fn is_on_device(x: &Tensor) -> bool {
     unsafe { border::stand_in_is_on_device(x.as_ptr()) }
 }
 
+/// The number of the device that the tensor is on, if it is one of these.
+pub fn device_of(x: &Tensor) -> Option<i32> {
+    // SAFETY: The tensor is alive.
+    let index = unsafe { border::stand_in_device_of(x.as_ptr()) };
+    (index >= 0).then_some(index)
+}
+
+/// Returns a tensor like `x` on libtorch's device `meta`, which has no elements. tch has no name for
+/// it.
+pub fn meta(x: &Tensor) -> Tensor {
+    // SAFETY: The tensor is alive, and can be moved there.
+    let tensor = unsafe { border::stand_in_meta(x.as_ptr()) };
+    // SAFETY: It is a new tensor.
+    unsafe { Tensor::from_ptr(tensor.cast::<C_tensor>()) }
+}
+
 /// Sets how long a task waits after it has been submitted to its queue: not at all at first. Tests
 /// set some milliseconds, so that a result that is not waited for is a wrong one. Tasks that were
 /// submitted before keep their delay, so that a test can let a stream fall behind another one.
