@@ -1,0 +1,73 @@
+//! Tensors on devices, by the stand-in: where results are, and that everybody waits for the device who
+//! must, and nobody else.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod messages;
+mod order;
+mod places;
+mod queues;
+mod refused;
+mod staging;
+#[path = "../collectives/table.rs"]
+mod table;
+#[path = "../point_to_point/ways.rs"]
+mod ways;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use common::start_on_stand_in;
+use mpi4tch::Rank;
+use tch::Tensor;
+
+fn main() -> ExitCode {
+    let tests = [
+        places::tests(),
+        order::tests(),
+        messages::tests(),
+        queues::tests(),
+        staging::tests(),
+        refused::tests(),
+    ];
+    harness::run(start_on_stand_in, tests.into_iter().flatten().collect())
+}
+
+/// The number of the stand-in that a tensor is on, if it is not in host memory.
+type Place = Option<i32>;
+
+/// Where the tensors of each rank are: on different devices, of which one may be the host.
+const PLACES: [fn(Rank) -> Place; 3] = [
+    |rank| Some(rank % 2),
+    |rank| if rank == 0 { None } else { Some(rank % 2) },
+    |rank| if rank == 0 { Some(1) } else { None },
+];
+
+/// The tensor there; recorded by autograd.
+fn moved(x: &Tensor, place: Place) -> Tensor {
+    match place {
+        Some(index) => stand_in::to_device(x, index),
+        None => stand_in::to_host(x),
+    }
+}
+
+/// The same elements as a leaf that does not require grad.
+fn leaf(x: &Tensor, place: Place) -> Tensor {
+    moved(&x.detach(), place).detach()
+}
+
+/// The delay of the other tests.
+const USUAL: Duration = Duration::from_millis(1);
+
+/// Runs `f` while the stand-in waits so long before each of its tasks.
+fn with_delay<T>(milliseconds: u64, f: impl FnOnce() -> T) -> T {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            stand_in::set_delay(USUAL);
+        }
+    }
+    let _reset = Reset;
+    stand_in::set_delay(Duration::from_millis(milliseconds));
+    f()
+}
