@@ -28,7 +28,9 @@ using mpi4tch::guarded;
 using mpi4tch::tensor;
 
 c10::Device device_of(mpi4tch_device device) {
-  return {static_cast<c10::DeviceType>(device.type), device.index};
+  const auto type = static_cast<c10::DeviceType>(device.type);
+  // There is one CPU, and libtorch names it without a number.
+  return type == c10::DeviceType::CPU ? c10::Device(type) : c10::Device(type, device.index);
 }
 
 c10::Stream current_stream(c10::Device device) {
