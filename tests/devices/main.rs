@@ -5,6 +5,7 @@
 mod common;
 mod messages;
 mod order;
+mod pieces;
 mod places;
 mod queues;
 mod refused;
@@ -18,13 +19,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use common::start_on_stand_in;
-use mpi4tch::Rank;
-use tch::Tensor;
+use mpi4tch::{Communicator, Rank, Result, testing};
+use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
     let tests = [
         places::tests(),
         order::tests(),
+        pieces::tests(),
         messages::tests(),
         queues::tests(),
         staging::tests(),
@@ -56,18 +58,36 @@ fn leaf(x: &Tensor, place: Place) -> Tensor {
     moved(&x.detach(), place).detach()
 }
 
+/// Small numbers, of which sums and products are exact in every order.
+fn whole_numbers(comm: &Communicator, shape: &[i64], kind: Kind) -> Result<Tensor> {
+    if kind == Kind::Bool {
+        return testing::random(comm, shape, kind);
+    }
+    Ok(testing::random(comm, shape, Kind::Uint8)?.remainder(3).to_kind(kind))
+}
+
 /// The delay of the other tests.
 const USUAL: Duration = Duration::from_millis(1);
 
 /// Runs `f` while the stand-in waits so long before each of its tasks.
 fn with_delay<T>(milliseconds: u64, f: impl FnOnce() -> T) -> T {
-    struct Reset;
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            stand_in::set_delay(USUAL);
-        }
-    }
-    let _reset = Reset;
     stand_in::set_delay(Duration::from_millis(milliseconds));
+    let _reset = OnDrop(|| stand_in::set_delay(USUAL));
     f()
+}
+
+/// Runs `f` while large tensors go in pieces of so many bytes.
+fn with_pieces<T>(bytes: usize, f: impl FnOnce() -> T) -> T {
+    testing::set_staging_piece(bytes);
+    let _reset = OnDrop(|| testing::set_staging_piece(4 << 20));
+    f()
+}
+
+/// Calls a function when it is dropped, in a panic, too.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }
