@@ -164,6 +164,13 @@ void mpi4tch_remove_hook(const void *leaf, const void *state);
 /* The number of the backward pass that the calling thread is in (libtorch's graph task), or -1. */
 int32_t mpi4tch_graph_task(void);
 
+/* Until mpi4tch_leave_pass on the same thread, backward passes that this thread begins have this
+ * number: mpi4tch_current_pass returns it in their pullbacks, on whatever thread libtorch runs
+ * them, and 0 in others. */
+void *mpi4tch_enter_pass(uint64_t number);
+void mpi4tch_leave_pass(void *entered);
+uint64_t mpi4tch_current_pass(void);
+
 /* Whether the running backward pass, with those around it, adds to the gradients of all leaves; not
  * if it computes the gradients of given tensors only. */
 bool mpi4tch_accumulates(void);

@@ -86,11 +86,13 @@ char *mpi4tch_queue_copy(const void *from, const void *to) {
     // As if MPI wrote the memory: autograd does not see it, and no version changes.
     const at::AutoDispatchBelowADInplaceOrView guard;
     tensor(to).copy_(tensor(from), /*non_blocking=*/true);
-    const c10::Device device = tensor(to).device();
-    if (device.is_cpu()) return;
-    // The memory may have been allocated for another stream than the current one.
-    VirtualGuardImpl(device.type())
-        .recordDataPtrOnStream(tensor(to).storage().data_ptr(), current_stream(device));
+    // The memory of the device may have been allocated for another stream than the current one.
+    for (const void *side : {from, to}) {
+      const c10::Device device = tensor(side).device();
+      if (device.is_cpu()) continue;
+      VirtualGuardImpl(device.type())
+          .recordDataPtrOnStream(tensor(side).storage().data_ptr(), current_stream(device));
+    }
   });
 }
 

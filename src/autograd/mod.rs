@@ -16,7 +16,7 @@ mod node;
 mod recording;
 mod tensor;
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::marker::PhantomData;
 use std::ptr;
 
@@ -109,6 +109,32 @@ pub(crate) fn grad(
 pub(crate) fn graph_task() -> i32 {
     // SAFETY: reads a thread-local number of libtorch.
     unsafe { shim::mpi4tch_graph_task() }
+}
+
+/// A number that backward passes have until this is dropped, if they are begun on this thread.
+pub(crate) struct NumberedPass {
+    entered: *mut c_void,
+}
+
+impl NumberedPass {
+    /// The number is not 0.
+    pub(crate) fn enter(number: u64) -> Self {
+        // SAFETY: the call takes any number.
+        Self { entered: unsafe { shim::mpi4tch_enter_pass(number) } }
+    }
+
+    /// The number of the pass that this pullback runs in, on whatever thread; 0 if it has none.
+    pub(crate) fn current() -> u64 {
+        // SAFETY: reads thread-local state of libtorch.
+        unsafe { shim::mpi4tch_current_pass() }
+    }
+}
+
+impl Drop for NumberedPass {
+    fn drop(&mut self) {
+        // SAFETY: it was entered on this thread, as the pointer is not `Send`, and is left once.
+        unsafe { shim::mpi4tch_leave_pass(self.entered) };
+    }
 }
 
 /// Whether the running backward pass, with those around it, adds to the gradients of all leaves. It

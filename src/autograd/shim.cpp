@@ -17,6 +17,7 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/engine.h>
@@ -172,6 +173,17 @@ class LeafHook final : public torch::autograd::PostAccumulateGradHook {
   mutable std::mutex mutex_;
   std::shared_ptr<const Closure> closure_;
 };
+
+// The number of a pass. libtorch hands a thread's debug information on to the threads on which it
+// runs the thread's backward passes (at::ThreadLocalState).
+class Pass final : public c10::DebugInfoBase {
+ public:
+  explicit Pass(uint64_t number) : number(number) {}
+  const uint64_t number;
+};
+
+// libtorch itself has no information of this kind.
+constexpr auto kPass = c10::DebugInfoKind::TEST_INFO_2;
 
 // The hook of a leaf, of this crate or another; NULL if it has none.
 torch::autograd::PostAccumulateGradHook *hook_of(const at::Tensor &leaf) {
@@ -355,6 +367,17 @@ void mpi4tch_remove_hook(const void *leaf, const void *state) {
 }
 
 int32_t mpi4tch_graph_task(void) { return torch::autograd::get_current_graph_task_id(); }
+
+void *mpi4tch_enter_pass(uint64_t number) {
+  return new c10::DebugInfoGuard(kPass, std::make_shared<Pass>(number));
+}
+
+void mpi4tch_leave_pass(void *entered) { delete static_cast<c10::DebugInfoGuard *>(entered); }
+
+uint64_t mpi4tch_current_pass(void) {
+  const auto *pass = dynamic_cast<const Pass *>(c10::ThreadLocalDebugInfo::get(kPass));
+  return pass == nullptr ? 0 : pass->number;
+}
 
 bool mpi4tch_accumulates(void) {
   return torch::autograd::Engine::get_default_engine().is_checkpoint_valid();

@@ -251,38 +251,39 @@ pub(super) fn stage(
             Ok(())
         }),
     };
-    let busy = Busy::record(site, input.device(), [from.shallow_clone(), room])?;
+    let busy = Busy::record(site, input.device(), room)?;
     copied.map(|()| busy)
 }
 
-/// Tensors that a device is at work on: they are kept until it has done with them.
+/// Host memory that a device is at work on: it is kept until the device has done with it. That of the
+/// device itself need not be kept, as its next use comes later in the order of the stream.
 pub(super) struct Busy {
-    tensors: [Tensor; 2],
+    memory: Tensor,
     until: Arc<Event>,
 }
 
-/// Those that nobody needs any more, but the devices.
+/// What nobody needs any more, but the devices.
 static KEPT: Mutex<Vec<Busy>> = Mutex::new(Vec::new());
 
 impl Busy {
     /// Until all has been done that the current stream of the device has been given so far.
-    fn record(site: Site, device: Device, tensors: [Tensor; 2]) -> Result<Self> {
-        // Without an event it is not known how long they are needed.
+    fn record(site: Site, device: Device, memory: Tensor) -> Result<Self> {
+        // Without an event it is not known how long it is needed.
         match Event::record(site.call, device) {
-            Ok(event) => Ok(Self { tensors, until: Arc::new(event) }),
+            Ok(event) => Ok(Self { memory, until: Arc::new(event) }),
             Err(error) => {
-                std::mem::forget(tensors);
+                std::mem::forget(memory);
                 Err(error)
             }
         }
     }
 
-    /// Passes when the device has done with them.
+    /// Passes when the device has done with it.
     pub(super) fn until(&self) -> Arc<Event> {
         Arc::clone(&self.until)
     }
 
-    /// If the event cannot be asked for, they are kept.
+    /// If the event cannot be asked for, the memory is kept.
     fn is_over(&self) -> bool {
         self.until.has_passed("staging").unwrap_or(false)
     }
@@ -291,8 +292,7 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         if !self.is_over() {
-            let tensors = self.tensors.each_ref().map(Tensor::shallow_clone);
-            keep(Self { tensors, until: self.until() });
+            keep(Self { memory: self.memory.shallow_clone(), until: self.until() });
         }
     }
 }
@@ -333,6 +333,6 @@ pub(super) fn bring_home(site: Site, written: Tensor, home: &Tensor) -> Result<(
 /// Keeps host memory until the copies from it that have been queued are made.
 pub(super) fn keep_until_copied(site: Site, written: Tensor, home: &Tensor) -> Result<()> {
     let device = Metadata::of(home).device();
-    drop(Busy::record(site, device, [written, home.shallow_clone()])?);
+    drop(Busy::record(site, device, written)?);
     Ok(())
 }

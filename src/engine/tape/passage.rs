@@ -1,26 +1,50 @@
 //! Which backward passes may go through the calls of a tape, and how.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use tch::Tensor;
 
 use super::Record;
-use crate::autograd::{self, Recording};
+use crate::autograd::{self, NumberedPass, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 
 /// A tape's backward pass that is being carried out.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Running {
     site: Site,
     tape: Arc<Record>,
 }
 
-thread_local! {
-    /// The backward passes of tapes on this thread, each within the one before it.
-    static RUNNING: RefCell<Vec<Running>> = const { RefCell::new(Vec::new()) };
+/// The backward passes of tapes, by their numbers.
+static RUNNING: Mutex<BTreeMap<u64, Running>> = Mutex::new(BTreeMap::new());
+
+impl Running {
+    /// The innermost pass of a tape that this pullback runs in. libtorch runs those of a device's tensors
+    /// on a thread of the device.
+    fn innermost() -> Option<Self> {
+        RUNNING.lock().get(&NumberedPass::current()).cloned()
+    }
+
+    /// Carries the pass out.
+    fn run<T>(self, run: impl FnOnce() -> T) -> T {
+        /// Ends the pass, after a panic too.
+        struct End(u64);
+        impl Drop for End {
+            fn drop(&mut self) {
+                let over = RUNNING.lock().remove(&self.0);
+                drop(over);
+            }
+        }
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let number = 1 + LAST.fetch_add(1, Ordering::Relaxed);
+        RUNNING.lock().insert(number, self);
+        let (_end, _pass) = (End(number), NumberedPass::enter(number));
+        run()
+    }
 }
 
 /// How far a tape's backward pass has come.
@@ -56,9 +80,7 @@ impl Record {
         // It may run within another pass of the tape.
         let pass = PassState { outcome: Ok(()), graph_task: None, checkpoints: HashMap::new() };
         let outer = self.state().pass.replace(pass);
-        RUNNING.with_borrow_mut(|running| running.push(Running { site, tape: Arc::clone(self) }));
-        let outcome = run();
-        RUNNING.with_borrow_mut(Vec::pop);
+        let outcome = Running { site, tape: Arc::clone(self) }.run(run);
         let own = std::mem::replace(&mut self.state().pass, outer);
         (outcome, own.map_or(Ok(()), |pass| pass.outcome))
     }
@@ -126,8 +148,7 @@ impl Record {
     /// the error is returned after the pass, as other ranks rely on the calls that follow. In a
     /// pass of torch's own it is returned at once.
     fn leave_out(&self, error: Error) -> Result<()> {
-        let innermost =
-            RUNNING.with_borrow(|running| running.last().map(|pass| Arc::clone(&pass.tape)));
+        let innermost = Running::innermost().map(|pass| pass.tape);
         for tape in std::iter::once(self).chain(innermost.as_deref()) {
             if let Some(pass) = &mut tape.state().pass {
                 if pass.outcome.is_ok() {
@@ -154,22 +175,22 @@ pub(crate) fn outlived(site: Site) -> Error {
 /// Makes the backward pass of a tape an error if it goes through a message that is on no tape: the pass
 /// may not reach the other end, and a gradient would lack its part.
 pub(super) fn note_message_on_no_tape(site: Site) {
-    RUNNING.with_borrow(|running| {
-        let Some(Running { site: pass_site, tape }) = running.last() else { return };
-        let mut state = tape.state();
-        if let Some(pass) = &mut state.pass
-            && (pass.graph_task == Some(autograd::graph_task())
-                || pass.checkpoints.contains_key(&autograd::graph_task()))
-            && pass.outcome.is_ok()
-        {
-            let message = format!(
-                "called at {} on no tape, and reached by {pass_site}, which may not reach the other \
-                 end of the message; put its communicator on the tape by `Tape::on`",
-                site.at
-            );
-            pass.outcome = Err(Error::Argument { call: site.call, message });
-        }
-    });
+    let Some(Running { site: pass_site, tape }) = Running::innermost() else { return };
+    let mut state = tape.state();
+    let graph_task = autograd::graph_task();
+    if let Some(pass) = &mut state.pass
+        // With tensors on devices the message may be reached before the root of the pass.
+        && (pass.graph_task.is_none_or(|own| own == graph_task)
+            || pass.checkpoints.contains_key(&graph_task))
+        && pass.outcome.is_ok()
+    {
+        let message = format!(
+            "called at {} on no tape, and reached by {pass_site}, which may not reach the other end \
+             of the message; put its communicator on the tape by `Tape::on`",
+            site.at
+        );
+        pass.outcome = Err(Error::Argument { call: site.call, message });
+    }
 }
 
 /// The error for a call whose result a checkpoint uses without having it as an input.
@@ -184,12 +205,10 @@ fn captured(site: Site) -> Error {
 
 /// The error for a call on a tape that is reached by a backward pass that is not the tape's.
 fn foreign_pass(site: Site) -> Error {
-    let pass = RUNNING.with_borrow(|running| {
-        running.last().map_or_else(
-            || "a backward pass that is not the tape's, as `Tensor::backward` makes it".to_owned(),
-            |pass| format!("{} of another tape", pass.site),
-        )
-    });
+    let pass = Running::innermost().map_or_else(
+        || "a backward pass that is not the tape's, as `Tensor::backward` makes it".to_owned(),
+        |pass| format!("{} of another tape", pass.site),
+    );
     let message = format!(
         "called at {} on a tape, and reached by {pass}; go back by `backward` or `grad` of the tape \
          itself, or by `DataParallel::backward_on`",
