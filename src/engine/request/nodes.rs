@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tch::Tensor;
 
 use super::{Nonblocking, Request};
-use crate::autograd::{self, Device, Recording};
+use crate::autograd::{self, Device, Metadata, Recording};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
 use crate::call::buffer::Output;
@@ -84,7 +84,8 @@ impl<D: Derivative> Nodes<D> {
         traffic: Traffic,
         x: &Tensor,
     ) -> Result<WaitNode> {
-        let handle = Output::new(site.call, &[0], self.result.datatype)?.into_tensor();
+        let place = Metadata::of(x).device().into();
+        let handle = Output::at(place, site.call, &[0], self.result.datatype)?.into_tensor();
         let saved: &[&Tensor] = if D::READS { &[x] } else { &[] };
         let nodes = Arc::clone(&self);
         let collective = traffic.is_collective();
