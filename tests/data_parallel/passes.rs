@@ -5,7 +5,7 @@ use tch::nn::{self, OptimizerConfig};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::common::store::store_of;
-use crate::common::tensors::{ones, tensor};
+use crate::common::tensors::{ones, tensor, zeros};
 use crate::common::{Context, works};
 use crate::models::{
     assert_close, batch, gradients_on_one_rank, perceptron, small_buckets, trained,
@@ -70,10 +70,10 @@ pub fn gradients_that_share_memory(context: &Context) -> Result<()> {
         let w = [0.5, 1.5].map(|x| tensor(&[x, x]).set_requires_grad(true));
         let model = trained(world, &w, options)?;
         let tape = world.tape();
-        let mut sum = Tensor::from(0.0);
+        let mut sum = zeros(&[]);
         for _ in 0..3 {
             let held = w.each_ref().map(Tensor::shallow_clone);
-            let one = Tensor::from(1.0).set_requires_grad(true);
+            let one = ones(&[], Kind::Double).set_requires_grad(true);
             let part = tape.checkpoint(&[&one], move |one| Ok(vec![loss(&held) * &one[0]]))?;
             sum += &part[0];
         }
