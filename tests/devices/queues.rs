@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use crate::common::passes::CREATE_GRAPH;
 use crate::common::ring::neighbours;
 use crate::common::{Context, works};
-use crate::{Place, leaf, moved, with_delay};
+use crate::{PLACES, Place, leaf, moved, with_delay};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -16,6 +16,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         other_queues_on_each_rank,
         dead_branches_in_either_queue,
         started_calls_in_both_queues,
+        started_calls_without_a_tape,
         second_derivatives,
         a_pass_within_a_pass,
     ]
@@ -159,6 +160,29 @@ fn started_calls_in_both_queues(context: &Context) -> Result<()> {
         assert_close(&with_delay(delay, || gradient(&|turn| place(world, turn)))?, &expected);
         let on = |turn: i32| [Some(0), None][turn as usize % 2];
         assert_close(&with_delay(delay, || gradient(&on))?, &expected);
+    }
+    works(world)
+}
+
+/// All nodes of a device's calls are in its queue, the starts too: they run in the reverse order of their
+/// creation, as on the host.
+fn started_calls_without_a_tape(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let x = leaf(&testing::random(world, &[3], Kind::Double)?, None);
+    let gradient = |place: Place| -> Result<Tensor> {
+        let x = leaf(&x, place).set_requires_grad(true);
+        let before = world.scan(&x.cos(), Op::Sum)?;
+        let then = world.all_reduce(&x.sin(), Op::Mean)?;
+        // The adjoint of `then` comes after that of this one, and before that of the scan.
+        let last = world.iall_reduce(&then.square(), Op::Sum)?.wait()?;
+        (last * before).sum(Kind::Double).f_backward()?;
+        Ok(x.grad())
+    };
+    let expected = gradient(None)?;
+    for delay in [0, 2] {
+        for place in PLACES.map(|place| place(world.rank())) {
+            assert_close(&with_delay(delay, || gradient(place))?, &expected);
+        }
     }
     works(world)
 }
