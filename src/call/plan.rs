@@ -196,6 +196,14 @@ struct InPlaceMemory {
     ready: Option<Arc<Event>>,
 }
 
+/// The memory that a call is made with.
+struct Used<'u> {
+    buffers: Buffers,
+    /// The tensors that it is of: what MPI reads, and what it writes.
+    tensors: [&'u Tensor; 2],
+    pieces: Pieces<'u>,
+}
+
 /// The pieces in which a call is made.
 #[derive(Clone, Copy)]
 struct Pieces<'p> {
@@ -322,13 +330,14 @@ impl<'x> Plan<'x> {
         }
         let _current = direct.map(Current::set);
         let buffers = self.buffers(comm, send, output.data());
-        let used = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
+        let tensors = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
         // What MPI writes is the result.
         let home_of_pieces = home.as_ref().filter(|_| matches!(self.finish, Finish::Nothing));
         let pieces = Pieces { list: pieces.as_deref(), home: home_of_pieces };
         let is_filled = pieces.list.is_some() && pieces.home.is_some();
+        let used = Used { buffers, tensors, pieces };
         // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
-        let made = unsafe { self.carry_out(site, comm, buffers, used, pieces, made, handed_over) }?;
+        let made = unsafe { self.carry_out(site, comm, used, made, handed_over) }?;
         let home = Home { tensor: home, is_filled, free: None };
         self.finish.apply(site, output.into_tensor(), home, self.input.datatype(), &made)
     }
@@ -460,12 +469,12 @@ impl<'x> Plan<'x> {
             _ => in_place,
         };
         let buffers = self.buffers(comm, send, receive);
-        let used = [sent, &*x];
         let pieces = self.cut(made.way());
         let pieces = Pieces { list: pieces.as_deref(), home: None };
+        let used = Used { buffers, tensors: [sent, &*x], pieces };
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank on which MPI writes one.
-        unsafe { self.carry_out(site, comm, buffers, used, pieces, made, handed_over) }?;
+        unsafe { self.carry_out(site, comm, used, made, handed_over) }?;
         let _recording = Recording::off();
         match self.finish.filling(self.input.datatype().kind) {
             Some(value) => drop(x.f_fill_(value)?),
@@ -496,16 +505,14 @@ impl<'x> Plan<'x> {
     /// Makes the call and waits for its end; see [`run`](Self::run).
     ///
     /// # Safety
-    /// `buffers` is as large as the plan says, and MPI may use it. It is in the memory of the tensors
-    /// `used`. What MPI writes does not overlap what it reads, unless the call is made in place.
+    /// The buffers are as large as the plan says, in the memory of the tensors, and MPI may use them. What
+    /// MPI writes does not overlap what it reads, unless the call is made in place.
     #[inline]
     unsafe fn carry_out(
         &self,
         site: Site,
         comm: &Handle,
-        buffers: Buffers,
-        used: [&Tensor; 2],
-        pieces: Pieces,
+        Used { buffers, tensors, pieces }: Used,
         mut made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<Made> {
@@ -524,12 +531,12 @@ impl<'x> Plan<'x> {
                 // SAFETY: as above; the piece is one of the elements.
                 unsafe { buffers.part(piece.range).call(&self.call, &mut made) }?;
                 match pieces.home {
-                    Some(home) => staging::bring_piece(site, used[1], home, piece),
+                    Some(home) => staging::bring_piece(site, tensors[1], home, piece),
                     None => Ok(()),
                 }
             });
             if let Some(home) = pieces.home {
-                staging::keep_until_copied(site, used[1].shallow_clone(), home)?;
+                staging::keep_until_copied(site, tensors[1].shallow_clone(), home)?;
             }
             outcome
         });
@@ -551,7 +558,7 @@ impl<'x> Plan<'x> {
         });
         if !made.has_ended() {
             // MPI may still use the buffers, so they are never freed.
-            for tensor in used {
+            for tensor in tensors {
                 std::mem::forget(Pinned::new(site.call, tensor));
             }
             std::mem::forget(made);

@@ -59,7 +59,9 @@ int32_t stand_in_device_of(const at::Tensor *tensor) {
   return tensor->device().type() == kType ? tensor->device().index() : -1;
 }
 
-at::Tensor *stand_in_meta(const at::Tensor *tensor) { return new at::Tensor(tensor->to(at::kMeta)); }
+at::Tensor *stand_in_meta(const at::Tensor *tensor) {
+  return new at::Tensor(tensor->to(at::kMeta));
+}
 
 bool stand_in_is_on_device(const at::Tensor *tensor) { return tensor->device().type() == kType; }
 
