@@ -146,7 +146,7 @@ fn every_picture_is_in_the_guide() {
         let is_included = |page: &&str| {
             page.lines().any(|l| l.starts_with("#![doc = include_str!(\"") && l.ends_with(&line))
         };
-        assert!(pages.iter().any(|page| is_included(page)), "{name} is in no page");
+        assert!(pages.iter().any(is_included), "{name} is in no page");
     }
 }
 
