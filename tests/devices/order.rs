@@ -16,6 +16,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         an_adjoint_reads_what_the_device_has_computed,
         results_that_nobody_has_waited_for,
         many_started_at_once,
+        copies_keep_no_graph,
         a_tensor_changed_after_the_call,
         a_start_does_not_wait_for_the_device,
         a_test_does_not_wait_for_the_device,
@@ -137,6 +138,22 @@ fn results_that_nobody_has_waited_for(context: &Context) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What stays until the device has copied it is memory, and nothing else that hangs on the tensors.
+fn copies_keep_no_graph(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let before = testing::live_pullbacks();
+    with_delay(50, || -> Result<()> {
+        let x = leaf(&random(world, 3)?, Some(0)).set_requires_grad(true);
+        let y = world.all_reduce(&(&x * 2.0), Op::Max)?;
+        let mut z = world.iall_reduce(&y, Op::Sum)?.wait()?;
+        world.all_reduce_(&mut z, Op::Sum)?;
+        assert!(testing::live_pullbacks() > before);
+        Ok(())
+    })?;
+    assert_eq!(testing::live_pullbacks(), before);
+    works(world)
 }
 
 /// Each has memory of its own from its start to the end of its copies.
