@@ -51,6 +51,8 @@ test-hosts: ## run the tests on 2 ranks on two hosts, joined by a slow wire, on 
 test-cuda: ## run the tests of MPI with CUDA tensors, on a machine with a GPU, which ranks may share; ARGS='...'
 	@$(call setup,--every-mpi --cuda)
 	export MPI4TCH_TEST_DEVICE=cuda
+	# With rsmpi, a start would wait for its copy.
+	export MPI4TCH_TEST_FEATURES=$${MPI4TCH_TEST_FEATURES-}
 	# Elsewhere, as cargo would compile torch-sys anew for each change of libtorch.
 	$(target_folder)
 	export CARGO_TARGET_DIR=$$folder/cuda
