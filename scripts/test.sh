@@ -99,6 +99,7 @@ done
 
 if ! $is_short && [[ $# == 0 ]]; then
     printf '\n==== Tests on %s, on 3 ranks, with tensors on a device ====\n\n' "$mpi"
+    unset MPI4TCH_TEST_ALL MPI4TCH_TEST_LARGE
     MPI4TCH_TEST_DEVICE=stand-in MPI4TCH_TEST_RANKS=3 run "${on_device[@]/#/--test=}"
 fi
 
