@@ -75,8 +75,9 @@ void mpi4tch_drop_event(void *event);
 /* Makes the current stream of the device wait for the event. */
 char *mpi4tch_queue_wait(mpi4tch_device device, const void *event);
 
-/* Makes this the current device of its type on this thread. Returns the one that was it before. */
-mpi4tch_device mpi4tch_exchange_device(mpi4tch_device device);
+/* Makes this the current device of its type on this thread. `before` is set to the one that was it.
+ */
+char *mpi4tch_exchange_device(mpi4tch_device device, mpi4tch_device *before);
 
 /* The arguments of a pullback, valid during its call. `cotangents` has one dense tensor per output,
  * zeros if libtorch has no cotangent for it. The pullback owns these tensors and the saved ones. If

@@ -96,10 +96,11 @@ char *mpi4tch_queue_copy(const void *from, const void *to) {
   });
 }
 
-mpi4tch_device mpi4tch_exchange_device(mpi4tch_device device) {
-  const c10::Device before =
-      VirtualGuardImpl(device_of(device).type()).exchangeDevice(device_of(device));
-  return {device.type, before.index()};
+char *mpi4tch_exchange_device(mpi4tch_device device, mpi4tch_device *before) {
+  return guarded([&] {
+    const c10::Device of = device_of(device);
+    *before = {device.type, VirtualGuardImpl(of.type()).exchangeDevice(of).index()};
+  });
 }
 
 char *mpi4tch_record_event(mpi4tch_device device, void **event) {

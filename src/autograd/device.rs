@@ -128,16 +128,22 @@ pub(crate) struct Current {
 
 impl Current {
     /// For a device that a tensor is on.
-    pub(crate) fn set(device: Device) -> Self {
-        // SAFETY: libtorch has the interfaces of the device, as there is a tensor on it.
-        Self { before: Device(unsafe { shim::mpi4tch_exchange_device(device.0) }) }
+    pub(crate) fn set(call: &'static str, device: Device) -> Result<Self> {
+        let mut before = Device::CPU;
+        // SAFETY: libtorch has the interfaces of the device, as there is a tensor on it; the result
+        // outlives the call.
+        check(call, unsafe { shim::mpi4tch_exchange_device(device.0, &mut before.0) })?;
+        Ok(Self { before })
     }
 }
 
 impl Drop for Current {
     fn drop(&mut self) {
-        // SAFETY: the device was the current one before.
-        unsafe { shim::mpi4tch_exchange_device(self.before.0) };
+        let mut ours = Device::CPU;
+        // A device that was the current one is not refused.
+        // SAFETY: as above.
+        let _ =
+            check("Current", unsafe { shim::mpi4tch_exchange_device(self.before.0, &mut ours.0) });
     }
 }
 

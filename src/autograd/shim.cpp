@@ -174,16 +174,22 @@ class LeafHook final : public torch::autograd::PostAccumulateGradHook {
   std::shared_ptr<const Closure> closure_;
 };
 
-// The number of a pass. libtorch hands a thread's debug information on to the threads on which it
-// runs the thread's backward passes (at::ThreadLocalState).
-class Pass final : public c10::DebugInfoBase {
- public:
-  explicit Pass(uint64_t number) : number(number) {}
+// What is known of a pass, with those around it. libtorch hands a thread's debug information on to
+// the threads on which it runs the thread's backward passes (at::ThreadLocalState).
+struct Pass final : public c10::DebugInfoBase {
+  Pass(uint64_t number, bool accumulates) : number(number), accumulates(accumulates) {}
   const uint64_t number;
+  const bool accumulates;
 };
 
 // libtorch itself has no information of this kind.
 constexpr auto kPass = c10::DebugInfoKind::TEST_INFO_2;
+
+const Pass &current_pass() {
+  static const Pass none(0, true);
+  const auto *pass = dynamic_cast<const Pass *>(c10::ThreadLocalDebugInfo::get(kPass));
+  return pass == nullptr ? none : *pass;
+}
 
 // The hook of a leaf, of this crate or another; NULL if it has none.
 torch::autograd::PostAccumulateGradHook *hook_of(const at::Tensor &leaf) {
@@ -291,6 +297,7 @@ char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangen
                    size_t output_count, const mpi4tch_tensor *inputs, size_t input_count,
                    bool retain_graph, bool create_graph, mpi4tch_tensor *gradients) {
   return guarded([&] {
+    const c10::DebugInfoGuard pass(kPass, std::make_shared<Pass>(current_pass().number, false));
     auto result = torch::autograd::grad(
         tensors(outputs, output_count), tensors(inputs, input_count),
         tensors(cotangents, output_count), retain_graph, create_graph, /*allow_unused=*/true);
@@ -369,18 +376,17 @@ void mpi4tch_remove_hook(const void *leaf, const void *state) {
 int32_t mpi4tch_graph_task(void) { return torch::autograd::get_current_graph_task_id(); }
 
 void *mpi4tch_enter_pass(uint64_t number) {
-  return new c10::DebugInfoGuard(kPass, std::make_shared<Pass>(number));
+  return new c10::DebugInfoGuard(kPass, std::make_shared<Pass>(number, current_pass().accumulates));
 }
 
 void mpi4tch_leave_pass(void *entered) { delete static_cast<c10::DebugInfoGuard *>(entered); }
 
-uint64_t mpi4tch_current_pass(void) {
-  const auto *pass = dynamic_cast<const Pass *>(c10::ThreadLocalDebugInfo::get(kPass));
-  return pass == nullptr ? 0 : pass->number;
-}
+uint64_t mpi4tch_current_pass(void) { return current_pass().number; }
 
 bool mpi4tch_accumulates(void) {
-  return torch::autograd::Engine::get_default_engine().is_checkpoint_valid();
+  // libtorch knows it only on the thread that began the pass.
+  return torch::autograd::Engine::get_default_engine().is_checkpoint_valid() &&
+         current_pass().accumulates;
 }
 
 char *mpi4tch_has_other_leaves(const mpi4tch_tensor *outputs, size_t output_count,

@@ -227,12 +227,12 @@ pub enum Error {
         call: &'static str,
     },
 
-    /// The tensor is not in host memory.
-    #[error("{call}: the tensor is on device {device}; move it to the CPU first")]
+    /// The tensor is neither in host memory nor on a device from which it can be copied there.
+    #[error("{call}: the tensor is on device {device}, whose tensors cannot be copied to MPI")]
     Device {
         /// The operation.
         call: &'static str,
-        /// The tensor's device, as libtorch names it: `cuda:0`.
+        /// The tensor's device, as libtorch names it: `meta`.
         device: String,
     },
 

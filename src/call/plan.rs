@@ -255,7 +255,8 @@ impl Launch {
     /// ended.
     pub(crate) unsafe fn run(self, made: &mut Made) -> Result<()> {
         made.keep_tensors(self.kept);
-        let _current = self.direct.map(Current::set);
+        let call = "start";
+        let _current = self.direct.map(|device| Current::set(call, device)).transpose()?;
         // SAFETY: MPI can be called. The buffers are as large as the plan says, and the output is
         // new, so it does not overlap the input. Both are kept for as long as `made` is.
         unsafe { self.buffers.call(&self.call, made) }
@@ -324,11 +325,12 @@ impl<'x> Plan<'x> {
             return Ok(result);
         }
         let memory = self.memory(site, comm, made.way())?;
-        let Memory { staged, busy: _busy, send, output, home, ready, direct, pieces } = memory;
+        let Memory { staged, busy: _busy, send, output, home, ready, free: _, direct, pieces } =
+            memory;
         if let Some(ready) = ready {
             ready.wait(site.call)?;
         }
-        let _current = direct.map(Current::set);
+        let _current = direct.map(|device| Current::set(site.call, device)).transpose()?;
         let buffers = self.buffers(comm, send, output.data());
         let tensors = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
         // What MPI writes is the result.
@@ -351,25 +353,20 @@ impl<'x> Plan<'x> {
         x: &Tensor,
     ) -> Result<(Launch, Completion)> {
         let memory = self.memory(site, comm, Way::Polls)?;
-        let Memory { staged, busy, send, output, home, ready, direct, pieces: _ } = memory;
+        let Memory { staged, busy, send, output, home, ready, free, direct, pieces: _ } = memory;
         let buffers = self.buffers(comm, send, output.data());
         // A receive does not read the tensor that it is given.
         let reads = !matches!(self.call, Call::Receive(_));
-        // Host memory that MPI only writes is ready at once.
-        let is_only_written = home.is_some()
-            && staged.is_none()
-            && !matches!(self.call, Call::Broadcast { root } if root == comm.rank());
-        let ready_to_launch = ready.clone().filter(|_| !is_only_written);
         let input = (reads && home.is_none())
             .then(|| Pinned::new(site.call, self.input.sent()))
             .transpose()?;
         let kept = Kept { input, staged, busy, output: output.tensor().shallow_clone() };
         let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, kept, ready: ready_to_launch, direct };
+        let launch = Launch { buffers, call: self.call, kept, ready, direct };
         // Of the tensor that a receive is given, only the shape and kind are used.
         let given = (!launch.receives()).then(|| (x.shallow_clone(), autograd::version(x)));
         let written = output.into_tensor();
-        let home = Home { tensor: home, is_filled: false, free: ready };
+        let home = Home { tensor: home, is_filled: false, free };
         Ok((launch, Completion { written, home, finish: self.finish, datatype, given }))
     }
 
@@ -384,7 +381,7 @@ impl<'x> Plan<'x> {
     ) -> Result<(Launch, Completion)> {
         assert_eq!(self.input.data(), data.cast_const(), "the tensor itself is sent");
         let access = self.access(comm, Way::Polls);
-        let InPlaceMemory { staged, busy, ready } = self.memory_in_place(site, access)?;
+        let InPlaceMemory { staged, busy, ready } = self.memory_in_place(site, access, None)?;
         let written = staged.as_ref().unwrap_or(x).shallow_clone();
         let data = if staged.is_some() { Metadata::of(&written).data().cast_mut() } else { data };
         let buffers = self.buffers(comm, mpi_sys::MPI_IN_PLACE.cast_const(), data);
@@ -398,13 +395,19 @@ impl<'x> Plan<'x> {
     }
 
     /// The memory for a call in place, if it is not that of the host.
-    fn memory_in_place(&self, site: Site, access: Access) -> Result<InPlaceMemory> {
+    fn memory_in_place(
+        &self,
+        site: Site,
+        access: Access,
+        pieces: Option<&mut [Piece]>,
+    ) -> Result<InPlaceMemory> {
         match access {
             Access::Host => Ok(InPlaceMemory::default()),
             Access::Staged(_) => {
                 let staged = staging::room_for(site, &self.input)?;
-                let busy = staging::stage(site, &self.input, staged.shallow_clone(), None)?;
-                let ready = Some(busy.until());
+                let is_whole = pieces.is_none();
+                let busy = staging::stage(site, &self.input, staged.shallow_clone(), pieces)?;
+                let ready = is_whole.then(|| busy.until());
                 Ok(InPlaceMemory { staged: Some(staged), busy: Some(busy), ready })
             }
             Access::Direct(device) => {
@@ -449,13 +452,16 @@ impl<'x> Plan<'x> {
         handed_over: impl FnOnce(),
     ) -> Result<()> {
         let access = self.access(comm, made.way());
-        let InPlaceMemory { staged, busy: _busy, ready } = self.memory_in_place(site, access)?;
+        let mut pieces = self.cut(made.way());
+        let memory = self.memory_in_place(site, access, pieces.as_deref_mut())?;
+        let InPlaceMemory { staged, busy: _busy, ready } = memory;
         if let Some(ready) = ready {
             ready.wait(site.call)?;
         }
-        let _current = access.direct().map(Current::set);
+        let _current = access.direct().map(|device| Current::set(site.call, device)).transpose()?;
         // If x is not contiguous, the input is a copy of it. The call is then made in place on the
         // copy, as all ranks must give MPI_IN_PLACE, or none (MPI 3.1, 5.2.1).
+        let x_data = data;
         let copied = staged.is_some() || self.input.data() != data.cast_const();
         let sent = staged.as_ref().unwrap_or(self.input.sent());
         let data = if copied { Metadata::of(sent).data().cast_mut() } else { data };
@@ -469,15 +475,20 @@ impl<'x> Plan<'x> {
             _ => in_place,
         };
         let buffers = self.buffers(comm, send, receive);
-        let pieces = self.cut(made.way());
-        let pieces = Pieces { list: pieces.as_deref(), home: None };
-        let used = Used { buffers, tensors: [sent, &*x], pieces };
+        // What MPI writes is the result, and x is as it is in memory.
+        let home = matches!(self.finish, Finish::Nothing)
+            && staged.is_some()
+            && self.input.data() == x_data.cast_const();
+        let pieces = Pieces { list: pieces.as_deref(), home: home.then_some(&*x) };
+        let is_filled = pieces.list.is_some() && home;
+        let used = Used { buffers, tensors: [sent, staged.as_ref().unwrap_or(x)], pieces };
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank on which MPI writes one.
         unsafe { self.carry_out(site, comm, used, made, handed_over) }?;
         let _recording = Recording::off();
         match self.finish.filling(self.input.datatype().kind) {
             Some(value) => drop(x.f_fill_(value)?),
+            None if is_filled => (),
             None => match staged {
                 Some(staged) => staging::bring_home(site, staged, x)?,
                 None if copied => x.f_copy_(self.input.sent())?,
@@ -517,6 +528,8 @@ impl<'x> Plan<'x> {
         handed_over: impl FnOnce(),
     ) -> Result<Made> {
         let environment = comm.environment();
+        // If a piece cannot be copied, the others are sent all the same: other ranks wait for them.
+        let mut copied = Ok(());
         let outcome = environment.call(site, || {
             let Some(list) = pieces.list else {
                 // SAFETY: the input is contiguous and holds as many elements of this datatype as the
@@ -524,27 +537,27 @@ impl<'x> Plan<'x> {
                 // gives permission.
                 return unsafe { buffers.call(&self.call, &mut made) };
             };
-            let outcome = list.iter().try_for_each(|piece| {
-                if let Some(staged) = &piece.staged {
-                    staged.wait(site.call)?;
+            for piece in list {
+                if let (Some(staged), Ok(())) = (&piece.staged, &copied) {
+                    copied = staged.wait(site.call);
                 }
                 // SAFETY: as above; the piece is one of the elements.
                 unsafe { buffers.part(piece.range).call(&self.call, &mut made) }?;
-                match pieces.home {
-                    Some(home) => staging::bring_piece(site, tensors[1], home, piece),
-                    None => Ok(()),
+                if let (Some(home), Ok(())) = (pieces.home, &copied) {
+                    copied = staging::bring_piece(site, tensors[1], home, piece);
                 }
-            });
-            if let Some(home) = pieces.home {
-                staging::keep_until_copied(site, tensors[1].shallow_clone(), home)?;
             }
-            outcome
+            Ok(())
         });
+        if let (Some(_), Some(home)) = (pieces.list, pieces.home) {
+            let kept = staging::keep_until_copied(site, tensors[1].shallow_clone(), home);
+            copied = copied.and(kept);
+        }
         if outcome.is_ok() {
             handed_over();
         }
         if made.has_ended() {
-            return outcome.map(|()| made);
+            return outcome.and(copied).map(|()| made);
         }
         let outcome = outcome.and_then(|()| {
             environment.wait_until(site, || {

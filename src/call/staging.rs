@@ -84,8 +84,10 @@ pub(super) struct Memory {
     pub(super) output: Output,
     /// The result on the device, if the output is in host memory.
     pub(super) home: Option<Tensor>,
-    /// Passes when the device has done with all of this memory.
+    /// Passes when MPI may use the memory; of a call in pieces each has an event of its own.
     pub(super) ready: Option<Arc<Event>>,
+    /// Passes when `home` may be written on another stream than the one that it was made on.
+    pub(super) free: Option<Arc<Event>>,
     /// The device whose memory MPI gets pointers to.
     pub(super) direct: Option<Device>,
     /// The pieces in which the call is made; `None` if it is made at once.
@@ -162,6 +164,7 @@ impl Plan<'_> {
             output,
             home: None,
             ready: None,
+            free: None,
             direct: access.direct(),
             pieces: self.cut(way),
         };
@@ -199,11 +202,12 @@ impl Plan<'_> {
             None
         };
         match filled {
-            None => memory.ready = Some(Arc::new(Event::record(site.call, device)?)),
+            // Host memory that MPI only writes is ready at once.
+            None => memory.free = Some(Arc::new(Event::record(site.call, device)?)),
             Some(filled) => {
                 let busy = stage(site, &self.input, filled, memory.pieces.as_deref_mut())?;
-                // Of a call in pieces each has an event of its own.
                 memory.ready = memory.pieces.is_none().then(|| busy.until());
+                memory.free = Some(busy.until());
                 memory.busy = Some(busy);
             }
         }
@@ -262,7 +266,7 @@ pub(super) struct Busy {
     until: Arc<Event>,
 }
 
-/// What nobody needs any more, but the devices.
+/// Host memory that is kept only until the devices have done with it.
 static KEPT: Mutex<Vec<Busy>> = Mutex::new(Vec::new());
 
 impl Busy {

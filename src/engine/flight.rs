@@ -127,9 +127,15 @@ impl Flight {
         if is_proposed {
             flights.queue(&flight.0);
         } else {
-            let List { departures, expected, .. } = &mut *flights.list();
-            // SAFETY: as above.
-            unsafe { departures.add(&flight.0, expected) }?;
+            let departed = flight.0.wait_if_it_must_depart().and_then(|()| {
+                let List { departures, expected, .. } = &mut *flights.list();
+                // SAFETY: as above.
+                unsafe { departures.add(&flight.0, expected) }
+            });
+            if let Err(error) = departed {
+                flight.0.give_up();
+                return Err(error);
+            }
         }
         // SAFETY: as above.
         unsafe { environment.advance() };

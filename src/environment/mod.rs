@@ -40,8 +40,8 @@ use watch::Watch;
 /// The order in which locks are taken: first the permission to call MPI ([`Environment::enter`]),
 /// which a thread must not ask for while it holds another lock. Then the list of started calls,
 /// then a single started call, then the order of a communicator's calls. The list of a
-/// communicator's children is locked before those of the children. No thread waits while it holds
-/// one of the rest.
+/// communicator's children is locked before those of the children. No thread waits for another rank
+/// while it holds one of the rest.
 #[derive(Debug)]
 pub(crate) struct Environment {
     handles: Handles,

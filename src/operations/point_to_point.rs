@@ -298,6 +298,8 @@ impl Communicator {
         let envelope = self.envelope(source, tag)?;
         self.check_envelope(site.call, "source", &envelope)?;
         let (source, tag) = envelope.to_mpi();
+        // A started receive that waits behind one of them must be known.
+        self.flights().let_depart(site, self)?;
         let probed = self.environment().wait(site, || {
             let (mut found, mut status) = (0, Status::none());
             // SAFETY: the context is a valid communicator, as `wait` gives permission; the others

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::expected::Expected;
 use super::{Stage, StartedCall};
+use crate::base::check::Check;
 use crate::base::error::{Error, Result};
 use crate::base::way::Way;
 use crate::call::Made;
@@ -33,18 +34,17 @@ impl Departures {
         expected: &mut Expected,
     ) -> Result<()> {
         let (comm, environment) = (call.comm.identity(), call.comm.environment());
-        if !self.are_due(comm) {
-            if environment.is_shared() {
-                // The program may wait in an MPI call of its own, in which no call departs.
-                call.wait_until_ready()?;
-            }
-            if call.is_ready()? {
-                // SAFETY: passed on to the caller.
-                return unsafe { depart(call, expected) };
-            }
+        if !self.are_due(comm) && call.is_ready()? {
+            // SAFETY: passed on to the caller.
+            return unsafe { depart(call, expected) };
         }
         self.0.entry(comm).or_default().push_back(Arc::clone(call));
         environment.note_queued();
+        // Another thread may have shared MPI since.
+        if environment.is_shared() {
+            // SAFETY: passed on to the caller.
+            unsafe { self.post(expected) };
+        }
         Ok(())
     }
 
@@ -87,6 +87,24 @@ impl Departures {
 }
 
 impl StartedCall {
+    /// Waits for the device if this rank may wait inside MPI before the call has departed: in a call of
+    /// the program's own, or in one that the ranks have not agreed on.
+    pub(super) fn wait_if_it_must_depart(&self) -> Result<()> {
+        let environment = self.comm.environment();
+        if environment.is_shared() || environment.check() == Check::None {
+            return self.wait_until_ready();
+        }
+        Ok(())
+    }
+
+    /// Gives up a call that has not departed.
+    pub(super) fn give_up(&self) {
+        let stage = &mut self.progress().stage;
+        if matches!(stage, Stage::Granted(..)) {
+            *stage = Stage::Over;
+        }
+    }
+
     /// Whether a device is not at work on the buffers any more.
     fn is_ready(&self) -> Result<bool> {
         match &self.progress().stage {
