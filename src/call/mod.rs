@@ -2,8 +2,9 @@
 //!
 //! An operation describes the call that it needs by a [`Plan`]: the function, its arguments and its
 //! tensors, which are an [`Input`](buffer::Input) and an [`Output`](buffer::Output), cut into
-//! [`blocks`] where each rank has a part. Tensors on devices go by way of [`staging`]. The functions are called, blocking or not, in [`buffers`]
-//! [`message`] and [`exchange`], and in [`wide`] if a count does not fit MPI's `int`.
+//! [`blocks`] where each rank has a part. Tensors on devices go by way of [`staging`]. The functions are
+//! called, blocking or not, in [`buffers`], [`message`] and [`exchange`], and in [`wide`] if a count does
+//! not fit MPI's `int`.
 
 pub(crate) mod blocks;
 pub(crate) mod buffer;
