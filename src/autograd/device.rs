@@ -1,6 +1,6 @@
 //! Devices other than the CPU: memory on them and near them, copies, and events.
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 use std::fmt;
 use std::ptr::{self, NonNull};
 
@@ -62,12 +62,7 @@ pub(crate) fn empty_on(
     shape: &[i64],
     scalar_type: i32,
 ) -> Result<(Tensor, *mut c_void)> {
-    made(call, |tensor, data| {
-        // SAFETY: `shape` is a valid slice, and the results are written before the call returns.
-        unsafe {
-            shim::mpi4tch_empty_on(device.0, shape.as_ptr(), shape.len(), scalar_type, tensor, data)
-        }
-    })
+    made(shim::mpi4tch_empty_on, device, call, shape, scalar_type)
 }
 
 /// As [`empty_on`], in pinned host memory, which the device can copy from and to while the host goes
@@ -78,27 +73,31 @@ pub(crate) fn empty_near(
     shape: &[i64],
     scalar_type: i32,
 ) -> Result<(Tensor, *mut c_void)> {
-    made(call, |tensor, data| {
-        // SAFETY: as above.
-        unsafe {
-            shim::mpi4tch_empty_near(
-                device.0,
-                shape.as_ptr(),
-                shape.len(),
-                scalar_type,
-                tensor,
-                data,
-            )
-        }
-    })
+    made(shim::mpi4tch_empty_near, device, call, shape, scalar_type)
 }
 
+/// A function of the shim that makes a tensor.
+type Make = unsafe extern "C" fn(
+    shim::mpi4tch_device,
+    *const i64,
+    usize,
+    i32,
+    *mut shim::mpi4tch_tensor,
+    *mut *mut c_void,
+) -> *mut c_char;
+
 fn made(
+    make: Make,
+    device: Device,
     call: &'static str,
-    make: impl FnOnce(&mut shim::mpi4tch_tensor, &mut *mut c_void) -> *mut std::ffi::c_char,
+    shape: &[i64],
+    scalar_type: i32,
 ) -> Result<(Tensor, *mut c_void)> {
     let (mut tensor, mut data) = (ptr::null_mut(), ptr::null_mut());
-    check(call, make(&mut tensor, &mut data))?;
+    // SAFETY: `shape` is a valid slice, and the results are written before the call returns.
+    let error =
+        unsafe { make(device.0, shape.as_ptr(), shape.len(), scalar_type, &mut tensor, &mut data) };
+    check(call, error)?;
     // SAFETY: without an error, `tensor` is a new at::Tensor that nobody else owns.
     Ok((unsafe { Tensor::from_ptr(tensor.cast()) }, data))
 }
@@ -115,7 +114,8 @@ pub(crate) fn moved(call: &'static str, x: &Tensor, device: Device) -> Result<Te
 }
 
 /// Copies a tensor on a device to one near it, or back, on the device's current stream. The host does
-/// not wait for the copy, so both must be kept until an [`Event`] after it has passed.
+/// not wait for the copy, so the memory near the device must be kept until an [`Event`] after it has
+/// passed.
 pub(crate) fn queue_copy(call: &'static str, from: &Tensor, to: &Tensor) -> Result<()> {
     // SAFETY: both are valid at::Tensors that outlive the call; the caller keeps them longer.
     check(call, unsafe { shim::mpi4tch_queue_copy(from.as_ptr().cast(), to.as_ptr().cast()) })
