@@ -1,6 +1,6 @@
 //! Messages of one rank to another come in the order of the calls, wherever the tensors are.
 
-use mpi4tch::{Communicator, Request, Result, Source, TagMatch, wait_all};
+use mpi4tch::{Communicator, Request, Result, Source, TagMatch, mpi_sys, testing, wait_all};
 use tch::{Kind, Tensor};
 
 use crate::common::ring::neighbours;
@@ -14,6 +14,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         receives_take_messages_in_their_order,
         a_probe_sees_the_first_message,
         statuses,
+        a_message_leaves_while_its_sender_is_in_a_raw_call,
     ]
 }
 
@@ -139,6 +140,33 @@ fn statuses(context: &Context) -> Result<()> {
         assert_eq!(status.count(Kind::Double), Some(6));
         assert_is(&y, 6, 4);
         let _ = request.wait()?;
+    }
+    works(world)
+}
+
+/// A program that waits in MPI calls of its own does not advance ours: what it has started is handed to
+/// MPI before, once the device has come so far.
+fn a_message_leaves_while_its_sender_is_in_a_raw_call(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (rank, last) = (world.rank(), world.size() - 1);
+    for is_shared_before in [false, true] {
+        with_delay(50, || -> Result<()> {
+            if is_shared_before {
+                let _ = world.as_raw();
+            }
+            // From even ranks to odd ones, which come to the barrier with the message.
+            let sends = rank % 2 == 0 && rank < last;
+            let start = || world.isend(&(message(5, 3, Some(0)) * 1.0), rank + 1, 3);
+            let sent = sends.then(start).transpose()?;
+            let raw = world.as_raw();
+            if rank % 2 == 1 {
+                assert_is(&world.recv(&message(5, -1, Some(1)), rank - 1, 3)?, 5, 3);
+            }
+            // SAFETY: all ranks make this call, on a communicator that is alive.
+            unsafe { mpi_sys::MPI_Barrier(raw) };
+            sent.map_or(Ok(()), |sent| sent.wait().map(drop))
+        })?;
+        testing::assume_no_foreign_calls()?;
     }
     works(world)
 }

@@ -22,6 +22,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         a_test_does_not_wait_for_the_device,
         another_stream_at_the_wait,
         another_stream_in_the_call,
+        memory_that_another_stream_is_at_work_on,
         started_calls_come_in_their_order,
         blocking_calls_come_after_started_ones,
         requests_that_are_dropped,
@@ -312,6 +313,31 @@ fn another_stream_at_the_wait(context: &Context) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The result of a receive is in memory that the stream of its start has been given to work on before,
+/// and is still to be written by it when the message comes, on another stream.
+fn memory_that_another_stream_is_at_work_on(context: &Context) -> Result<()> {
+    let world = &context.world;
+    let (right, left) = neighbours(world);
+    let x = random(world, 20)?;
+    let all = world.all_gather(&leaf(&x, None).unsqueeze(0), 0)?;
+    let place = world.rank() % 2;
+    let like = leaf(&x, Some(place));
+    let request = with_delay(200, || {
+        let _ = like.zeros_like().fill_(7.0);
+        world.irecv(&like, left, 0)
+    })?;
+    let _ = world.send(&leaf(&x, None), right, 0)?;
+    let y = stand_in::on_new_stream(place, || -> Result<Tensor> {
+        let y = request.wait()?;
+        // It is there for this stream, and stays.
+        assert_close(&y, &all.get(left.into()), "the message");
+        Ok(y)
+    })?;
+    stand_in::synchronize(place);
+    assert_close(&y, &all.get(left.into()), "the message later");
+    works(world)
 }
 
 /// All copies of a blocking call are on the stream that is current, whatever the others do.
