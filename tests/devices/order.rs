@@ -321,14 +321,15 @@ fn memory_that_another_stream_is_at_work_on(context: &Context) -> Result<()> {
     let world = &context.world;
     let (right, left) = neighbours(world);
     let x = random(world, 20)?;
-    let all = world.all_gather(&leaf(&x, None).unsqueeze(0), 0)?;
+    let sent = leaf(&x, None);
+    let all = world.all_gather(&sent.unsqueeze(0), 0)?;
     let place = world.rank() % 2;
     let like = leaf(&x, Some(place));
     let request = with_delay(200, || {
         let _ = like.zeros_like().fill_(7.0);
         world.irecv(&like, left, 0)
     })?;
-    let _ = world.send(&leaf(&x, None), right, 0)?;
+    let _ = world.send(&sent, right, 0)?;
     let y = stand_in::on_new_stream(place, || -> Result<Tensor> {
         let y = request.wait()?;
         // It is there for this stream, and stays.
