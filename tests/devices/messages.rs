@@ -65,7 +65,7 @@ fn a_message_from_host_memory_does_not_overtake(context: &Context) -> Result<()>
     for count in COUNTS {
         for places in ORDERS {
             for blocking in [None, Some(1), Some(3)] {
-                with_delay(20, || -> Result<()> {
+                with_delay(8, || -> Result<()> {
                     let like = message(count, -1, None);
                     // A blocking send may wait for its receive, which is started before.
                     let receives = (0..places.len()).map(|_| world.irecv(&like, left, 3));
