@@ -127,15 +127,13 @@ impl Flight {
         if is_proposed {
             flights.queue(&flight.0);
         } else {
-            let departed = flight.0.wait_if_it_must_depart().and_then(|()| {
+            flight.0.wait_if_it_must_depart();
+            {
                 let List { departures, expected, .. } = &mut *flights.list();
                 // SAFETY: as above.
-                unsafe { departures.add(&flight.0, expected) }
-            });
-            if let Err(error) = departed {
-                flight.0.give_up();
-                return Err(error);
+                unsafe { departures.add(&flight.0, expected) };
             }
+            flight.0.progress().take_error()?;
         }
         // SAFETY: as above.
         unsafe { environment.advance() };
@@ -251,16 +249,30 @@ impl Progress {
                 }
             };
         }
-        let Stage::Granted(launch, _) = &self.stage else { return };
-        match launch.is_ready(call) {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => return self.stage = Stage::Failed(error),
+        if self.is_ready(call) {
+            // SAFETY: passed on to the caller.
+            unsafe { self.launch(Made::new(Way::Polls)) };
         }
+    }
+
+    /// Whether the call can be handed to MPI: its turn has come, and no device is at work on its buffers
+    /// any more.
+    fn is_ready(&mut self, call: &'static str) -> bool {
+        let Stage::Granted(launch, _) = &self.stage else { return false };
+        launch.is_ready(call).unwrap_or_else(|error| {
+            self.stage = Stage::Failed(error);
+            false
+        })
+    }
+
+    /// Hands the call to MPI.
+    ///
+    /// # Safety
+    /// MPI can be called, and the call [is ready](Self::is_ready).
+    unsafe fn launch(&mut self, mut made: Made) {
         let Stage::Granted(launch, turn) = std::mem::replace(&mut self.stage, Stage::Over) else {
             unreachable!("its turn has come")
         };
-        let mut made = Made::new(Way::Polls);
         // SAFETY: passed on to the caller; what is made is kept to the end, or forgotten.
         self.stage = match unsafe { launch.run(&mut made) } {
             Ok(()) => {
@@ -274,6 +286,17 @@ impl Progress {
                 Stage::Failed(error)
             }
         };
+    }
+
+    /// The error of a call that has failed, if it has.
+    fn take_error(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Failed(error) => Err(error),
+            other => {
+                self.stage = other;
+                Ok(())
+            }
+        }
     }
 
     /// # Safety
