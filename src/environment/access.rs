@@ -1,8 +1,6 @@
 //! Permission to call MPI: from its initialization to its finalization, on threads that its thread
 //! level allows.
 
-use std::sync::atomic::Ordering;
-
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 
 use super::Environment;
@@ -10,19 +8,6 @@ use crate::base::error::{Error, Result};
 use crate::base::thread_level::ThreadLevel;
 
 impl Environment {
-    /// Whether several threads call MPI in turn, so that one that waits inside MPI blocks the
-    /// others.
-    #[inline]
-    pub(super) fn serializes_threads(&self) -> bool {
-        if self.level != ThreadLevel::Serialized {
-            return false;
-        }
-        if std::thread::current().id() != self.main {
-            self.has_threads.store(true, Ordering::Relaxed);
-        }
-        self.has_threads.load(Ordering::Relaxed)
-    }
-
     /// An error if this thread may not call MPI, or if MPI has been finalized.
     #[inline]
     pub(crate) fn allows(&self, call: &'static str) -> Result<()> {

@@ -11,7 +11,7 @@ pub(crate) mod own_ops;
 mod start;
 pub(crate) mod status;
 pub(crate) mod trace;
-mod wait;
+pub(crate) mod wait;
 pub(crate) mod watch;
 
 use std::ffi::c_int;
@@ -72,8 +72,6 @@ pub(crate) struct Environment {
     watch: Arc<Watch>,
     /// With `MPI4TCH_TRACE`.
     timeline: Option<Arc<Timeline>>,
-    /// Whether threads other than `main` have called MPI.
-    has_threads: AtomicBool,
     /// A line for each message that a communicator had left when it was freed, and for each started
     /// call that failed and was never waited for.
     left: Mutex<Vec<String>>,

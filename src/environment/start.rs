@@ -99,7 +99,6 @@ impl Environment {
             is_shared: AtomicBool::new(!owner || cfg!(feature = "rsmpi")),
             watch,
             timeline,
-            has_threads: AtomicBool::new(false),
             left: Mutex::default(),
             last_error: Mutex::default(),
             largest_tag: largest_tag()?,
