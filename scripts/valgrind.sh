@@ -6,6 +6,7 @@ set -euo pipefail
 
 # The tests call this script as their launcher: runs each rank under valgrind.
 if [[ ${1:-} == -n ]]; then
+    unset MPI4TCH_MPIEXEC
     exec scripts/mpiexec.sh "$1" "$2" valgrind -q --error-exitcode=9 --num-callers=40 \
         --fair-sched=yes --suppressions=scripts/valgrind.supp "${@:3}"
 fi
