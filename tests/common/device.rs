@@ -25,7 +25,7 @@ pub fn choose(rank: Rank) {
     let place = match std::env::var("MPI4TCH_TEST_DEVICE").as_deref() {
         Err(_) | Ok("cpu") => Place::Host,
         Ok("stand-in") => {
-            start_stand_in(Duration::from_millis(1));
+            start_stand_in(Duration::from_micros(200));
             Place::StandIn(rank % 2)
         }
         Ok("cuda") => {
