@@ -11,10 +11,10 @@ use crate::{PLACES, Place, leaf, moved, whole_numbers, with_delay, with_pieces};
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
         any_number_of_pieces,
-        every_kind_and_op,
+        pieces_of_every_kind_and_op,
         pieces_of_what_the_device_has_not_computed,
         pieces_in_place,
-        results_that_nobody_has_waited_for,
+        pieces_that_nobody_has_waited_for,
         pieces_that_no_int_counts,
         pieces_as_large_as_usual,
     ]
@@ -66,7 +66,7 @@ fn any_number_of_pieces(context: &Context) -> Result<()> {
     })
 }
 
-fn every_kind_and_op(context: &Context) -> Result<()> {
+fn pieces_of_every_kind_and_op(context: &Context) -> Result<()> {
     let world = &context.world;
     for (kind, op) in KINDS.into_iter().flat_map(|kind| Op::ALL.map(|op| (kind, op))) {
         if !is_defined(op, kind) {
@@ -113,7 +113,7 @@ fn pieces_of_what_the_device_has_not_computed(context: &Context) -> Result<()> {
 }
 
 /// All results are read after the last call.
-fn results_that_nobody_has_waited_for(context: &Context) -> Result<()> {
+fn pieces_that_nobody_has_waited_for(context: &Context) -> Result<()> {
     let world = &context.world;
     let x = testing::random(world, &[50], Kind::Double)?;
     let expected = expected(world, &x)?;

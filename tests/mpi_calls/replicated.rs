@@ -15,7 +15,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         broadcast_from_a_root,
         promises,
         started,
-        work_between_start_and_wait,
+        work_while_ivary_is_under_way,
     ]
 }
 
@@ -185,7 +185,7 @@ fn started(context: &Context) -> Result<()> {
 }
 
 /// The adjoint of `ivary` is under way while the pullbacks of what lies between run.
-fn work_between_start_and_wait(context: &Context) -> Result<()> {
+fn work_while_ivary_is_under_way(context: &Context) -> Result<()> {
     let world = &context.world;
     let tape = world.tape();
     let w = matrix(context, 2, 3)?.set_requires_grad(true);

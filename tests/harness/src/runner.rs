@@ -1,6 +1,6 @@
 //! The side of the test process: the list of trials, and the job they share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +14,10 @@ const FINALIZE: &str = "finalize";
 
 /// Runs the tests that the command line selects, on every rank count.
 pub fn run(names: Vec<String>) -> ExitCode {
+    if let Some(name) = repeated(&names) {
+        eprintln!("two tests have the name {name}; the ranks would run the first of them twice");
+        return ExitCode::FAILURE;
+    }
     let mut arguments = Arguments::from_args();
     // The trials share a job, and jobs share the cores.
     arguments.test_threads = Some(1);
@@ -53,6 +57,12 @@ pub fn run(names: Vec<String>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()
+}
+
+/// A name that occurs twice; the trial that ends a job has one, too.
+fn repeated(names: &[String]) -> Option<&str> {
+    let mut seen = HashSet::from([FINALIZE]);
+    names.iter().map(String::as_str).find(|&name| !seen.insert(name))
 }
 
 /// The job that runs, if one does.

@@ -129,6 +129,13 @@ fn tests_are_listed_and_selected() {
 }
 
 #[test]
+fn names_that_are_repeated_are_refused() {
+    let outcome = Fixture::new("repeated", "2", &[]).env("FIXTURE_NAMES", "repeated").run();
+    outcome.shows("two tests have the name panics").hides("test passes");
+    assert_eq!(outcome.code, Some(1), "{}", outcome.text);
+}
+
+#[test]
 fn output_passes_through_on_nocapture() {
     let outcome = Fixture::new("nocapture", "2", &["--nocapture", "passes"]).run();
     outcome.succeeds().shows("rank 0 says hello").shows("rank 1 says hello");

@@ -1,7 +1,8 @@
 //! A test file whose tests go wrong in every way; what the harness makes of it
 //! is looked at in `tests/harness.rs`.
 //!
-//! `FIXTURE_START` and `FIXTURE_END` say how to misbehave outside the tests.
+//! `FIXTURE_START` and `FIXTURE_END` say how to misbehave outside the tests; with
+//! `FIXTURE_NAMES=repeated` two tests have one name.
 //! Each rank leaves a file, named by its process number, in `FIXTURE_PIDS`.
 
 use std::env;
@@ -32,6 +33,9 @@ fn main() -> ExitCode {
             assert!(context.rank < 5, "no rank of table {n} is so high");
         })
     }));
+    if env::var("FIXTURE_NAMES").as_deref() == Ok("repeated") {
+        tests.push(Test::new("panics", passes));
+    }
     harness::run(start, tests)
 }
 
