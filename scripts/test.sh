@@ -3,7 +3,7 @@
 # colons), and prints the sum at the end. Arguments go to `cargo test`, except a first
 #
 #     --all     every rank count of the harness, all cases, and messages of more than
-#               2³¹ elements, which take 11 GB of memory; on the last MPI also those of
+#               2³¹ elements, which take 11 GB of memory; on the first MPI also those of
 #               `on_device` with tensors on the stand-in for a GPU, on 3 ranks
 #     --of-mpi  no tests of the documentation, nor those that hardly depend on the MPI
 #
@@ -23,6 +23,7 @@
 set -euo pipefail
 
 is_short=true is_of_mpi=false
+all=()
 features=${MPI4TCH_TEST_FEATURES-mpi4tch/rsmpi}
 ranks=(1,3 2,4)
 case ${1:-} in
@@ -30,7 +31,8 @@ case ${1:-} in
     shift
     is_short=false
     ranks=(1,2,3,4,5,7 1,2,3,4,5,7)
-    export MPI4TCH_TEST_ALL=1 MPI4TCH_TEST_LARGE=1 MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
+    all=(MPI4TCH_TEST_ALL=1 MPI4TCH_TEST_LARGE=1)
+    export MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
     ;;
 --of-mpi)
     shift
@@ -62,10 +64,11 @@ trap 'rm -f "$output"' EXIT
 IFS=: read -ra mpis <<<"$MPI4TCH_TEST_MPIS"
 ! $is_short || [[ ${#mpis[@]} != 1 ]] || ranks=(1,2,3)
 
-# Runs the tests that the arguments select, and adds to `passed` and `failed`.
+# Runs the tests that the arguments select, with the variables of `environment`, and adds to `passed` and
+# `failed`.
 run() {
     local status=0 p f
-    MPI4TCH_MPI=$mpi MPICC=$mpicc \
+    env MPI4TCH_MPI="$mpi" MPICC="$mpicc" "${environment[@]}" \
         cargo test --workspace --features "$features" --no-fail-fast "$@" 2>&1 |
         tee "$output" || status=$?
     read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$output")
@@ -92,16 +95,16 @@ for mpi in "${mpis[@]}"; do
     [[ ${#selected[@]} == 0 ]] || MPI4TCH_MPI=$mpi MPICC=$mpicc \
         cargo build --workspace --features "$features" --example linear_regression \
         --example timeline || true
-    MPI4TCH_TEST_RANKS=$counts run "${selected[@]}" "$@"
+    environment=(MPI4TCH_TEST_RANKS="$counts" "${all[@]}")
+    run "${selected[@]}" "$@"
+    if ! $is_short && [[ $# == 0 && $mpi == "${mpis[0]}" ]]; then
+        printf '\n==== Tests on %s, on 3 ranks, with tensors on a device ====\n\n' "$mpi"
+        environment=(MPI4TCH_TEST_RANKS=3 MPI4TCH_TEST_DEVICE=stand-in)
+        run "${on_device[@]/#/--test=}"
+    fi
     # A selection of the user's, or all, runs on each MPI.
     ! $is_short || [[ $# != 0 ]] || select_tests_of_mpi
 done
-
-if ! $is_short && [[ $# == 0 ]]; then
-    printf '\n==== Tests on %s, on 3 ranks, with tensors on a device ====\n\n' "$mpi"
-    unset MPI4TCH_TEST_ALL MPI4TCH_TEST_LARGE
-    MPI4TCH_TEST_DEVICE=stand-in MPI4TCH_TEST_RANKS=3 run "${on_device[@]/#/--test=}"
-fi
 
 printf '\n%d passed, %d failed\n' "$passed" "$failed"
 [[ $failed == 0 ]]
