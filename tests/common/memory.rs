@@ -19,22 +19,26 @@ pub fn growth(f: impl FnOnce() -> Result<()>) -> Result<i32> {
     Ok(allocated().wrapping_sub(before).cast_signed())
 }
 
-/// The bytes that MPICH 4.0 loses for each datatype that is committed: also a program that makes,
-/// commits and frees a datatype in a loop takes more and more memory.
-pub const DATATYPE: i32 = 64;
+/// The most bytes that MPICH loses for each datatype that is committed. UCX allocates 56 bytes for a
+/// datatype with gaps. MPICH (3.4 to 5.0) casts their address to an `int`, and frees them only if that
+/// is not negative (`MPIDI_UCX_mpi_type_free_hook`). The address of the heap is random: about half of
+/// all processes lose these bytes for every datatype, the others for none. So where MPICH loses them, a
+/// small leak of this crate is not seen, but it is seen on other ranks or in another run.
+fn lost_per_datatype() -> i32 {
+    // SAFETY: it only returns the end of the heap.
+    let end = unsafe { libc::sbrk(0) }.addr();
+    // SAFETY: it only reads the allocator's counters.
+    let start = end.wrapping_sub(unsafe { libc::mallinfo() }.arena.cast_unsigned() as usize);
+    let may_be_negative = (start | end) & 1 << 31 != 0;
+    // malloc uses a block of 64 bytes, or a free one of 80, as it splits off no rest below 32 bytes.
+    if mpi4tch::mpi_sys::loaded_vendor() == Vendor::Mpich && may_be_negative { 80 } else { 0 }
+}
 
 /// The same memory is allocated after more steps, except for what MPI may once allocate, and for
-/// what MPICH loses in each step: so many bytes.
-pub fn assert_flat(
-    name: &str,
-    lost_by_mpich: i32,
-    mut step: impl FnMut() -> Result<()>,
-) -> Result<()> {
+/// what it loses of so many datatypes in each step.
+pub fn assert_flat(name: &str, datatypes: i32, mut step: impl FnMut() -> Result<()>) -> Result<()> {
     const STEPS: i32 = 300;
-    let lost = match mpi4tch::mpi_sys::loaded_vendor() {
-        Vendor::Mpich => STEPS * lost_by_mpich,
-        _ => 0,
-    };
+    let lost = STEPS * datatypes * lost_per_datatype();
     let mut rounds = Vec::new();
     for _ in 0..4 {
         rounds.push(growth(|| (0..STEPS).try_for_each(|_| step()))?);
