@@ -9,6 +9,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "allocators.h"
+#include "copies.h"
 #include "hooks.h"
 #include "operations.h"
 #include "streams.h"
@@ -70,6 +71,8 @@ void stand_in_set_delay(uint64_t nanoseconds) {
 }
 
 void stand_in_set_reachable(bool reachable) { stand_in::set_reachable(reachable); }
+
+uint64_t stand_in_bytes_copied() { return stand_in::bytes_copied(); }
 
 void stand_in_set_forgetful(bool forgetful) { stand_in::set_forgetful(forgetful); }
 

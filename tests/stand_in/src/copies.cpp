@@ -1,6 +1,7 @@
 #include "copies.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -13,6 +14,8 @@
 namespace stand_in {
 
 namespace {
+
+std::atomic<uint64_t> copied{0};
 
 bool is_on_device(const at::Tensor &tensor) { return tensor.device().type() == kType; }
 
@@ -43,6 +46,8 @@ Queue &queue_of(const at::Tensor &tensor) { return queue(current_stream(tensor.d
 
 }  // namespace
 
+uint64_t bytes_copied() { return copied; }
+
 at::Tensor copy_from(const at::Tensor &from, const at::Tensor &to, bool non_blocking) {
   at::assert_no_internal_overlap(to);
   const at::Tensor source = from.expand_as(to);
@@ -54,6 +59,7 @@ at::Tensor copy_from(const at::Tensor &from, const at::Tensor &to, bool non_bloc
   // Between two devices, the copy is a task of the source's. It waits for the earlier tasks of the
   // destination's device, which may use the memory, and the later ones wait for the copy.
   if (is_between) Event(current_stream(to.device().index())).block(stream);
+  if (!is_between && !Computation::is_running()) copied += to.nbytes();
   const bool is_argument = Computation::is_running() && !is_on_device(to);
   const bool is_result = Computation::is_running() && !is_on_device(from);
   const Queue::Ticket ticket = queue(stream).submit(

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <cstdint>
+
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
 
@@ -10,6 +12,10 @@ namespace stand_in {
 // Copies from, to or between devices, with any kinds and strides, and waits for the copy unless
 // `non_blocking` is true and the host's memory, if there is any, is pinned.
 at::Tensor copy_from(const at::Tensor &from, const at::Tensor &to, bool non_blocking);
+
+// The bytes that were copied between the host and a device. The copies of computations do not
+// count.
+uint64_t bytes_copied();
 
 at::Tensor &fill(at::Tensor &tensor, const at::Scalar &value);
 

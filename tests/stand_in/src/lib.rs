@@ -90,6 +90,13 @@ pub fn set_reachable(reachable: bool) {
     unsafe { border::stand_in_set_reachable(reachable) }
 }
 
+/// Returns how many bytes have been copied between the host and the devices so far, in both directions.
+/// What is copied for an operation that the host computes does not count.
+pub fn bytes_copied() -> u64 {
+    // SAFETY: It may be called at any time, by any thread.
+    unsafe { border::stand_in_bytes_copied() }
+}
+
 /// Makes queued copies forget that they use a tensor in pinned memory: if it is dropped before, its
 /// memory is overwritten, and used for the next pinned tensor, as that of a tensor would be that
 /// libtorch's allocator does not know. At first, copies keep the memory, as those of CUDA do.
