@@ -40,6 +40,11 @@ typedef struct {
 
 mpi4tch_metadata mpi4tch_look(const void *tensor);
 
+/* A view of a strided tensor with these extents and strides, whose first element is that of this
+ * number of the tensor. It has no history, and a version counter of its own. */
+char *mpi4tch_view(const void *tensor, int64_t start, const int64_t *sizes, const int64_t *strides,
+                   size_t dim, mpi4tch_tensor *result);
+
 /* Its version counter: how often it was changed in place; 0 if it has none. */
 int64_t mpi4tch_version(const void *tensor);
 
@@ -64,6 +69,15 @@ char *mpi4tch_empty_near(mpi4tch_device device, const int64_t *sizes, size_t dim
 /* Copies a tensor on a device to one near it, or back, on the current stream of the device. The
  * host need not wait for the copy. */
 char *mpi4tch_queue_copy(const void *from, const void *to);
+
+/* Further work that is put in the current stream of the tensors' device, and of which autograd
+ * knows nothing: `from` is added to `to`, or `to` is filled with zeros. */
+char *mpi4tch_queue_add(const void *from, const void *to);
+char *mpi4tch_queue_zeros(const void *to);
+
+/* Lets the current stream of its device use the tensor's memory, which is not given to another
+ * tensor before the stream has done what it has been given so far. */
+char *mpi4tch_record_use(const void *tensor);
 
 /* An event that passes when all has been done that the current stream of the device has been given
  * so far; to be freed with mpi4tch_drop_event. */

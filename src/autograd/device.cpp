@@ -39,6 +39,14 @@ c10::Stream current_stream(c10::Device device) {
 
 const c10::Event &event_of(const void *event) { return *static_cast<const c10::Event *>(event); }
 
+// The memory of the device may have been allocated for another stream than the current one.
+void record_use(const at::Tensor &t) {
+  const c10::Device device = t.device();
+  if (device.is_cpu()) return;
+  VirtualGuardImpl(device.type())
+      .recordDataPtrOnStream(t.storage().data_ptr(), current_stream(device));
+}
+
 at::Generator default_generator(size_t place) {
   if (place == 0) return at::detail::getDefaultCPUGenerator();
   const auto type = at::accelerator::getAccelerator(/*checked=*/true).value();
@@ -86,14 +94,30 @@ char *mpi4tch_queue_copy(const void *from, const void *to) {
     // As if MPI wrote the memory: autograd does not see it, and no version changes.
     const at::AutoDispatchBelowADInplaceOrView guard;
     tensor(to).copy_(tensor(from), /*non_blocking=*/true);
-    // The memory of the device may have been allocated for another stream than the current one.
-    for (const void *side : {from, to}) {
-      const c10::Device device = tensor(side).device();
-      if (device.is_cpu()) continue;
-      VirtualGuardImpl(device.type())
-          .recordDataPtrOnStream(tensor(side).storage().data_ptr(), current_stream(device));
-    }
+    record_use(tensor(from));
+    record_use(tensor(to));
   });
+}
+
+char *mpi4tch_queue_add(const void *from, const void *to) {
+  return guarded([&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    tensor(to).add_(tensor(from));
+    record_use(tensor(from));
+    record_use(tensor(to));
+  });
+}
+
+char *mpi4tch_queue_zeros(const void *to) {
+  return guarded([&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    tensor(to).zero_();
+    record_use(tensor(to));
+  });
+}
+
+char *mpi4tch_record_use(const void *pointer) {
+  return guarded([&] { record_use(tensor(pointer)); });
 }
 
 char *mpi4tch_exchange_device(mpi4tch_device device, mpi4tch_device *before) {

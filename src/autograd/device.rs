@@ -121,6 +121,25 @@ pub(crate) fn queue_copy(call: &'static str, from: &Tensor, to: &Tensor) -> Resu
     check(call, unsafe { shim::mpi4tch_queue_copy(from.as_ptr().cast(), to.as_ptr().cast()) })
 }
 
+/// Adds one tensor on a device to another, on the device's current stream. Autograd knows nothing of it.
+pub(crate) fn queue_add(call: &'static str, from: &Tensor, to: &Tensor) -> Result<()> {
+    // SAFETY: as in `queue_copy`, but the memory of devices need not be kept.
+    check(call, unsafe { shim::mpi4tch_queue_add(from.as_ptr().cast(), to.as_ptr().cast()) })
+}
+
+/// Fills a tensor on a device with zeros, on the device's current stream. Autograd knows nothing of it.
+pub(crate) fn queue_zeros(call: &'static str, to: &Tensor) -> Result<()> {
+    // SAFETY: as above.
+    check(call, unsafe { shim::mpi4tch_queue_zeros(to.as_ptr().cast()) })
+}
+
+/// Keeps the memory of a tensor on a device, if the tensor is dropped, until the device's current stream
+/// has done what it has been given until then: it may be another one than the tensor was made on.
+pub(crate) fn record_use(call: &'static str, x: &Tensor) -> Result<()> {
+    // SAFETY: `x` is a valid at::Tensor that outlives the call.
+    check(call, unsafe { shim::mpi4tch_record_use(x.as_ptr().cast()) })
+}
+
 /// Makes a device the current one of its type on this thread until this is dropped.
 pub(crate) struct Current {
     before: Device,

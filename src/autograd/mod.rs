@@ -23,7 +23,10 @@ use std::ptr;
 use tch::Tensor;
 
 use crate::base::error::{Error, Result};
-pub(crate) use device::{Current, Device, Event, empty_near, empty_on, moved, queue_copy};
+pub(crate) use device::{
+    Current, Device, Event, empty_near, empty_on, moved, queue_add, queue_copy, queue_zeros,
+    record_use,
+};
 pub(crate) use dispatcher::{Operation, Value, register};
 pub(crate) use generator::Generators;
 pub(crate) use hook::{LeafHook, has_hook, set_grad};
@@ -31,7 +34,7 @@ pub(crate) use node::{Backward, InPlace, add_node, live_pullbacks, panic_text};
 pub(crate) use recording::{Recording, is_recording};
 pub(crate) use tensor::{
     Metadata, alias, empty, is_same, overlaps, owners, pin, retain_grad, shares_memory, take_grad,
-    unpin, version,
+    unpin, version, view,
 };
 
 /// The bindings of `wrapper.h`.

@@ -15,6 +15,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/MemoryOverlap.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -437,6 +438,16 @@ char *mpi4tch_alias(const void *pointer, mpi4tch_tensor *result) {
     const at::NoGradGuard guard;
     const at::Tensor &t = tensor(pointer);
     *result = give(t.view_as(t));
+  });
+}
+
+char *mpi4tch_view(const void *pointer, int64_t start, const int64_t *sizes, const int64_t *strides,
+                   size_t dim, mpi4tch_tensor *result) {
+  return guarded([&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const at::Tensor &t = tensor(pointer);
+    *result = give(t.as_strided(at::IntArrayRef(sizes, dim), at::IntArrayRef(strides, dim),
+                                t.storage_offset() + start));
   });
 }
 

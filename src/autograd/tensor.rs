@@ -126,6 +126,33 @@ pub(crate) fn alias(call: &'static str, tensor: &Tensor) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(alias.cast()) })
 }
 
+/// A view of a contiguous tensor with this shape and these strides, whose first element is that of number
+/// `start` of the tensor. Autograd and the tensor's version know nothing of what is written to it.
+pub(crate) fn view(
+    call: &'static str,
+    tensor: &Tensor,
+    start: i64,
+    shape: &[i64],
+    strides: &[i64],
+) -> Result<Tensor> {
+    assert_eq!(shape.len(), strides.len(), "an extent and a stride for each axis");
+    let mut view = ptr::null_mut();
+    // SAFETY: `tensor` is a valid at::Tensor that outlives the call, as do the slices and the result.
+    let error = unsafe {
+        shim::mpi4tch_view(
+            tensor.as_ptr().cast(),
+            start,
+            shape.as_ptr(),
+            strides.as_ptr(),
+            shape.len(),
+            &mut view,
+        )
+    };
+    check(call, error)?;
+    // SAFETY: without an error, `view` is a new at::Tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(view.cast()) })
+}
+
 /// Whether both are the same tensor object, and not only equal or of the same memory.
 pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
     // SAFETY: both are valid at::Tensors that outlive the call.

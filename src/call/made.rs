@@ -24,7 +24,7 @@ pub(crate) struct Made {
     pub(super) probes: bool,
     /// The receive that waits for its message.
     pub(super) awaited: Option<Awaited>,
-    /// The exchange whose stage is under way.
+    /// The exchange that was begun.
     pub(super) exchange: Option<UnderWay>,
     /// Local work that is left when the requests have completed.
     then: Option<Box<dyn FnOnce() + Send>>,
@@ -88,6 +88,16 @@ impl Made {
         self.then = Some(Box::new(work));
     }
 
+    /// Keeps an exchange that a device packs, until it is handed to MPI.
+    pub(super) fn keep_exchange(&mut self, exchange: Option<UnderWay>) {
+        self.exchange = exchange;
+    }
+
+    /// Completes the output of an exchange, which has ended.
+    pub(super) fn bring(&self) -> Result<()> {
+        self.exchange.as_ref().map_or(Ok(()), UnderWay::bring)
+    }
+
     /// Keeps the tensors that the call reads and writes.
     pub(super) fn keep_tensors(&mut self, kept: Kept) {
         self.kept = Some(kept);
@@ -105,7 +115,7 @@ impl Made {
     pub(crate) fn has_ended(&self) -> bool {
         self.requests.is_empty()
             && self.awaited.is_none()
-            && self.exchange.is_none()
+            && self.exchange.as_ref().is_none_or(UnderWay::has_ended)
             && self.then.is_none()
     }
 
@@ -160,9 +170,10 @@ impl Made {
         }
         if let Some(mut exchange) = self.exchange.take() {
             // SAFETY: passed on to the caller; the requests of the stage have completed.
-            if !unsafe { exchange.go_on(self) }? {
-                self.exchange = Some(exchange);
-            }
+            let gone_on = unsafe { exchange.go_on(self) };
+            // It has memory that MPI may be using, even after an error.
+            self.exchange = Some(exchange);
+            gone_on?;
         }
         if let Some(work) = self.then.take() {
             work();

@@ -12,6 +12,7 @@ mod buffers;
 mod exchange;
 mod made;
 mod message;
+mod parcels;
 mod plan;
 mod reduce_scatter;
 mod region;

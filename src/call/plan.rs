@@ -9,6 +9,7 @@ use mpi_sys::{MPI_Comm, MPI_Op};
 use tch::{Kind, Scalar, Tensor};
 
 use super::buffers::Buffers;
+use super::exchange::UnderWay;
 use super::made::Kept;
 use super::staging::{self, Access, Busy, Memory, Piece};
 use super::{Exchange, Made, Message, message};
@@ -130,6 +131,7 @@ impl Finish {
         datatype: Datatype,
         made: &Made,
     ) -> Result<Tensor> {
+        made.bring()?;
         if let Some(value) = self.filling(datatype.kind) {
             let mut result = home.place(site)?.unwrap_or(written);
             let _ = result.f_fill_(value)?;
@@ -218,6 +220,8 @@ pub(crate) struct Launch {
     buffers: Buffers,
     call: Call,
     kept: Kept,
+    /// An exchange that a device packs.
+    exchange: Option<UnderWay>,
     /// Passes when MPI may read and write the buffers.
     ready: Option<Arc<Event>>,
     /// The device whose memory they are in.
@@ -255,6 +259,7 @@ impl Launch {
     /// ended.
     pub(crate) unsafe fn run(self, made: &mut Made) -> Result<()> {
         made.keep_tensors(self.kept);
+        made.keep_exchange(self.exchange);
         let call = "start";
         let _current = self.direct.map(|device| Current::set(call, device)).transpose()?;
         // SAFETY: MPI can be called. The buffers are as large as the plan says, and the output is
@@ -318,19 +323,21 @@ impl<'x> Plan<'x> {
         self,
         site: Site,
         comm: &Handle,
-        made: Made,
+        mut made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<Tensor> {
         if let Finish::Given(result) = self.finish {
             return Ok(result);
         }
         let memory = self.memory(site, comm, made.way())?;
-        let Memory { staged, busy: _busy, send, output, home, ready, free: _, direct, pieces } =
-            memory;
+        let Memory {
+            staged, busy: _busy, send, output, home, ready, direct, pieces, exchange, ..
+        } = memory;
         if let Some(ready) = ready {
             ready.wait(site.call)?;
         }
         let _current = direct.map(|device| Current::set(site.call, device)).transpose()?;
+        made.keep_exchange(exchange);
         let buffers = self.buffers(comm, send, output.data());
         let tensors = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
         // What MPI writes is the result.
@@ -353,16 +360,14 @@ impl<'x> Plan<'x> {
         x: &Tensor,
     ) -> Result<(Launch, Completion)> {
         let memory = self.memory(site, comm, Way::Polls)?;
-        let Memory { staged, busy, send, output, home, ready, free, direct, pieces: _ } = memory;
+        let Memory { staged, busy, send, output, home, ready, free, direct, exchange, .. } = memory;
         let buffers = self.buffers(comm, send, output.data());
-        // A receive does not read the tensor that it is given.
-        let reads = !matches!(self.call, Call::Receive(_));
-        let input = (reads && home.is_none())
-            .then(|| Pinned::new(site.call, self.input.sent()))
-            .transpose()?;
+        // A receive does not read the tensor that it is given, and MPI does not if there is a copy.
+        let reads = !matches!(self.call, Call::Receive(_)) && home.is_none() && exchange.is_none();
+        let input = reads.then(|| Pinned::new(site.call, self.input.sent())).transpose()?;
         let kept = Kept { input, staged, busy, output: output.tensor().shallow_clone() };
         let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, kept, ready, direct };
+        let launch = Launch { buffers, call: self.call, kept, exchange, ready, direct };
         // Of the tensor that a receive is given, only the shape and kind are used.
         let given = (!launch.receives()).then(|| (x.shallow_clone(), autograd::version(x)));
         let written = output.into_tensor();
@@ -390,7 +395,8 @@ impl<'x> Plan<'x> {
         let input = Some(Pinned::new(site.call, x)?);
         let kept = Kept { input, staged, busy, output: x.shallow_clone() };
         let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, kept, ready, direct: access.direct() };
+        let (call, direct) = (self.call, access.direct());
+        let launch = Launch { buffers, call, kept, exchange: None, ready, direct };
         Ok((launch, Completion { written, home, finish: self.finish, datatype, given: None }))
     }
 
@@ -403,6 +409,7 @@ impl<'x> Plan<'x> {
     ) -> Result<InPlaceMemory> {
         match access {
             Access::Host => Ok(InPlaceMemory::default()),
+            Access::Packed(_) => unreachable!("no exchange is made in place"),
             Access::Staged(_) => {
                 let staged = staging::room_for(site, &self.input)?;
                 let is_whole = pieces.is_none();
@@ -431,7 +438,7 @@ impl<'x> Plan<'x> {
         let place = match access {
             Access::Host => Place::Host,
             Access::Staged(device) => Place::Near(device),
-            Access::Direct(device) => Place::On(device),
+            Access::Packed(device) | Access::Direct(device) => Place::On(device),
         };
         let output = Output::at(place, site.call, shape, self.input.datatype())?;
         if let Call::Exchange(exchange) = &self.call {
@@ -498,7 +505,12 @@ impl<'x> Plan<'x> {
         Ok(())
     }
 
-    fn buffers(&self, comm: &Handle, send: *const c_void, receive: *mut c_void) -> Buffers {
+    pub(super) fn buffers(
+        &self,
+        comm: &Handle,
+        send: *const c_void,
+        receive: *mut c_void,
+    ) -> Buffers {
         let datatype = self.input.datatype();
         Buffers {
             send,

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::autograd;
 use crate::base::error::Result;
 
 /// A part of a contiguous tensor: a range of each axis.
@@ -21,10 +22,7 @@ pub(crate) struct Region {
 impl Region {
     /// These ranges of the axes of a tensor of shape `whole`.
     pub(crate) fn new(whole: &[i64], ranges: &[Range<i64>]) -> Self {
-        let mut strides = vec![1_i64; whole.len()];
-        for axis in (1..whole.len()).rev() {
-            strides[axis - 1] = strides[axis].saturating_mul(whole[axis].max(1));
-        }
+        let strides = strides_of(whole);
         let starts = ranges.iter().zip(&strides).map(|(range, stride)| range.start * stride);
         let start = starts.sum();
         let shape = ranges.iter().map(|range| range.end - range.start).collect();
@@ -44,6 +42,13 @@ impl Region {
     pub(crate) fn all(whole: &[i64]) -> Self {
         let ranges: Vec<Range<i64>> = whole.iter().map(|extent| 0..*extent).collect();
         Self::new(whole, &ranges)
+    }
+
+    /// The elements of a region of this shape one after another, from this place on in a list of so many.
+    pub(super) fn listed(shape: &[i64], start: i64, whole: i64) -> Self {
+        let listed = Self { start, shape: shape.to_vec(), strides: strides_of(shape), whole };
+        assert!(0 <= start && start + listed.count() <= whole, "the list has room for the region");
+        listed
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -105,11 +110,16 @@ impl Region {
         }
     }
 
-    /// A view of the region in a tensor whose elements begin at `data`.
+    /// A view of the region in a contiguous tensor, wherever that is. It has no history.
+    pub(super) fn view(&self, call: &'static str, x: &Tensor) -> Result<Tensor> {
+        autograd::view(call, x, self.start, &self.shape, &self.strides)
+    }
+
+    /// A view of the region in a tensor of the host whose elements begin at `data`.
     ///
     /// # Safety
     /// `data` points to the elements of the region's tensor, of this kind, which outlive the view.
-    pub(super) unsafe fn view(&self, data: *mut c_void, kind: Kind) -> Result<Tensor> {
+    pub(super) unsafe fn view_at(&self, data: *mut c_void, kind: Kind) -> Result<Tensor> {
         if self.is_empty() {
             return Ok(Tensor::f_zeros(&self.shape[..], (kind, Device::Cpu))?);
         }
@@ -119,6 +129,15 @@ impl Region {
             unsafe { Tensor::f_from_blob(first, &self.shape, &self.strides, kind, Device::Cpu) };
         Ok(view?)
     }
+}
+
+/// The strides of a contiguous tensor of this shape.
+fn strides_of(shape: &[i64]) -> Vec<i64> {
+    let mut strides = vec![1_i64; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis].saturating_mul(shape[axis].max(1));
+    }
+    strides
 }
 
 /// Copies elements of a shape from places with these strides to places with those.
@@ -185,8 +204,15 @@ mod tests {
                 unsafe { from.copy(x.data_ptr(), &target, y.data_ptr(), size) };
                 assert_eq!(y, expected, "{kind:?}");
                 // SAFETY: as above.
-                let view = unsafe { target.view(y.data_ptr(), kind) }.unwrap();
+                let view = unsafe { target.view_at(y.data_ptr(), kind) }.unwrap();
                 assert_eq!(view, cut(&x, &ranges));
+                assert_eq!(from.view("test", &x).unwrap(), cut(&x, &ranges));
+                let list = Tensor::zeros([200], (kind, Device::Cpu));
+                let listed = Region::listed(&from.shape, 20, 200).view("test", &list).unwrap();
+                let _ = listed.shallow_clone().copy_(&cut(&x, &ranges));
+                let end = 20 + from.count();
+                assert_eq!(list.narrow(0, 20, from.count()).view_as(&listed), listed);
+                assert_eq!(list.narrow(0, end, 200 - end).count_nonzero(None), 0);
             }
         }
     }

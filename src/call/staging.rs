@@ -2,8 +2,9 @@
 //!
 //! Such a tensor is *staged*: its elements are copied to host memory on the current stream of the device,
 //! MPI reads them once an event after the copy has passed, and what MPI has written is copied to the
-//! result on the stream that is current then. Or MPI gets pointers to the memory of the device, if it
-//! takes them, once the stream has done with that memory.
+//! result on the stream that is current then. Of an exchange, the same is done with its messages: see
+//! [`Parcels`]. Or MPI gets pointers to the memory of the device, if it takes them, once the stream has
+//! done with that memory.
 
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use tch::Tensor;
 
 use super::buffer::{Input, Output, Place};
 use super::buffers::pieces;
+use super::exchange::UnderWay;
+use super::parcels::Parcels;
 use super::{Call, Plan};
 use crate::autograd::{self, Device, Event, Metadata, Recording};
 use crate::base::error::Result;
@@ -30,6 +33,8 @@ pub(super) enum Access {
     Host,
     /// They are copied there, and back.
     Staged(Device),
+    /// The messages of an exchange are copied there, and back.
+    Packed(Device),
     /// By pointers to the memory of the device.
     Direct(Device),
 }
@@ -92,6 +97,8 @@ pub(super) struct Memory {
     pub(super) direct: Option<Device>,
     /// The pieces in which the call is made; `None` if it is made at once.
     pub(super) pieces: Option<Vec<Piece>>,
+    /// An exchange that the device packs.
+    pub(super) exchange: Option<UnderWay>,
 }
 
 /// Whether collective calls that are made in this way may get pointers to the memory of devices, if MPI
@@ -129,7 +136,7 @@ impl Call {
             Self::Send(message) => message.is_plain(),
             Self::Receive(message) => message.is_received_plainly(),
             Self::SendReceive { send, receive } => send.is_plain() && receive.is_received_plainly(),
-            // Regions are packed on the host.
+            // Its messages are sent from host memory: see `Parcels`.
             Self::Exchange(_) => false,
             _ => true,
         }
@@ -149,7 +156,11 @@ impl Plan<'_> {
             || comm.environment().reaches(device.kind())
                 && self.call.is_left_to_mpi(comm)
                 && (self.call.is_message() || takes_pointers(way));
-        if is_direct { Access::Direct(device) } else { Access::Staged(device) }
+        match &self.call {
+            _ if is_direct => Access::Direct(device),
+            Call::Exchange(_) => Access::Packed(device),
+            _ => Access::Staged(device),
+        }
     }
 
     /// The memory for the call, made in this way, as MPI finds it once the event has passed.
@@ -167,6 +178,7 @@ impl Plan<'_> {
             free: None,
             direct: access.direct(),
             pieces: self.cut(way),
+            exchange: None,
         };
         // What MPI sends is in the output of the root, as MPI_Bcast has one buffer.
         let fills = matches!(self.call, Call::Broadcast { root } if root == comm.rank());
@@ -184,6 +196,16 @@ impl Plan<'_> {
                 if !matches!(self.call, Call::Nothing) {
                     memory.ready = Some(Arc::new(Event::record(site.call, device)?));
                 }
+                return Ok(memory);
+            }
+            Access::Packed(_) => {
+                let Call::Exchange(exchange) = &self.call else {
+                    unreachable!("it is an exchange")
+                };
+                let parcels = Parcels::new(site, exchange, &self.input, memory.output.tensor())?;
+                memory.ready = parcels.packed();
+                let buffers = self.buffers(comm, std::ptr::null(), std::ptr::null_mut());
+                memory.exchange = Some(UnderWay::on_device(buffers, exchange, parcels));
                 return Ok(memory);
             }
             Access::Staged(device) => device,
@@ -271,7 +293,7 @@ static KEPT: Mutex<Vec<Busy>> = Mutex::new(Vec::new());
 
 impl Busy {
     /// Until all has been done that the current stream of the device has been given so far.
-    fn record(site: Site, device: Device, memory: Tensor) -> Result<Self> {
+    pub(super) fn record(site: Site, device: Device, memory: Tensor) -> Result<Self> {
         // Without an event it is not known how long it is needed.
         match Event::record(site.call, device) {
             Ok(event) => Ok(Self { memory, until: Arc::new(event) }),

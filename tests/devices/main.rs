@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod exchanges;
 mod messages;
 mod order;
 mod pieces;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         order::tests(),
         pieces::tests(),
         messages::tests(),
+        exchanges::tests(),
         queues::tests(),
         staging::tests(),
         refused::tests(),
