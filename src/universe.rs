@@ -6,7 +6,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::ThreadId;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -258,10 +257,6 @@ impl Drop for Shared {
     }
 }
 
-/// The time that the launcher has to forward what this rank printed: MPICH's drops it when the job is
-/// aborted.
-const FORWARDING: Duration = Duration::from_millis(200);
-
 /// Rust's exit code of a program that panicked.
 const PANICKED: i32 = 101;
 
@@ -315,12 +310,12 @@ pub fn run<E: fmt::Display>(program: fn(&Universe) -> std::result::Result<(), E>
         },
         Ok(Err(error)) => {
             watch::say(&format!("{rank}: {error}\n"));
-            std::thread::sleep(FORWARDING);
+            std::thread::sleep(watch::FORWARDING);
             world.abort(1)
         }
         Err(_) => {
             watch::say(&format!("{rank} panicked\n"));
-            std::thread::sleep(FORWARDING);
+            std::thread::sleep(watch::FORWARDING);
             world.abort(PANICKED)
         }
     }

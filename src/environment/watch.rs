@@ -3,7 +3,8 @@
 //! Each rank watches its own calls, on a thread that never calls MPI. The thread looks at the list
 //! of calls periodically. A call that has waited for `MPI4TCH_NOTICE` seconds, or for a minute, is
 //! reported once. With `MPI4TCH_TIMEOUT`, a rank that has waited for that time reports its calls,
-//! leaves the other ranks a moment to report theirs, and exits; the launcher then ends the job.
+//! leaves the other ranks a moment to report theirs, and exits; the launcher then ends the job, which
+//! MPICH's must be asked to do.
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,10 @@ const EXIT_CODE: i32 = 124;
 
 /// How long the ranks have to report what they wait for, before the first ends the job.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// The time that the launcher has to forward what this rank printed: MPICH's drops it when the job is
+/// aborted.
+pub(crate) const FORWARDING: Duration = Duration::from_millis(200);
 
 /// How many seconds a call may wait before it is reported, if `MPI4TCH_NOTICE` is not set.
 const NOTICE: f64 = 60.0;
@@ -222,6 +227,7 @@ fn look(watched: &Weak<Watch>) {
                     watch.rank,
                     watch.limits.timeout.unwrap_or_default().as_secs_f64()
                 ));
+                std::thread::sleep(FORWARDING);
                 exit();
             }
         }
@@ -231,10 +237,31 @@ fn look(watched: &Weak<Watch>) {
     }
 }
 
-/// Ends the process. This thread may not call MPI, so MPI is not finalized.
+/// Ends the process, and with it the job. This thread may not call MPI, so MPI is neither finalized nor
+/// aborted.
 fn exit() {
+    ask_launcher_to_abort();
     // SAFETY: ends the process without running any of its code.
     unsafe { libc::_exit(EXIT_CODE) };
+}
+
+/// Asks MPICH's launcher to end the job, as `MPI_Abort` does. If a rank only exits, this launcher ends the
+/// ranks on the same host, and waits for those on other hosts.
+///
+/// The rank and the launcher are joined by a socket, whose number is in `PMI_FD`, and the message is
+/// that of PMI-1. Other libraries than MPICH need none, and may have another protocol there.
+fn ask_launcher_to_abort() {
+    if mpi_sys::loaded_vendor() != mpi_sys::Vendor::Mpich {
+        return;
+    }
+    let socket = std::env::var("PMI_FD").ok().and_then(|number| number.parse().ok());
+    let Some(socket) = socket else { return };
+    let message = format!("cmd=abort exitcode={EXIT_CODE}\n");
+    // Unlike `write`, this fails if MPI has closed the socket and a file has been given its number. It
+    // does not wait if the launcher does not read.
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the message has that many bytes.
+    unsafe { libc::send(socket, message.as_ptr().cast(), message.len(), flags) };
 }
 
 /// Writes to standard error: in one call, so that lines of several ranks do not mix, and without
