@@ -122,8 +122,7 @@ impl Parcels {
     /// Unpacks what the last stage has received into the output, which is used on the current stream.
     pub(super) fn bring(&self, last: Option<&Stage>, adds: bool) -> Result<()> {
         self.wait_for_queued()?;
-        last.map_or(Ok(()), |stage| self.unpack(stage, adds))?;
-        autograd::record_use(self.site.call, &self.output)
+        last.map_or(Ok(()), |stage| self.unpack(stage, adds))
     }
 
     /// Makes the current stream wait for what was queued before, on whichever.

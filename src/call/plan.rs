@@ -1,4 +1,4 @@
-//! An MPI call with everything that it reads and writes: a [`Plan`], to be run or started.
+//! An MPI call with everything that it reads and writes: a [`Plan`], to be run or [started](super::launch).
 
 use std::borrow::Cow;
 use std::ffi::{c_int, c_void};
@@ -6,24 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use mpi_sys::{MPI_Comm, MPI_Op};
-use tch::{Kind, Scalar, Tensor};
+use tch::Tensor;
 
 use super::buffers::Buffers;
-use super::exchange::UnderWay;
-use super::made::Kept;
-use super::staging::{self, Access, Busy, Memory, Piece};
-use super::{Exchange, Made, Message, message};
-use crate::autograd::{self, Current, Device, Event, Metadata, Recording};
+use super::finish::{Finish, Home};
+use super::staging::{self, Access, Busy, Memory, StagedPiece};
+use super::{Exchange, Made, Message};
+use crate::autograd::{Current, Event, Metadata, Recording};
 use crate::base::error::{Error, Result};
-use crate::base::op::Op;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
-use crate::base::way::Way;
-use crate::call::blocks::{Blocks, Parts, elements};
+use crate::call::blocks::{Parts, elements};
 use crate::call::buffer::{Input, Output, Pinned, Place};
 use crate::communicator::Handle;
-use crate::environment::datatype::Datatype;
-use crate::environment::status::{Envelope, Pattern};
+use crate::environment::status::Pattern;
 
 /// An MPI call with everything that it reads and writes.
 pub(crate) struct Plan<'x> {
@@ -88,114 +84,15 @@ impl Call {
     }
 }
 
-/// How the result is made from the output, once MPI has written it.
-#[derive(Debug)]
-pub(crate) enum Finish {
-    /// The output is the result.
-    Nothing,
-    /// The output holds the blocks one after another; they are unpacked into the result.
-    Unpack(Blocks),
-    /// MPI writes no result on this rank; the output is filled with zeros.
-    Zero,
-    /// MPI writes no result on this rank; the output is filled with the op's identity element.
-    Identity(Op),
-    /// MPI writes no result on any rank; it is zeros of this shape, in the storage of one element.
-    Zeros(Vec<i64>),
-    /// The message that was received is checked, and its envelope resolved.
-    Receive { envelope: Envelope, recorded: bool },
-    /// The result is known without a call.
-    Given(Tensor),
-}
-
-impl Finish {
-    /// For a result of `shape` whose blocks MPI writes one after another.
-    pub(crate) fn unpacked(blocks: Blocks, shape: &[i64]) -> Self {
-        if blocks.are_consecutive(shape) { Self::Nothing } else { Self::Unpack(blocks) }
-    }
-
-    /// The constant that fills the output where MPI writes no result.
-    fn filling(&self, kind: Kind) -> Option<Scalar> {
-        match self {
-            Self::Zero => Some(0.into()),
-            Self::Identity(op) => Some(op.identity(kind)),
-            _ => None,
-        }
-    }
-
-    /// Makes the result from the output. If that is staged, `home` is its place on the device.
-    fn apply(
-        self,
-        site: Site,
-        written: Tensor,
-        home: Home,
-        datatype: Datatype,
-        made: &Made,
-    ) -> Result<Tensor> {
-        made.bring()?;
-        if let Some(value) = self.filling(datatype.kind) {
-            let mut result = home.place(site)?.unwrap_or(written);
-            let _ = result.f_fill_(value)?;
-            return Ok(result);
-        }
-        match self {
-            Self::Nothing | Self::Zero | Self::Identity(_) => home.bring(site, written),
-            Self::Unpack(blocks) => {
-                let written = home.bring(site, written)?;
-                blocks.unpack(site.call, &written.f_view([-1])?, &written.size(), datatype)
-            }
-            Self::Zeros(shape) => {
-                let device = Metadata::of(home.tensor.as_ref().unwrap_or(&written)).device();
-                Output::zeros(device, site.call, &shape, datatype)
-            }
-            Self::Receive { envelope, recorded } => {
-                message::check_received(site, &envelope, recorded, &written, datatype, made)?;
-                home.bring(site, written)
-            }
-            Self::Given(result) => Ok(result),
-        }
-    }
-}
-
-/// The tensor on a device that the result of a staged call is copied to.
-#[derive(Default)]
-struct Home {
-    tensor: Option<Tensor>,
-    /// Whether what MPI has written was copied to it in pieces.
-    is_filled: bool,
-    /// Passes when the device has done with the memory of the tensor. It was recorded on the stream that
-    /// the tensor was made on, which need not be the current one.
-    free: Option<Arc<Event>>,
-}
-
-impl Home {
-    /// The tensor, to be written on the current stream; `None` if the call is not staged.
-    fn place(self, site: Site) -> Result<Option<Tensor>> {
-        if let (Some(tensor), Some(free)) = (&self.tensor, &self.free) {
-            free.queue_wait(site.call, Metadata::of(tensor).device())?;
-        }
-        Ok(self.tensor)
-    }
-
-    /// What MPI has written, copied to the tensor if the call is staged.
-    fn bring(self, site: Site, written: Tensor) -> Result<Tensor> {
-        let is_filled = self.is_filled;
-        let Some(home) = self.place(site)? else { return Ok(written) };
-        if !is_filled {
-            staging::bring_home(site, written, &home)?;
-        }
-        Ok(home)
-    }
-}
-
 /// The memory for a call in place.
 #[derive(Default)]
-struct InPlaceMemory {
+pub(super) struct InPlaceMemory {
     /// The copy of the input in host memory, if it is staged.
-    staged: Option<Tensor>,
+    pub(super) staged: Option<Tensor>,
     /// What the device is at work on.
-    busy: Option<Busy>,
+    pub(super) busy: Option<Busy>,
     /// Passes when MPI may use the memory.
-    ready: Option<Arc<Event>>,
+    pub(super) ready: Option<Arc<Event>>,
 }
 
 /// The memory that a call is made with.
@@ -210,90 +107,9 @@ struct Used<'u> {
 #[derive(Clone, Copy)]
 struct Pieces<'p> {
     /// `None` if it is made at once.
-    list: Option<&'p [Piece]>,
+    list: Option<&'p [StagedPiece]>,
     /// Where on a device what MPI has written is copied to, piece by piece.
     home: Option<&'p Tensor>,
-}
-
-/// A call that can be started at any time from when it [is ready](Self::is_ready) on.
-pub(crate) struct Launch {
-    buffers: Buffers,
-    call: Call,
-    kept: Kept,
-    /// An exchange that a device packs.
-    exchange: Option<UnderWay>,
-    /// Passes when MPI may read and write the buffers.
-    ready: Option<Arc<Event>>,
-    /// The device whose memory they are in.
-    direct: Option<Device>,
-}
-
-impl Launch {
-    /// Waits until it [is ready](Self::is_ready).
-    pub(crate) fn wait_until_ready(&self, call: &'static str) -> Result<()> {
-        self.ready.as_ref().map_or(Ok(()), |ready| ready.wait(call))
-    }
-
-    /// Whether MPI may read and write the buffers: a device may still be at work on them.
-    pub(crate) fn is_ready(&self, call: &'static str) -> Result<bool> {
-        self.ready.as_ref().map_or(Ok(true), |ready| ready.has_passed(call))
-    }
-
-    /// Whether it is a receive, which can be cancelled.
-    pub(crate) fn receives(&self) -> bool {
-        matches!(self.call, Call::Receive(_))
-    }
-
-    /// The messages that the receive takes, and whether it is worth its probing; `None` if the call is no
-    /// receive.
-    pub(crate) fn pattern(&self) -> Option<(Pattern, bool)> {
-        let Call::Receive(message) = &self.call else { return None };
-        let Buffers { context, size, .. } = self.buffers;
-        Some((message.pattern(context), message.is_worth_probing(size)))
-    }
-
-    /// Starts the call.
-    ///
-    /// # Safety
-    /// MPI can be called, the call [is ready](Self::is_ready), and `made` is kept until the call has
-    /// ended.
-    pub(crate) unsafe fn run(self, made: &mut Made) -> Result<()> {
-        made.keep_tensors(self.kept);
-        made.keep_exchange(self.exchange);
-        let call = "start";
-        let _current = self.direct.map(|device| Current::set(call, device)).transpose()?;
-        // SAFETY: MPI can be called. The buffers are as large as the plan says, and the output is
-        // new, so it does not overlap the input. Both are kept for as long as `made` is.
-        unsafe { self.buffers.call(&self.call, made) }
-    }
-}
-
-/// Makes the result of a call that was started, once it has ended.
-pub(crate) struct Completion {
-    written: Tensor,
-    home: Home,
-    finish: Finish,
-    datatype: Datatype,
-    /// The tensor that the call was given, unless it is a receive, and its version at the start.
-    given: Option<(Tensor, i64)>,
-}
-
-impl Completion {
-    /// The tensor that the result will be in, if it is made by MPI alone.
-    pub(crate) fn written(&self) -> &Tensor {
-        self.home.tensor.as_ref().unwrap_or(&self.written)
-    }
-
-    /// The result of the call, which was started at `start` and has ended; an error if the tensor
-    /// that it was given has been changed in place since.
-    pub(crate) fn result(self, start: Site, made: &Made) -> Result<Tensor> {
-        if let Some((x, version)) = self.given
-            && autograd::version(&x) != version
-        {
-            return Err(Error::InFlight { call: start.call, at: start.at });
-        }
-        self.finish.apply(start, self.written, self.home, self.datatype, made)
-    }
 }
 
 /// The largest count and displacement that is passed to MPI as an `int`; only tests lower it.
@@ -351,61 +167,12 @@ impl<'x> Plan<'x> {
         self.finish.apply(site, output.into_tensor(), home, self.input.datatype(), &made)
     }
 
-    /// The call, to be started later, and what makes the result when it has ended. `x` is the
-    /// tensor that was planned for.
-    pub(crate) fn into_launch(
-        self,
-        site: Site,
-        comm: &Handle,
-        x: &Tensor,
-    ) -> Result<(Launch, Completion)> {
-        let memory = self.memory(site, comm, Way::Polls)?;
-        let Memory { staged, busy, send, output, home, ready, free, direct, exchange, .. } = memory;
-        let buffers = self.buffers(comm, send, output.data());
-        // A receive does not read the tensor that it is given, and MPI does not if there is a copy.
-        let reads = !matches!(self.call, Call::Receive(_)) && home.is_none() && exchange.is_none();
-        let input = reads.then(|| Pinned::new(site.call, self.input.sent())).transpose()?;
-        let kept = Kept { input, staged, busy, output: output.tensor().shallow_clone() };
-        let datatype = self.input.datatype();
-        let launch = Launch { buffers, call: self.call, kept, exchange, ready, direct };
-        // Of the tensor that a receive is given, only the shape and kind are used.
-        let given = (!launch.receives()).then(|| (x.shallow_clone(), autograd::version(x)));
-        let written = output.into_tensor();
-        let home = Home { tensor: home, is_filled: false, free };
-        Ok((launch, Completion { written, home, finish: self.finish, datatype, given }))
-    }
-
-    /// As [`into_launch`](Self::into_launch), but the call changes `x`, the tensor that was planned
-    /// for, which is contiguous. `data` is its first element.
-    pub(crate) fn into_launch_in_place(
-        self,
-        site: Site,
-        comm: &Handle,
-        x: &Tensor,
-        data: *mut c_void,
-    ) -> Result<(Launch, Completion)> {
-        assert_eq!(self.input.data(), data.cast_const(), "the tensor itself is sent");
-        let access = self.access(comm, Way::Polls);
-        let InPlaceMemory { staged, busy, ready } = self.memory_in_place(site, access, None)?;
-        let written = staged.as_ref().unwrap_or(x).shallow_clone();
-        let data = if staged.is_some() { Metadata::of(&written).data().cast_mut() } else { data };
-        let buffers = self.buffers(comm, mpi_sys::MPI_IN_PLACE.cast_const(), data);
-        let tensor = staged.as_ref().map(|_| x.shallow_clone());
-        let home = Home { tensor, is_filled: false, free: ready.clone() };
-        let input = Some(Pinned::new(site.call, x)?);
-        let kept = Kept { input, staged, busy, output: x.shallow_clone() };
-        let datatype = self.input.datatype();
-        let (call, direct) = (self.call, access.direct());
-        let launch = Launch { buffers, call, kept, exchange: None, ready, direct };
-        Ok((launch, Completion { written, home, finish: self.finish, datatype, given: None }))
-    }
-
     /// The memory for a call in place, if it is not that of the host.
-    fn memory_in_place(
+    pub(super) fn memory_in_place(
         &self,
         site: Site,
         access: Access,
-        pieces: Option<&mut [Piece]>,
+        pieces: Option<&mut [StagedPiece]>,
     ) -> Result<InPlaceMemory> {
         match access {
             Access::Host => Ok(InPlaceMemory::default()),

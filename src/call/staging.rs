@@ -63,7 +63,7 @@ impl Input<'_> {
 }
 
 /// A piece of the elements, its start and its length, and what passes when it has been staged.
-pub(super) struct Piece {
+pub(super) struct StagedPiece {
     pub(super) range: (usize, c_int),
     pub(super) staged: Option<Event>,
 }
@@ -96,7 +96,7 @@ pub(super) struct Memory {
     /// The device whose memory MPI gets pointers to.
     pub(super) direct: Option<Device>,
     /// The pieces in which the call is made; `None` if it is made at once.
-    pub(super) pieces: Option<Vec<Piece>>,
+    pub(super) pieces: Option<Vec<StagedPiece>>,
     /// An exchange that the device packs.
     pub(super) exchange: Option<UnderWay>,
 }
@@ -237,7 +237,7 @@ impl Plan<'_> {
     }
 
     /// The pieces of a call that is made in this way; `None` if it is made at once.
-    pub(super) fn cut(&self, way: Way) -> Option<Vec<Piece>> {
+    pub(super) fn cut(&self, way: Way) -> Option<Vec<StagedPiece>> {
         let treats_each_element_by_itself = matches!(
             self.call,
             Call::AllReduce { .. }
@@ -248,7 +248,7 @@ impl Plan<'_> {
         );
         (way == Way::Pieces && treats_each_element_by_itself).then(|| {
             let ranges = pieces(self.input.count(), piece_of(self.input.datatype()));
-            ranges.map(|range| Piece { range, staged: None }).collect()
+            ranges.map(|range| StagedPiece { range, staged: None }).collect()
         })
     }
 }
@@ -266,7 +266,7 @@ pub(super) fn stage(
     site: Site,
     input: &Input,
     room: Tensor,
-    pieces: Option<&mut [Piece]>,
+    pieces: Option<&mut [StagedPiece]>,
 ) -> Result<Busy> {
     let from = input.sent();
     let copied = match pieces {
@@ -344,7 +344,7 @@ pub(super) fn bring_piece(
     site: Site,
     written: &Tensor,
     home: &Tensor,
-    piece: &Piece,
+    piece: &StagedPiece,
 ) -> Result<()> {
     autograd::queue_copy(site.call, &part(written, piece.range)?, &part(home, piece.range)?)
 }
