@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod direct;
 mod exchanges;
 mod messages;
 mod order;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         pieces::tests(),
         messages::tests(),
         exchanges::tests(),
+        direct::tests(),
         queues::tests(),
         staging::tests(),
         refused::tests(),

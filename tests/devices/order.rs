@@ -30,10 +30,10 @@ pub fn tests() -> Vec<harness::Test<Context>> {
     ]
 }
 
-type Call = fn(&Cartesian, &Tensor) -> Result<Tensor>;
+pub type Call = fn(&Cartesian, &Tensor) -> Result<Tensor>;
 
 /// Calls of each sort, on tensors whose first extent is the number of ranks.
-const CALLS: [(&str, Call); 16] = [
+pub const CALLS: [(&str, Call); 16] = [
     ("all_reduce", |c, x| c.all_reduce(x, Op::Sum)),
     ("all_reduce of a product", |c, x| c.all_reduce(x, Op::Prod)),
     ("all_reduce of a mean", |c, x| c.all_reduce(x, Op::Mean)),
@@ -64,20 +64,20 @@ const CALLS: [(&str, Call); 16] = [
     }),
 ];
 
-fn grid(world: &Communicator) -> Result<Cartesian> {
+pub fn grid(world: &Communicator) -> Result<Cartesian> {
     Ok(world.cartesian(&[0], &[true], false)?.expect("all ranks are in it"))
 }
 
-fn random(world: &Communicator, columns: i64) -> Result<Tensor> {
+pub fn random(world: &Communicator, columns: i64) -> Result<Tensor> {
     testing::random(world, &[i64::from(world.size()), columns], Kind::Double)
 }
 
-fn assert_close(x: &Tensor, expected: &Tensor, what: &str) {
+pub fn assert_close(x: &Tensor, expected: &Tensor, what: &str) {
     let x = moved(&x.detach(), None);
     assert!(x.allclose(&moved(&expected.detach(), None), 1e-12, 1e-12, false), "{what}: {x}");
 }
 
-fn a_call_reads_what_the_device_has_computed(context: &Context) -> Result<()> {
+pub fn a_call_reads_what_the_device_has_computed(context: &Context) -> Result<()> {
     let grid = grid(&context.world)?;
     for (name, call) in CALLS {
         for place in PLACES.map(|place| place(grid.rank())) {
@@ -96,7 +96,7 @@ fn a_call_reads_what_the_device_has_computed(context: &Context) -> Result<()> {
 }
 
 /// As above, in the backward pass.
-fn an_adjoint_reads_what_the_device_has_computed(context: &Context) -> Result<()> {
+pub fn an_adjoint_reads_what_the_device_has_computed(context: &Context) -> Result<()> {
     let grid = grid(&context.world)?;
     for (name, call) in CALLS {
         let tape = grid.tape();

@@ -72,6 +72,8 @@ void stand_in_set_delay(uint64_t nanoseconds) {
 
 void stand_in_set_reachable(bool reachable) { stand_in::set_reachable(reachable); }
 
+uint64_t stand_in_copies_made() { return stand_in::copies_made(); }
+
 uint64_t stand_in_bytes_copied() { return stand_in::bytes_copied(); }
 
 void stand_in_set_forgetful(bool forgetful) { stand_in::set_forgetful(forgetful); }

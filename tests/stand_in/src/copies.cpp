@@ -15,7 +15,8 @@ namespace stand_in {
 
 namespace {
 
-std::atomic<uint64_t> copied{0};
+std::atomic<uint64_t> copies{0};
+std::atomic<uint64_t> bytes{0};
 
 bool is_on_device(const at::Tensor &tensor) { return tensor.device().type() == kType; }
 
@@ -46,7 +47,8 @@ Queue &queue_of(const at::Tensor &tensor) { return queue(current_stream(tensor.d
 
 }  // namespace
 
-uint64_t bytes_copied() { return copied; }
+uint64_t copies_made() { return copies; }
+uint64_t bytes_copied() { return bytes; }
 
 at::Tensor copy_from(const at::Tensor &from, const at::Tensor &to, bool non_blocking) {
   at::assert_no_internal_overlap(to);
@@ -59,7 +61,10 @@ at::Tensor copy_from(const at::Tensor &from, const at::Tensor &to, bool non_bloc
   // Between two devices, the copy is a task of the source's. It waits for the earlier tasks of the
   // destination's device, which may use the memory, and the later ones wait for the copy.
   if (is_between) Event(current_stream(to.device().index())).block(stream);
-  if (!is_between && !Computation::is_running()) copied += to.nbytes();
+  if (!is_between && !Computation::is_running()) {
+    ++copies;
+    bytes += to.nbytes();
+  }
   const bool is_argument = Computation::is_running() && !is_on_device(to);
   const bool is_result = Computation::is_running() && !is_on_device(from);
   const Queue::Ticket ticket = queue(stream).submit(

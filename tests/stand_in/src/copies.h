@@ -13,8 +13,9 @@ namespace stand_in {
 // `non_blocking` is true and the host's memory, if there is any, is pinned.
 at::Tensor copy_from(const at::Tensor &from, const at::Tensor &to, bool non_blocking);
 
-// The bytes that were copied between the host and a device. The copies of computations do not
-// count.
+// The number of copies between the host and a device, and of their bytes. The copies of
+// computations do not count.
+uint64_t copies_made();
 uint64_t bytes_copied();
 
 at::Tensor &fill(at::Tensor &tensor, const at::Scalar &value);

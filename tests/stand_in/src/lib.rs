@@ -90,6 +90,13 @@ pub fn set_reachable(reachable: bool) {
     unsafe { border::stand_in_set_reachable(reachable) }
 }
 
+/// Returns how many copies between the host and the devices have been made so far: see
+/// [`bytes_copied`].
+pub fn copies_made() -> u64 {
+    // SAFETY: It may be called at any time, by any thread.
+    unsafe { border::stand_in_copies_made() }
+}
+
 /// Returns how many bytes have been copied between the host and the devices so far, in both directions.
 /// What is copied for an operation that the host computes does not count.
 pub fn bytes_copied() -> u64 {
