@@ -3,6 +3,9 @@
 //! alone, from the device to pinned host memory and back: a staged call does both and the call on the
 //! host, and the last column but one is its time over the sum of these three.
 //!
+//! Of a halo exchange, one cell around a block of n² doubles, the messages alone are copied. The copies of
+//! the whole block stand beside it.
+//!
 //! Rank r takes the GPU `cuda:(r % count)`. Where there is none, the tests' stand-in takes its place, so
 //! that the benchmark can be tried; its figures say nothing about a GPU.
 //!
@@ -16,7 +19,7 @@ mod turns;
 use std::error::Error;
 
 use mpi4tch::mpi_sys::devices::{Devices, takes_pointers_to};
-use mpi4tch::{Communicator, Op, Rank, Result, testing};
+use mpi4tch::{Communicator, Halo, Op, Rank, Result, testing};
 use tch::{Cuda, Device, Kind, Tensor};
 use turns::{Run, in_turns, median, on_ranks};
 
@@ -30,6 +33,9 @@ const SIZES: [(i64, usize, u32); 7] = [
     (1 << 24, 11, 2),
     (1 << 28, 5, 1),
 ];
+
+/// The rows of a block, and how many exchanges of how many rounds are timed.
+const BLOCKS: [(i64, usize, u32); 4] = [(64, 41, 20), (512, 21, 20), (2048, 11, 5), (8192, 5, 2)];
 
 type Call = fn(&Communicator, &Tensor) -> Result<Tensor>;
 
@@ -59,7 +65,14 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
                 "call", "host", "to the host", "back", "staged", "of sum", "direct"
             );
         }
-        SIZES.into_iter().try_for_each(|size| measure(world, &place, has_direct, size))
+        SIZES.into_iter().try_for_each(|size| measure(world, &place, has_direct, size))?;
+        if world.rank() == 0 {
+            println!(
+                "\n         n  {:<12}{:>14}{:>14}{:>14}{:>14}",
+                "", "host", "to the host", "back", "staged"
+            );
+        }
+        BLOCKS.into_iter().try_for_each(|block| measure_halo(world, &place, block))
     })
 }
 
@@ -112,6 +125,43 @@ fn measure(
                 staged / (host + copies[0] + copies[1]),
             );
         }
+    }
+    Ok(())
+}
+
+/// Times the exchange of a halo on the host and on the device, and the copies of the whole block.
+fn measure_halo(
+    world: &Communicator,
+    place: &Place,
+    (n, rounds, calls): (i64, usize, u32),
+) -> Result<()> {
+    let Some(grid) = world.cartesian(&[0, 0], &[true, true], false)? else {
+        unreachable!("the grid has all ranks")
+    };
+    let halo = |axis| Halo { axis, along: usize::from(axis == 1), before: 1, after: 1 };
+    let halos = [halo(0), halo(1)];
+    let on_host = Tensor::f_randint(9, [n, n], (Kind::Double, Device::Cpu))?;
+    let on_device = place.put(&on_host)?;
+    let (mut near, mut copy) = (place.near(&on_host)?, place.put(&on_host)?);
+    let source = place.near(&on_host)?;
+    testing::force_direct(false)?;
+    let expected = grid.halo_exchange(&on_host, &halos)?;
+    let result = place.fetch(&grid.halo_exchange(&on_device, &halos)?)?;
+    assert!(result.f_equal(&expected)?, "a halo is not what it is on the host");
+    let mut runs: Vec<Run<'_>> = vec![
+        Box::new(|| grid.halo_exchange(&on_host, &halos).map(drop)),
+        Box::new(|| Ok(near.f_copy_(&on_device)?)),
+        Box::new(|| {
+            copy.f_copy_(&source)?;
+            place.finish(&copy)
+        }),
+        Box::new(|| place.finish(&grid.halo_exchange(&on_device, &halos)?)),
+    ];
+    let times = in_turns(world, rounds, calls, &mut runs.iter_mut().collect::<Vec<_>>())?;
+    if world.rank() == 0 {
+        print!("{n:>10}  {:<12}", "halo");
+        times.iter().for_each(|times| print!("{:>11.2} µs", median(times)));
+        println!();
     }
     Ok(())
 }

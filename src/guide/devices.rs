@@ -188,11 +188,19 @@
 //!
 //! | bytes | one copy to the host, and back | `all_reduce` on the host | staged | `sendrecv` on the host | staged |
 //! | ---: | ---: | ---: | ---: | ---: | ---: |
-//! | 8 | 11, 274 | 8 | 311 | 5 | 288 |
-//! | 128 Ki | 13, 15 | 51 | 95 | 35 | 76 |
-//! | 1 Mi | 44, 49 | 355 | 547 | 244 | 381 |
-//! | 16 Mi | 622, 621 | 8 435 | 9 454 | 5 353 | 6 191 |
-//! | 256 Mi | 9 771, 9 779 | 262 681 | 167 891 | 96 789 | 116 072 |
+//! | 8 | 11, 274 | 4 | 310 | 4 | 280 |
+//! | 128 Ki | 14, 17 | 44 | 92 | 33 | 79 |
+//! | 1 Mi | 44, 46 | 312 | 515 | 235 | 381 |
+//! | 16 Mi | 618, 619 | 7 376 | 7 992 | 4 586 | 5 420 |
+//! | 256 Mi | 9 751, 9 740 | 233 502 | 126 909 | 73 778 | 92 121 |
 //!
 //! The copy of a few bytes to the device takes 270 µs where two processes share it, as they take turns. The
-//! largest `all_reduce` is faster staged than on the host because it goes in pieces.
+//! largest `all_reduce` is faster staged than on the host because it goes in pieces. A `halo_exchange` of
+//! one cell around a block of n² doubles:
+//!
+//! | n | on the host | one copy of the block to the host, and back | on the device |
+//! | ---: | ---: | ---: | ---: |
+//! | 64 | 15 | 10, 12 | 616 |
+//! | 512 | 223 | 82, 83 | 887 |
+//! | 2048 | 6 308 | 1 234, 1 225 | 984 |
+//! | 8192 | 186 134 | 19 486, 19 457 | 1 540 |
