@@ -171,7 +171,7 @@ impl DataParallel {
                 Ok(buckets) => (Ok(Terms::default()), Some(buckets)),
                 Err(error) => (Err(error), None),
             };
-            let (_, turn) = agree(site, &comm, None, terms, true, Way::Waits)?;
+            let (_, turn) = agree(site, &comm, None, terms, true, comm.environment().way())?;
             let Some(buckets) = buckets else { unreachable!("an error is never agreed on") };
             turn.made();
             model.compare(site, &comm, &turn, &options)?;
@@ -416,7 +416,11 @@ impl DataParallel {
     /// ranks themselves move the data, and MPI's blocking functions are faster. But a rank that
     /// waits in one must not keep others from their communication in the backward pass.
     fn way(&self) -> Way {
-        if self.share_memory && autograd::live_pullbacks() == 0 { Way::Waits } else { Way::Polls }
+        if self.share_memory && autograd::live_pullbacks() == 0 {
+            self.comm.environment().way()
+        } else {
+            Way::Polls
+        }
     }
 }
 

@@ -286,7 +286,7 @@
 //!
 //! The [`ThreadLevel`] that was obtained decides which threads may call MPI; a call from another
 //! thread is an [`Error::Thread`]. At [`ThreadLevel::Serialized`], which [`initialize`] asks for,
-//! one thread at a time is in MPI, and a call that waits for other ranks lets other threads make theirs. At
+//! one thread at a time is in MPI, and a call that waits lets others make theirs. At
 //! [`ThreadLevel::Multiple`] threads call MPI concurrently. Threads that make collective calls at
 //! the same time need a communicator each. A backward pass calls MPI on the thread that libtorch
 //! runs it on: for tensors in host memory, the thread that called `backward`.

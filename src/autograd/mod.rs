@@ -114,6 +114,25 @@ pub(crate) fn graph_task() -> i32 {
     unsafe { shim::mpi4tch_graph_task() }
 }
 
+/// A thread, by a number that only it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Thread(usize);
+
+impl Thread {
+    pub(crate) fn current() -> Self {
+        // SAFETY: reads the address of a thread-local variable.
+        Self(unsafe { shim::mpi4tch_this_thread() })
+    }
+
+    /// The thread that began the backward pass, the outermost if it is within another, that this one
+    /// runs a pullback of; `None` if it runs none, or if another crate began the pass.
+    pub(crate) fn of_pass() -> Option<Self> {
+        // SAFETY: reads thread-local state of libtorch.
+        let number = unsafe { shim::mpi4tch_thread_of_pass() };
+        (number != 0).then_some(Self(number))
+    }
+}
+
 /// A number that backward passes have until this is dropped, if they are begun on this thread.
 pub(crate) struct NumberedPass {
     entered: *mut c_void,

@@ -175,21 +175,37 @@ class LeafHook final : public torch::autograd::PostAccumulateGradHook {
   std::shared_ptr<const Closure> closure_;
 };
 
+// Something that each thread has one of, to tell it by.
+uintptr_t this_thread() {
+  static thread_local char own;
+  return reinterpret_cast<uintptr_t>(&own);
+}
+
 // What is known of a pass, with those around it. libtorch hands a thread's debug information on to
 // the threads on which it runs the thread's backward passes (at::ThreadLocalState).
 struct Pass final : public c10::DebugInfoBase {
-  Pass(uint64_t number, bool accumulates) : number(number), accumulates(accumulates) {}
+  Pass(uint64_t number, bool accumulates, uintptr_t thread)
+      : number(number), accumulates(accumulates), thread(thread) {}
   const uint64_t number;
   const bool accumulates;
+  // The thread that began the outermost of them; 0 if that was not begun by this crate.
+  const uintptr_t thread;
 };
 
 // libtorch itself has no information of this kind.
 constexpr auto kPass = c10::DebugInfoKind::TEST_INFO_2;
 
 const Pass &current_pass() {
-  static const Pass none(0, true);
+  static const Pass none(0, true, 0);
   const auto *pass = dynamic_cast<const Pass *>(c10::ThreadLocalDebugInfo::get(kPass));
   return pass == nullptr ? none : *pass;
+}
+
+// A pass within the current one, begun on this thread.
+std::shared_ptr<Pass> begin_pass(uint64_t number, bool accumulates) {
+  const bool is_outermost = torch::autograd::get_current_graph_task_id() == -1;
+  const uintptr_t thread = is_outermost ? this_thread() : current_pass().thread;
+  return std::make_shared<Pass>(number, accumulates, thread);
 }
 
 // The hook of a leaf, of this crate or another; NULL if it has none.
@@ -298,7 +314,7 @@ char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangen
                    size_t output_count, const mpi4tch_tensor *inputs, size_t input_count,
                    bool retain_graph, bool create_graph, mpi4tch_tensor *gradients) {
   return guarded([&] {
-    const c10::DebugInfoGuard pass(kPass, std::make_shared<Pass>(current_pass().number, false));
+    const c10::DebugInfoGuard pass(kPass, begin_pass(current_pass().number, false));
     auto result = torch::autograd::grad(
         tensors(outputs, output_count), tensors(inputs, input_count),
         tensors(cotangents, output_count), retain_graph, create_graph, /*allow_unused=*/true);
@@ -309,6 +325,8 @@ char *mpi4tch_grad(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangen
 char *mpi4tch_backward_pass(const mpi4tch_tensor *outputs, const mpi4tch_tensor *cotangents,
                             size_t output_count, bool retain_graph, bool create_graph) {
   return guarded([&] {
+    const Pass &outer = current_pass();
+    const c10::DebugInfoGuard pass(kPass, begin_pass(outer.number, outer.accumulates));
     torch::autograd::backward(tensors(outputs, output_count), tensors(cotangents, output_count),
                               retain_graph, create_graph);
   });
@@ -377,12 +395,16 @@ void mpi4tch_remove_hook(const void *leaf, const void *state) {
 int32_t mpi4tch_graph_task(void) { return torch::autograd::get_current_graph_task_id(); }
 
 void *mpi4tch_enter_pass(uint64_t number) {
-  return new c10::DebugInfoGuard(kPass, std::make_shared<Pass>(number, current_pass().accumulates));
+  return new c10::DebugInfoGuard(kPass, begin_pass(number, current_pass().accumulates));
 }
 
 void mpi4tch_leave_pass(void *entered) { delete static_cast<c10::DebugInfoGuard *>(entered); }
 
 uint64_t mpi4tch_current_pass(void) { return current_pass().number; }
+
+uintptr_t mpi4tch_this_thread(void) { return this_thread(); }
+
+uintptr_t mpi4tch_thread_of_pass(void) { return current_pass().thread; }
 
 bool mpi4tch_accumulates(void) {
   // libtorch knows it only on the thread that began the pass.

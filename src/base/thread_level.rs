@@ -25,9 +25,9 @@ pub enum ThreadLevel {
     /// [`Error::Thread`](crate::Error::Thread).
     #[doc(alias = "MPI_THREAD_FUNNELED")]
     Funneled,
-    /// Any thread calls MPI, one at a time. While a call of this crate waits for other ranks to make it,
-    /// other threads can call MPI, except during calls that make communicators, which only one thread
-    /// at a time may make, and during blocking calls without [checks](crate#checks-across-ranks).
+    /// Any thread calls MPI, one at a time. While a call of this crate waits, other threads can
+    /// call MPI, except during calls that make communicators, which only one thread at a time may
+    /// make, and during blocking calls without [checks](crate#checks-across-ranks).
     #[doc(alias = "MPI_THREAD_SERIALIZED")]
     Serialized,
     /// Any thread calls MPI at any time.

@@ -85,8 +85,8 @@ const MOST_EXTENTS: usize = WORDS - EXTENTS;
 ///
 /// If this rank's own arguments are wrong, `terms` is the error: this rank gets that error, and the
 /// others get one that names this rank. With `exchanges` the call is compared even under
-/// `MPI4TCH_CHECK=none`: calls that exchange sizes or create communicators rely on it. `least` is the
-/// first of the [ways](Way) in which this rank can make the call.
+/// `MPI4TCH_CHECK=none`: calls that exchange sizes or create communicators rely on it. `way` is the
+/// way in which this rank can make the call.
 #[inline]
 pub(crate) fn agree(
     site: Site,
@@ -94,7 +94,7 @@ pub(crate) fn agree(
     subject: Subject,
     terms: Result<Terms>,
     exchanges: bool,
-    least: Way,
+    way: Way,
 ) -> Result<(Agreed, Arc<Turn>)> {
     // Checked first: a place that was taken would have to be given up.
     comm.environment().allows(site.call)?;
@@ -106,8 +106,7 @@ pub(crate) fn agree(
     }
     let terms = in_step(site, comm, terms);
     let says = Says { site, comm, subject: recorded(comm, subject, &terms), terms: &terms };
-    let begun = comm.environment().begin_blocking(least);
-    let mut pending = Pending::new(site, comm, says.fingerprint(), says.balance(), begun);
+    let mut pending = Pending::new(site, comm, says.fingerprint(), says.balance(), way);
     let outcome = comm.environment().wait(site, || {
         // SAFETY: `wait` gives permission to call MPI.
         unsafe { pending.poll(&mut || says.lines()) }
@@ -121,8 +120,8 @@ pub(crate) fn agree(
 
 /// Waits until all ranks make the call at `site`, under `MPI4TCH_CHECK=none` too.
 pub(crate) fn agree_on(site: Site, comm: &Communicator) -> Result<Arc<Turn>> {
-    let terms = Ok(Terms::default());
-    agree(site, &comm.plain(), None, terms, true, Way::Waits).map(|(_, turn)| turn)
+    let way = comm.environment().way();
+    agree(site, &comm.plain(), None, Ok(Terms::default()), true, way).map(|(_, turn)| turn)
 }
 
 /// Shares the outcome of a step of a call that all ranks have agreed on. If it is an error on some
@@ -145,7 +144,7 @@ pub(crate) fn agree_on_outcome<T>(
 /// Tells the others that this rank refuses the call, unless calls are not compared. Returns the
 /// error: `error`, or that of the attempt to tell them.
 pub(crate) fn refuse(site: Site, comm: &Communicator, error: Error, exchanges: bool) -> Error {
-    match agree(site, comm, None, Err(error), exchanges, Way::Waits) {
+    match agree(site, comm, None, Err(error), exchanges, comm.environment().way()) {
         Err(error) => error,
         Ok(_) => unreachable!("terms that are an error are never agreed on"),
     }

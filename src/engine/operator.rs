@@ -197,8 +197,9 @@ impl Mode for Blocking {
         derivative: impl FnOnce(&[i64], &Agreed) -> D,
     ) -> Result<Tensor> {
         let site = comm.site(operator.name());
+        let way = comm.environment().way();
         let Ready { plan, agreed, records, turn, mut traced } =
-            Ready::new(operator, site, comm, x, Way::Waits)?;
+            Ready::new(operator, site, comm, x, way)?;
         if !records {
             return execution::run(plan, site, comm, turn.as_deref());
         }
@@ -224,7 +225,7 @@ impl Mode for Blocking {
         x: &Tensor,
     ) -> Result<(Agreed, Communicator)> {
         let site = comm.site(operator.name());
-        agree_on_parts(operator, site, comm, x, Way::Waits)
+        agree_on_parts(operator, site, comm, x, comm.environment().way())
     }
 
     fn then<const N: usize>(
@@ -265,7 +266,8 @@ fn change_in_place(operator: &dyn Operator, comm: &Communicator, x: &mut Tensor)
         change_in_place(operator, comm, &mut y)?;
         return Ok(x.f_copy_(&y)?);
     }
-    let ready = Ready::new(operator, site, comm, x, Way::Waits)?;
+    let way = comm.environment().way();
+    let ready = Ready::new(operator, site, comm, x, way)?;
     let Ready { plan, agreed, records, turn, traced: _traced } = ready;
     let Some(turn) = turn else { unreachable!("what changes in place is collective") };
     let adjoint = records.then(|| Linear(operator.adjoint(plan.input.shape(), &agreed)));
@@ -313,10 +315,10 @@ impl<'x> Ready<'x> {
         site: Site,
         comm: &Communicator,
         x: &'x Tensor,
-        least: Way,
+        way: Way,
     ) -> Result<Self> {
         let mut traced = Traced::begin(site, comm);
-        let (input, agreed, turn) = negotiate(operator, site, comm, x, least)?;
+        let (input, agreed, turn) = negotiate(operator, site, comm, x, way)?;
         let records = match operator.recorded_by() {
             None => comm.records(input.view()),
             Some(rank) => agreed.counts(0)[index(rank)] != 0,
@@ -416,9 +418,9 @@ pub(crate) fn agree_on_parts(
     site: Site,
     comm: &Communicator,
     x: &Tensor,
-    least: Way,
+    way: Way,
 ) -> Result<(Agreed, Communicator)> {
-    let (_, agreed, turn) = comm.note(negotiate(operator, site, comm, x, least))?;
+    let (_, agreed, turn) = comm.note(negotiate(operator, site, comm, x, way))?;
     let granted = |turn| comm.admitted(Admission::Granted(turn));
     Ok((agreed, turn.map_or_else(|| comm.clone(), granted)))
 }
@@ -431,7 +433,7 @@ fn negotiate<'x>(
     site: Site,
     comm: &Communicator,
     x: &'x Tensor,
-    least: Way,
+    way: Way,
 ) -> Result<(Input<'x>, Agreed, Option<Arc<Turn>>)> {
     let call = operator.name();
     if !operator.traffic().is_collective() {
@@ -469,7 +471,7 @@ fn negotiate<'x>(
     let subject = Some((input.datatype(), records));
     let terms = operator.terms(comm, &input);
     note_arguments(comm, &input, &terms, operator.recorded_by().is_some());
-    let least = least.max(input.way());
-    let (agreed, turn) = agree(site, comm, subject, terms, exchanges, least)?;
+    let way = way.max(input.way());
+    let (agreed, turn) = agree(site, comm, subject, terms, exchanges, way)?;
     Ok((input, agreed, Some(turn)))
 }

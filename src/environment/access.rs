@@ -8,6 +8,13 @@ use crate::base::error::{Error, Result};
 use crate::base::thread_level::ThreadLevel;
 
 impl Environment {
+    /// Whether several threads call MPI in turn, so that one that waits inside MPI blocks the
+    /// others.
+    #[inline]
+    pub(super) fn serializes_threads(&self) -> bool {
+        self.level == ThreadLevel::Serialized && self.threads.note()
+    }
+
     /// An error if this thread may not call MPI, or if MPI has been finalized.
     #[inline]
     pub(crate) fn allows(&self, call: &'static str) -> Result<()> {

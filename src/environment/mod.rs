@@ -10,8 +10,9 @@ pub(crate) mod library;
 pub(crate) mod own_ops;
 mod start;
 pub(crate) mod status;
+mod threads;
 pub(crate) mod trace;
-pub(crate) mod wait;
+mod wait;
 pub(crate) mod watch;
 
 use std::ffi::c_int;
@@ -31,6 +32,7 @@ use datatype::Handles;
 use devices::Reach;
 use library::Library;
 use status::Pattern;
+use threads::Threads;
 use trace::Timeline;
 use watch::Watch;
 
@@ -72,6 +74,7 @@ pub(crate) struct Environment {
     watch: Arc<Watch>,
     /// With `MPI4TCH_TRACE`.
     timeline: Option<Arc<Timeline>>,
+    threads: Threads,
     /// A line for each message that a communicator had left when it was freed, and for each started
     /// call that failed and was never waited for.
     left: Mutex<Vec<String>>,

@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use super::datatype::Handles;
 use super::devices::{Reach, Transfer};
 use super::library::{self, Library};
+use super::threads::Threads;
 use super::trace::{self, Timeline};
 use super::watch::{Limits, Watch};
 use super::{Environment, StartedCalls, flag, is_finalized, return_errors};
@@ -99,6 +100,7 @@ impl Environment {
             is_shared: AtomicBool::new(!owner || cfg!(feature = "rsmpi")),
             watch,
             timeline,
+            threads: Threads::new(),
             left: Mutex::default(),
             last_error: Mutex::default(),
             largest_tag: largest_tag()?,

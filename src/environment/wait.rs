@@ -1,12 +1,9 @@
 //! Waiting for other ranks, watched, and so that other threads and started calls can go on. All
 //! operations wait by the functions here.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::Environment;
 use crate::base::error::Result;
 use crate::base::site::Site;
-use crate::base::thread_level::ThreadLevel;
 use crate::base::way::Way;
 
 /// How often a wait polls before it yields to other processes: for about 100 µs.
@@ -61,35 +58,10 @@ impl Environment {
         call()
     }
 
-    /// Begins a blocking call that the ranks agree on. Returns how this rank wants to make it: by MPI's
-    /// blocking function, unless `least` is a later way, or that would keep other threads or started
-    /// calls of this rank from going on. What else is returned is kept to the end of the call.
-    ///
-    /// While a thread waits inside MPI at [`ThreadLevel::Serialized`], no other can call MPI. So of the
-    /// calls that the threads of a rank make at the same time only one waits there. If there were two,
-    /// of which one rank enters the one and another rank the other, neither would end.
+    /// How this rank wants to make a blocking call: by MPI's blocking function, unless that would
+    /// keep other threads or started calls of this rank from going on.
     #[inline]
-    pub(crate) fn begin_blocking(&self, least: Way) -> (Way, Option<BlockingCall>) {
-        if least == Way::Polls || self.are_queued() {
-            return (Way::Polls, None);
-        }
-        if self.level != ThreadLevel::Serialized {
-            return (least, None);
-        }
-        let is_alone = BLOCKING_CALLS.fetch_add(1, Ordering::AcqRel) == 0;
-        (if is_alone { least } else { Way::Polls }, Some(BlockingCall))
-    }
-}
-
-/// The number of [`BlockingCall`]s.
-static BLOCKING_CALLS: AtomicUsize = AtomicUsize::new(0);
-
-/// A blocking call at [`ThreadLevel::Serialized`], from before the agreement on it to its end.
-#[derive(Debug)]
-pub(crate) struct BlockingCall;
-
-impl Drop for BlockingCall {
-    fn drop(&mut self) {
-        BLOCKING_CALLS.fetch_sub(1, Ordering::AcqRel);
+    pub(crate) fn way(&self) -> Way {
+        if self.serializes_threads() || self.are_queued() { Way::Polls } else { Way::Waits }
     }
 }

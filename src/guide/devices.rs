@@ -100,7 +100,7 @@
 //!   builds;
 //! - with Open MPI, started collective calls, as it reads the device's memory on the host in them
 //!   ([ompi #9845](https://github.com/open-mpi/ompi/issues/9845)), and blocking ones that this crate makes as
-//!   started ones, because another thread makes one at the same time; and all that is received, as it writes
+//!   started ones, because the program calls MPI on several threads; and all that is received, as it writes
 //!   beyond a buffer that is too short.
 //!
 //! # Ranks, devices, nodes
@@ -122,10 +122,14 @@
 //! for each device, so that adjoints of calls on that device's tensors call MPI from there.
 //! That needs [`ThreadLevel::Serialized`](crate::ThreadLevel::Serialized), which
 //! [`initialize`](crate::initialize) asks for. If another library has initialized MPI with less, the
-//! backward pass returns an [`Error::Thread`](crate::Error::Thread). At that level one thread at a time is
-//! in MPI. If several make blocking collectives at the same time, as those of two devices may, all but the
-//! first are made as started ones and polled for; these do not go in pieces, and Open MPI gets no pointers
-//! in them. At [`ThreadLevel::Multiple`](crate::ThreadLevel::Multiple) all are made as they are.
+//! backward pass returns an [`Error::Thread`](crate::Error::Thread). At that level one thread at a
+//! time is in MPI, and no thread may keep another from it. So while a program calls MPI on several threads,
+//! blocking collectives are made as started ones and polled for; they do not go in pieces then, and Open MPI
+//! gets no pointers in them. The thread of a device counts as another one, unless the main thread has begun
+//! the pass by a [`Tape`](crate::Tape) or by [`DataParallel`](crate::DataParallel), and no other device, nor
+//! the host, has had adjoints so far: then the main thread waits for it, and calls are made as they are.
+//! `Tensor::backward` of tch is not known to this crate.
+//! [`initialize_with(ThreadLevel::Multiple)`](crate::initialize_with) needs no polling.
 //!
 //! **Order.** If a program communicates tensors on the CPU and on a device, or on two devices, its
 //! backward pass runs on several threads, each with a queue of its own. On one rank a call of one thread may

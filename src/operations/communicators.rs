@@ -257,10 +257,11 @@ impl Communicator {
         let _traced = Traced::begin(site, self);
         // The ranks must be in the same call: they intersect, entry by entry, which children are
         // dead.
+        let way = self.environment().way();
         if let (Some(record), Ok(terms)) = (self.tape_record(), &terms) {
             record.note_arguments(|hasher| terms.hash_arguments(false, hasher));
         }
-        let (_, turn) = self.note(agree(site, &self.plain(), None, terms, true, Way::Waits))?;
+        let (_, turn) = self.note(agree(site, &self.plain(), None, terms, true, way))?;
         let mut dead = self.handle().dead();
         if !dead.is_empty() {
             dead = self.intersect_control(site, Way::Polls, dead)?;

@@ -4,7 +4,6 @@ use tch::Tensor;
 
 use crate::autograd::{self, Metadata};
 use crate::base::error::{Error, Result};
-use crate::base::way::Way;
 use crate::engine::agreement::{Terms, agree, refuse};
 use crate::engine::communicator::Communicator;
 use crate::engine::tape::{self, Traffic, carries_gradient};
@@ -85,8 +84,9 @@ impl Communicator {
             let records = self.is_on_tape()
                 || (autograd::is_recording() && inputs.iter().any(|x| x.requires_grad()));
             let subject = Datatype::of(Metadata::of(outputs[0]).scalar_type()).map(|d| (d, records));
+            let way = self.environment().way();
             let terms = Terms { compares_recording: true, ..Terms::default() };
-            let (_, turn) = agree(site, self, subject, Ok(terms), false, Way::Waits)?;
+            let (_, turn) = agree(site, self, subject, Ok(terms), false, way)?;
             turn.made();
             drop(turn);
             if !records {
@@ -114,7 +114,8 @@ impl Communicator {
                     Ok(saved) => (saved, Ok(Terms::default())),
                     Err(error) => (Vec::new(), Err(error)),
                 };
-                agree(site, comm, None, terms, false, Way::Waits)?.1.made();
+                let way = comm.environment().way();
+                agree(site, comm, None, terms, false, way)?.1.made();
                 let gradients = pullback(&comm.of_pullback(), &saved, &pulled.cotangents)?;
                 if gradients.len() != count {
                     let came = gradients.len();

@@ -6,7 +6,6 @@ use super::cartesian::Cartesian;
 use crate::base::error::{Error, Result};
 use crate::base::rank::{Rank, index};
 use crate::base::site::Site;
-use crate::base::way::Way;
 use crate::call::blocks::{axis_of, balanced_block};
 use crate::call::buffer::Input;
 use crate::engine::agreement::{Admission, Agreed, Terms, Told, agree, refuse};
@@ -184,7 +183,8 @@ impl Cartesian {
         });
         note_arguments(comm, &input, &terms, false);
         let subject = Some((input.datatype(), comm.records(input.view())));
-        let (agreed, turn) = agree(site, comm, subject, terms, true, Way::Waits)?;
+        let way = comm.environment().way();
+        let (agreed, turn) = agree(site, comm, subject, terms, true, way)?;
         Ok((agreed, comm.at(site).admitted(Admission::Granted(turn))))
     }
 

@@ -8,7 +8,6 @@ use crate::autograd::Recording;
 use crate::base::check::Check;
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
-use crate::base::way::Way;
 use crate::call::buffer::Input;
 use crate::engine::agreement::{Terms, agree, refuse};
 use crate::engine::communicator::Communicator;
@@ -27,7 +26,7 @@ pub(super) fn check_same(site: Site, comm: &Communicator, x: &Tensor) -> Result<
     let subject = Some((input.datatype(), comm.records(input.view())));
     let (shape, values) = (Some((input.shape(), None)), hash(input));
     let terms = values.map(|hash| Terms { shape, values: Some(hash), ..Terms::default() });
-    let (_, turn) = agree(site, comm, subject, terms, false, Way::Waits)?;
+    let (_, turn) = agree(site, comm, subject, terms, false, comm.environment().way())?;
     turn.made();
     Ok(())
 }

@@ -17,7 +17,6 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         pieces_that_nobody_has_waited_for,
         pieces_that_no_int_counts,
         pieces_as_large_as_usual,
-        pieces_in_the_backward_pass,
     ]
 }
 
@@ -192,35 +191,4 @@ fn pieces_as_large_as_usual(context: &Context) -> Result<()> {
         assert_eq!(moved(&world.all_reduce(&x, Op::Max)?, None), whole);
     }
     Ok(())
-}
-
-/// The thread of a device makes the calls of the backward pass. That keeps neither them nor later calls from
-/// going in pieces, of which each is copied by itself.
-fn pieces_in_the_backward_pass(context: &Context) -> Result<()> {
-    let world = &context.world;
-    let place = world.rank() % 2;
-    let x =
-        leaf(&testing::random(world, &[12], Kind::Double)?, Some(place)).set_requires_grad(true);
-    let cotangent = leaf(&testing::random(world, &[12], Kind::Double)?, Some(place));
-    stand_in::synchronize(place);
-    for pieces in [1, 4] {
-        // There and back.
-        let expected = 2 * u64::try_from(pieces).expect("there are few");
-        let assert_copies = |f: &dyn Fn() -> Result<Tensor>, what: &str| -> Result<Tensor> {
-            let before = stand_in::copies_made();
-            let y = f()?;
-            stand_in::synchronize(place);
-            assert_eq!(stand_in::copies_made() - before, expected, "{what}");
-            Ok(y)
-        };
-        with_pieces(96 / pieces, || -> Result<()> {
-            for _ in 0..2 {
-                let y = assert_copies(&|| world.all_reduce(&x, Op::Sum), "forward")?;
-                let back = || Ok(testing::vjp(&[&y], &[&cotangent], &[&x], false)?.remove(0));
-                let _ = assert_copies(&back, "backward")?;
-            }
-            Ok(())
-        })?;
-    }
-    works(world)
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use mpi4tch::{Op, Result, ThreadLevel, testing};
+use mpi4tch::{Op, Result, testing};
 use tch::{Kind, Tensor};
 
 use crate::common::Context;
@@ -21,7 +21,6 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         scan,
         nonlinear_reductions,
         beyond_an_int,
-        one_thread_after_another,
     ]
 }
 
@@ -249,27 +248,6 @@ fn beyond_an_int(context: &Context) -> Result<()> {
         let made = calls(|| f(&x));
         testing::set_largest_count(c_int::MAX);
         assert_eq!(names(&made?.1), [name]);
-    }
-    Ok(())
-}
-
-/// The threads call MPI one at a time. Only calls at the same time keep each other from MPI's blocking
-/// functions.
-fn one_thread_after_another(context: &Context) -> Result<()> {
-    let level = mpi4tch::initialize()?.library().thread_level();
-    assert_eq!(level, ThreadLevel::Serialized);
-    let x = matrix(context, 2, 3)?;
-    for elsewhere in [false, true, false] {
-        let gather = {
-            let (comm, x) = (context.world.clone(), x.shallow_clone());
-            move || comm.all_gather(&x, 0)
-        };
-        let (_, made) = calls(|| match elsewhere {
-            true => std::thread::spawn(gather).join().expect("no panic"),
-            false => gather(),
-        })?;
-        let made = after_agreement(context, made);
-        assert_eq!(names(&made), ["MPI_Allgather"; 2], "elsewhere: {elsewhere}");
     }
     Ok(())
 }

@@ -57,8 +57,7 @@ impl Proposal {
         let terms = in_step(site, comm, terms);
         let subject = recorded(comm, subject, &terms);
         let says = Says { site, comm, subject, terms: &terms };
-        let way = (Way::Polls, None);
-        let pending = Pending::new(site, comm, says.fingerprint(), says.balance(), way);
+        let pending = Pending::new(site, comm, says.fingerprint(), says.balance(), Way::Polls);
         let (terms, error) = match terms {
             Ok(terms) => (Ok(terms.to_owned()), None),
             Err(error) => (Err(error.to_string()), Some(error)),

@@ -23,7 +23,6 @@ use crate::base::site::Site;
 use crate::base::tag::Tag;
 use crate::base::way::Way;
 use crate::engine::communicator::Communicator;
-use crate::environment::wait::BlockingCall;
 
 /// The order of a communicator's collective calls on this rank.
 #[derive(Debug, Default)]
@@ -101,8 +100,6 @@ pub(crate) struct Pending {
     seal: u64,
     tag: Tag,
     exchange: Exchange,
-    /// That the call is waited for.
-    blocking: Option<BlockingCall>,
     /// Whether the place has been passed, or handed over to a [`Turn`].
     ended: bool,
 }
@@ -127,7 +124,7 @@ impl Pending {
         comm: &Communicator,
         fingerprint: u64,
         balance: u64,
-        (way, blocking): (Way, Option<BlockingCall>),
+        way: Way,
     ) -> Self {
         let (place, number, withdrawn) = {
             let mut order = comm.turns().order();
@@ -147,8 +144,7 @@ impl Pending {
         // maximum.
         let words = [seal, !seal, line, !line, way as u64];
         let exchange = Exchange::Rounds(Rounds::new(words, balance, tag));
-        let (comm, ended) = (comm.plain(), false);
-        Self { site, comm, place, withdrawn, seal, tag, exchange, blocking, ended }
+        Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
     }
 
     /// Takes the next place for a call that the ranks compared with their tape.
@@ -160,8 +156,7 @@ impl Pending {
         };
         let exchange = Exchange::Done(Way::Polls);
         let (withdrawn, seal, tag) = (0, hash(&place), 0);
-        let (comm, ended) = (comm.plain(), false);
-        Self { site, comm, place, withdrawn, seal, tag, exchange, blocking: None, ended }
+        Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
     }
 
     /// Goes on as far as possible without waiting. If the calls differ, this rank sends the others
@@ -213,8 +208,7 @@ impl Pending {
                 self.ended = true;
                 let turns = Some(Arc::clone(comm.turns()));
                 let (place, seal, made) = (self.place, self.seal, AtomicBool::default());
-                let blocking = self.blocking.take();
-                let turn = Turn { turns, place, seal, way: *way, made, blocking };
+                let turn = Turn { turns, place, seal, way: *way, made };
                 Ok(Some(Ok(turn)))
             }
             Exchange::Texts(texts) => {
@@ -279,16 +273,12 @@ pub(crate) struct Turn {
     seal: u64,
     way: Way,
     made: AtomicBool,
-    /// Until the call has ended, if it is waited for.
-    #[expect(dead_code, reason = "held for its Drop")]
-    blocking: Option<BlockingCall>,
 }
 
 impl Turn {
     /// For a call that the ranks do not agree on.
     pub(crate) fn free(seal: u64) -> Self {
-        let made = AtomicBool::new(true);
-        Self { turns: None, place: 0, seal, way: Way::Waits, made, blocking: None }
+        Self { turns: None, place: 0, seal, way: Way::Waits, made: AtomicBool::new(true) }
     }
 
     /// A number that the call has on all ranks that agreed on it, and that no other call of the

@@ -11,7 +11,6 @@ use super::{PassOptions, Record};
 use crate::autograd::{self, Metadata};
 use crate::base::error::{Error, Result};
 use crate::base::site::Site;
-use crate::base::way::Way;
 use crate::communicator::Identity;
 use crate::engine::agreement::{Terms, agree};
 use crate::engine::communicator::Communicator;
@@ -219,7 +218,7 @@ impl Record {
             Ok(roots) => (Ok(Terms::default()), roots),
             Err(error) => (Err(error), Roots::new()),
         };
-        let (_, turn) = agree(site, comm, None, terms, true, Way::Waits)?;
+        let (_, turn) = agree(site, comm, None, terms, true, comm.environment().way())?;
         let (own, contexts) = {
             let state = self.state();
             (state.calls.fingerprint(), state.contexts.len())
