@@ -6,6 +6,7 @@ set -euo pipefail
 
 # The tests call this script as their launcher: runs each rank under valgrind.
 if [[ ${1:-} == -n ]]; then
+    # mpiexec.sh would call this script.
     unset MPI4TCH_MPIEXEC
     exec scripts/mpiexec.sh "$1" "$2" valgrind -q --error-exitcode=9 --num-callers=40 \
         --fair-sched=yes --suppressions=scripts/valgrind.supp "${@:3}"
@@ -13,7 +14,7 @@ fi
 
 tests=(agreement all_reduce collectives communicators in_place local_checks messages_unchecked
     point_to_point replicated requests tape)
-# Tests of long tapes take too long, and count memory, of which valgrind keeps what is freed.
+# Tests of long tapes take too long. They count memory, and valgrind does not reuse what is freed.
 long=(the_stack_does_not_grow the_memory_of_an_operation_does_not_grow many_steps_take_no_memory)
 [[ $# != 0 ]] || set -- "${tests[@]/#/--test=}" -- "${long[@]/#/--skip=}"
 

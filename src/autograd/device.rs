@@ -123,7 +123,7 @@ pub(crate) fn queue_copy(call: &'static str, from: &Tensor, to: &Tensor) -> Resu
 
 /// Adds one tensor on a device to another, on the device's current stream. Autograd knows nothing of it.
 pub(crate) fn queue_add(call: &'static str, from: &Tensor, to: &Tensor) -> Result<()> {
-    // SAFETY: as in `queue_copy`, but the memory of devices need not be kept.
+    // SAFETY: both are valid at::Tensors that outlive the call.
     check(call, unsafe { shim::mpi4tch_queue_add(from.as_ptr().cast(), to.as_ptr().cast()) })
 }
 

@@ -117,7 +117,7 @@ pub(super) struct UnderWay {
 /// What an exchange waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// For a device, which packs what the stage sends.
+    /// For a device, which packs what the stage sends; in host memory for nothing.
     Packing,
     /// For the messages of the stage.
     Messages,
@@ -273,7 +273,12 @@ impl UnderWay {
     /// MPI can be called, the buffers are valid, and all messages that were handed to MPI have ended.
     pub(super) unsafe fn go_on(&mut self, made: &mut Made) -> Result<()> {
         let before = std::mem::replace(&mut self.state, State::Over);
-        if before == State::Messages && self.next_stage()? || before == State::Packing {
+        let has_stage = match before {
+            State::Packing => true,
+            State::Messages => self.next_stage()?,
+            State::Over => false,
+        };
+        if has_stage {
             if self.is_packed()? {
                 return self.hand_over(made);
             }

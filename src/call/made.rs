@@ -24,7 +24,7 @@ pub(crate) struct Made {
     pub(super) probes: bool,
     /// The receive that waits for its message.
     pub(super) awaited: Option<Awaited>,
-    /// The exchange that was begun.
+    /// The exchange that is under way, or that a device packs.
     pub(super) exchange: Option<UnderWay>,
     /// Local work that is left when the requests have completed.
     then: Option<Box<dyn FnOnce() + Send>>,
@@ -88,7 +88,7 @@ impl Made {
         self.then = Some(Box::new(work));
     }
 
-    /// Keeps an exchange that a device packs, until it is handed to MPI.
+    /// Keeps an exchange that a device packs, until its result is made.
     pub(super) fn keep_exchange(&mut self, exchange: Option<UnderWay>) {
         self.exchange = exchange;
     }

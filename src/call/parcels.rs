@@ -8,9 +8,9 @@
 //! each time, as a started exchange may be tested or waited for on another one than it was started on. So
 //! what is put in a stream first waits for what was put in one before.
 //!
-//! MPI gets no pointers to the device's memory here, though some libraries would take them: whether they
-//! do so in such messages has been tried with none, and with Open MPI no tensor on a device is received
-//! directly so far (see [`Message`](super::Message)).
+//! MPI gets no pointers to the device's memory here, though some libraries take them: that has not been
+//! tried for such messages, and with Open MPI no tensor on a device is received directly (see
+//! [`Message`](super::Message)).
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -210,8 +210,8 @@ impl Parcels {
         Ok(Some(Bundle { memory: memory.into_tensor(), places }))
     }
 
-    /// Memory on the device in which the messages are packed; `None` if all are copied at once, as their
-    /// regions are consecutive.
+    /// Memory on the device in which the messages are packed; `None` if each is copied between its region
+    /// and the host, as all regions are consecutive.
     fn packing(&self, edges: &[Edge], bundle: &Bundle) -> Result<Option<Tensor>> {
         let at_once = messages(edges, bundle).all(|(edge, _)| edge.region.is_consecutive());
         (!at_once).then(|| self.room(bundle)).transpose()

@@ -9,6 +9,7 @@ use mpi_sys::{MPI_Comm, MPI_Op};
 use tch::Tensor;
 
 use super::buffers::Buffers;
+use super::exchange::UnderWay;
 use super::finish::{Finish, Home};
 use super::staging::{self, Access, Busy, Memory, StagedPiece};
 use super::{Exchange, Made, Message};
@@ -101,6 +102,8 @@ struct Used<'u> {
     /// The tensors that it is of: what MPI reads, and what it writes.
     tensors: [&'u Tensor; 2],
     pieces: Pieces<'u>,
+    /// An exchange that a device has packed.
+    exchange: Option<UnderWay>,
 }
 
 /// The pieces in which a call is made.
@@ -139,7 +142,7 @@ impl<'x> Plan<'x> {
         self,
         site: Site,
         comm: &Handle,
-        mut made: Made,
+        made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<Tensor> {
         if let Finish::Given(result) = self.finish {
@@ -153,14 +156,13 @@ impl<'x> Plan<'x> {
             ready.wait(site.call)?;
         }
         let _current = direct.map(|device| Current::set(site.call, device)).transpose()?;
-        made.keep_exchange(exchange);
         let buffers = self.buffers(comm, send, output.data());
         let tensors = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
         // What MPI writes is the result.
         let home_of_pieces = home.as_ref().filter(|_| matches!(self.finish, Finish::Nothing));
         let pieces = Pieces { list: pieces.as_deref(), home: home_of_pieces };
         let is_filled = pieces.list.is_some() && pieces.home.is_some();
-        let used = Used { buffers, tensors, pieces };
+        let used = Used { buffers, tensors, pieces, exchange };
         // SAFETY: the output is new, so it does not overlap the input, and has the plan's shape.
         let made = unsafe { self.carry_out(site, comm, used, made, handed_over) }?;
         let home = Home { tensor: home, is_filled, free: None };
@@ -255,7 +257,8 @@ impl<'x> Plan<'x> {
             && self.input.data() == x_data.cast_const();
         let pieces = Pieces { list: pieces.as_deref(), home: home.then_some(&*x) };
         let is_filled = pieces.list.is_some() && home;
-        let used = Used { buffers, tensors: [sent, staged.as_ref().unwrap_or(x)], pieces };
+        let tensors = [sent, staged.as_ref().unwrap_or(x)];
+        let used = Used { buffers, tensors, pieces, exchange: None };
         // SAFETY: the operators that may be used in place have a result of their input's shape, and
         // allow MPI_IN_PLACE on each rank on which MPI writes one.
         unsafe { self.carry_out(site, comm, used, made, handed_over) }?;
@@ -302,7 +305,7 @@ impl<'x> Plan<'x> {
         &self,
         site: Site,
         comm: &Handle,
-        Used { buffers, tensors, pieces }: Used,
+        Used { buffers, tensors, pieces, exchange }: Used,
         mut made: Made,
         handed_over: impl FnOnce(),
     ) -> Result<Made> {
@@ -310,6 +313,7 @@ impl<'x> Plan<'x> {
         // If a piece cannot be copied, the others are sent all the same: other ranks wait for them.
         let mut copied = Ok(());
         let outcome = environment.call(site, || {
+            made.keep_exchange(exchange);
             let Some(list) = pieces.list else {
                 // SAFETY: the input is contiguous and holds as many elements of this datatype as the
                 // plan says, the output as the caller ensures. The handles are valid, as `call`

@@ -303,8 +303,17 @@ impl Progress {
     /// MPI can be called.
     unsafe fn test(&mut self) -> Result<bool> {
         match &mut self.stage {
-            // SAFETY: passed on to the caller.
-            Stage::UnderWay(made) => unsafe { made.test() },
+            Stage::UnderWay(made) => {
+                // SAFETY: passed on to the caller.
+                let error = match unsafe { made.test() } {
+                    Ok(has_ended) => return Ok(has_ended),
+                    Err(error) => error,
+                };
+                // The error is that of the wait. Parts of the call may be under way, and go on.
+                let failed = std::mem::replace(&mut self.stage, Stage::Failed(error));
+                std::mem::forget(failed);
+                Ok(true)
+            }
             Stage::Proposed(..) | Stage::Granted(..) => Ok(false),
             Stage::Failed(_) | Stage::Over => Ok(true),
         }

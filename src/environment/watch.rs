@@ -248,8 +248,9 @@ fn exit() {
 /// Asks MPICH's launcher to end the job, as `MPI_Abort` does. If a rank only exits, this launcher ends the
 /// ranks on the same host, and waits for those on other hosts.
 ///
-/// The rank and the launcher are joined by a socket, whose number is in `PMI_FD`, and the message is
-/// that of PMI-1. Other libraries than MPICH need none, and may have another protocol there.
+/// The rank and the launcher of MPICH or Intel MPI are joined by a socket, whose number is in `PMI_FD`, and
+/// the message is that of PMI-1. A launcher with another protocol, such as PMI-2, takes it for an error,
+/// which ends the job, too, or ignores it. The launchers of other libraries need no message.
 fn ask_launcher_to_abort() {
     if mpi_sys::loaded_vendor() != mpi_sys::Vendor::Mpich {
         return;

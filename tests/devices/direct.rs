@@ -43,7 +43,7 @@ fn direct_here_and_staged_there(context: &Context) -> Result<()> {
     works(world)
 }
 
-/// Of calls that no MPI gets on the host, whatever its vendor.
+/// In calls that are direct with every MPI.
 fn nothing_is_copied(context: &Context) -> Result<()> {
     let grid = grid(&context.world)?;
     let x = random(&grid, 3)?;

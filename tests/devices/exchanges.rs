@@ -1,5 +1,5 @@
-//! Exchanges of halos and between neighbours: what is copied to the host and back are the messages, and
-//! everybody waits for the device who must.
+//! Exchanges of halos and between neighbours: only the messages are copied to the host and back, and each
+//! step waits for the device if it must.
 
 use std::time::{Duration, Instant};
 

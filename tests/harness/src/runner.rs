@@ -15,7 +15,7 @@ const FINALIZE: &str = "finalize";
 /// Runs the tests that the command line selects, on every rank count.
 pub fn run(names: Vec<String>) -> ExitCode {
     if let Some(name) = repeated(&names) {
-        eprintln!("two tests have the name {name}; the ranks would run the first of them twice");
+        eprintln!("two tests have the name {name}, of which the ranks would run one only");
         return ExitCode::FAILURE;
     }
     let mut arguments = Arguments::from_args();
