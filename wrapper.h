@@ -186,9 +186,9 @@ void *mpi4tch_enter_pass(uint64_t number);
 void mpi4tch_leave_pass(void *entered);
 uint64_t mpi4tch_current_pass(void);
 
-/* A number that only the calling thread has, and that of the thread which began the outermost of the
- * backward passes that the calling thread is in: 0 if it is in none, or if that was begun by another
- * function than those here. */
+/* A number that only the calling thread has, and that of the thread which began the outermost of
+ * the backward passes that the calling thread is in: 0 if it is in none, or if that was begun by
+ * another function than those here. */
 uintptr_t mpi4tch_this_thread(void);
 uintptr_t mpi4tch_thread_of_pass(void);
 
