@@ -42,6 +42,13 @@ fn one_device_and_then_another(context: &Context) -> Result<()> {
     for _ in 0..2 {
         assert_eq!(copies(world, 0)?, [u64::from(2 * PIECES); 2], "one device");
     }
+    // Of these, MPI gets pointers, Open MPI too.
+    stand_in::set_reachable(true);
+    testing::force_direct(true)?;
+    let direct = copies(world, 0);
+    testing::force_direct(false)?;
+    stand_in::set_reachable(false);
+    assert_eq!(direct?, [0; 2], "direct");
     // That its pullbacks are on another thread is known when they begin.
     let _first = copies(world, 1)?;
     for device in [0, 1] {

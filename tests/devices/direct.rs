@@ -10,10 +10,10 @@ use crate::{OnDrop, leaf};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
-        a_direct_call_reads_what_the_device_has_computed,
-        a_direct_adjoint_reads_what_the_device_has_computed,
-        direct_here_and_staged_there,
         nothing_is_copied,
+        a_direct_call_reads_what_the_device_has_computed,
+        direct_here_and_staged_there,
+        a_direct_adjoint_reads_what_the_device_has_computed,
     ]
 }
 
