@@ -84,6 +84,15 @@ fn measure(world: &Communicator) -> mpi4tch::Result<()> {
             base: Some(2),
             run: Box::new(|| pull_back(&world.all_reduce(&variable, Op::Sum)?)),
         },
+        Step {
+            name: "all_reduce on a tape, and back",
+            base: Some(4),
+            run: Box::new(|| {
+                let tape = world.tape();
+                let y = tape.all_reduce(&variable, Op::Sum)?;
+                tape.vjp(&[(&y, &cotangent)], &[&variable], PassOptions::default()).map(drop)
+            }),
+        },
     ];
     let mut passes = vec![
         Step {
@@ -92,7 +101,7 @@ fn measure(world: &Communicator) -> mpi4tch::Result<()> {
             run: Box::new(|| pull_back(&chain(world, OPERATIONS)?)),
         },
         Step {
-            name: "the same on a tape",
+            name: "64 operations on a tape, and back",
             base: Some(0),
             run: Box::new(|| {
                 let tape = world.tape();
