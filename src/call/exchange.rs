@@ -212,7 +212,7 @@ impl UnderWay {
     fn place_to_receive(&mut self, number: usize, edge: &Edge) -> Result<*mut c_void> {
         let Buffers { receive, size, elements, .. } = self.buffers;
         match &mut self.carrier {
-            Carrier::Device(parcels) => Ok(parcels.place_to_receive(number)),
+            Carrier::Device(parcels) => Ok(parcels.place_to_receive(self.stage, number)),
             Carrier::Host { arrivals } if self.exchange.adds || !edge.region.is_consecutive() => {
                 let packed = packed(&edge.region, elements)?;
                 let place = packed.data_ptr();
@@ -233,7 +233,7 @@ impl UnderWay {
     ) -> Result<*mut c_void> {
         let Buffers { send, receive, size, elements, .. } = self.buffers;
         if let Carrier::Device(parcels) = &self.carrier {
-            return Ok(parcels.place_to_send(number));
+            return Ok(parcels.place_to_send(self.stage, number));
         }
         let from = match source {
             Source::Input => send.cast_mut(),
@@ -293,17 +293,17 @@ impl UnderWay {
         let exchange = Arc::clone(&self.exchange);
         let stage = &exchange.stages[self.stage];
         self.stage += 1;
-        let next = exchange.stages.get(self.stage);
-        match (&mut self.carrier, next) {
+        let has_next = self.stage < exchange.stages.len();
+        match (&mut self.carrier, has_next) {
             (Carrier::Host { arrivals }, _) => {
                 for (number, packed) in arrivals.drain(..) {
                     unpack(&self.buffers, &packed, &stage.receives[number].region, exchange.adds)?;
                 }
             }
-            (Carrier::Device(parcels), Some(next)) => parcels.go_on(stage, next, exchange.adds)?,
-            (Carrier::Device(_), None) => (),
+            (Carrier::Device(parcels), true) => parcels.go_on(self.stage, &exchange)?,
+            (Carrier::Device(_), false) => (),
         }
-        Ok(next.is_some())
+        Ok(has_next)
     }
 
     /// Whether what the stage sends has been packed.
@@ -318,7 +318,7 @@ impl UnderWay {
     /// has ended.
     pub(super) fn bring(&self) -> Result<()> {
         let Carrier::Device(parcels) = &self.carrier else { return Ok(()) };
-        parcels.bring(self.exchange.stages.last(), self.exchange.adds)
+        parcels.bring(&self.exchange)
     }
 }
 

@@ -4,6 +4,9 @@
 //! it, from where MPI sends it. What comes is received in such memory, copied to the device, and unpacked
 //! there. Nothing else of the tensors is copied between the device and the host.
 //!
+//! The memory for all stages is allocated at the start: a rank that has too little takes no part in the
+//! exchange at all, and counts as one that did not make the call.
+//!
 //! All this is put in the stream that is current, and the host goes on. The stream need not be the same
 //! each time, as a started exchange may be tested or waited for on another one than it was started on. So
 //! what is put in a stream first waits for what was put in one before.
@@ -35,23 +38,82 @@ pub(super) struct Parcels {
     output: Tensor,
     /// Passes when the device has done what it was given for the exchange.
     queued: Option<Event>,
-    /// What the stage sends, and what the device is at work on for it.
-    sent: Option<(Bundle, Busy)>,
-    /// What the stage receives.
+    /// What each stage sends and receives.
+    bundles: Vec<Bundles>,
+    /// What the device is at work on for the messages that the stage sends.
+    busy: Option<Busy>,
+}
+
+/// What a stage sends and receives; `None` if that has no elements.
+struct Bundles {
+    sent: Option<Bundle>,
     received: Option<Bundle>,
 }
 
-/// The messages of a stage in host memory near the device.
+/// Messages that are under way at the same time.
 struct Bundle {
+    /// Host memory near the device.
     memory: Tensor,
-    /// The place of each message in it.
+    /// Memory of the device in which they are packed, and unpacked; `None` if each is copied between its
+    /// region and the host.
+    packed: Option<Tensor>,
+    /// The place of each message in either.
     places: Vec<Region>,
 }
 
+impl Bundles {
+    /// Memory for the messages of the stage. What is added to the output must be on the device.
+    fn new(site: Site, input: &Input, stage: &Stage, adds: bool) -> Result<Self> {
+        Ok(Self {
+            sent: Bundle::new(site, input, &stage.sends, true, false)?,
+            received: Bundle::new(site, input, &stage.receives, false, adds)?,
+        })
+    }
+}
+
 impl Bundle {
+    /// Memory for messages; `None` if they have no elements. Equal regions one after another have the same
+    /// place if they are `shared`. If all regions are consecutive, they need no packing, unless they `must_pack`.
+    fn new(
+        site: Site,
+        input: &Input,
+        edges: &[Edge],
+        shared: bool,
+        must_pack: bool,
+    ) -> Result<Option<Self>> {
+        let (mut count, mut starts) = (0, Vec::with_capacity(edges.len()));
+        for (i, Edge { region, .. }) in edges.iter().enumerate() {
+            if shared && i > 0 && edges[i - 1].region == *region {
+                starts.push(starts[i - 1]);
+            } else {
+                starts.push(count);
+                count += region.count();
+            }
+        }
+        if count == 0 {
+            return Ok(None);
+        }
+        let is_packed = |Edge { region, .. }: &Edge| region.is_empty() || region.is_consecutive();
+        let packs = must_pack || !edges.iter().all(is_packed);
+        let memory = |place| -> Result<Tensor> {
+            Ok(Output::at(place, site.call, &[count], input.datatype())?.into_tensor())
+        };
+        let place = |(edge, start): (&Edge, i64)| Region::listed(&edge.region.shape, start, count);
+        Ok(Some(Self {
+            memory: memory(Place::Near(input.device()))?,
+            packed: packs.then(|| memory(Place::On(input.device()))).transpose()?,
+            places: edges.iter().zip(starts).map(place).collect(),
+        }))
+    }
+
     fn place(&self, number: usize, datatype: Datatype) -> *mut c_void {
         let data = Metadata::of(&self.memory).data().cast_mut();
         self.places[number].first(data, datatype.kind.elt_size_in_bytes())
+    }
+
+    /// Where the device puts the messages, or finds them.
+    fn on_device(&self) -> &Tensor {
+        self.packed.as_ref().unwrap_or(&self.memory)
     }
 }
 
@@ -63,6 +125,8 @@ impl Parcels {
         input: &Input,
         output: &Tensor,
     ) -> Result<Self> {
+        let bundles =
+            exchange.stages.iter().map(|stage| Bundles::new(site, input, stage, exchange.adds));
         let mut parcels = Self {
             site,
             device: input.device(),
@@ -71,11 +135,11 @@ impl Parcels {
                 .view(site.call, input.sent())?,
             output: output.shallow_clone(),
             queued: None,
-            sent: None,
-            received: None,
+            bundles: bundles.collect::<Result<_>>()?,
+            busy: None,
         };
-        if let Some(stage) = exchange.stages.first() {
-            parcels.pack(stage)?;
+        if let Some(first) = exchange.stages.first() {
+            parcels.pack(0, first)?;
         }
         // After the messages, which are so on their way earlier.
         for region in &exchange.zeros {
@@ -89,21 +153,23 @@ impl Parcels {
         Ok(parcels)
     }
 
-    /// Where MPI finds this message of the stage, to send it.
-    pub(super) fn place_to_send(&self, number: usize) -> *mut c_void {
-        let Some((sent, _)) = &self.sent else { unreachable!("a message is sent") };
+    /// Where MPI finds a message of this stage, to send it.
+    pub(super) fn place_to_send(&self, stage: usize, number: usize) -> *mut c_void {
+        let Some(sent) = &self.bundles[stage].sent else { unreachable!("a message is sent") };
         sent.place(number, self.datatype)
     }
 
-    /// Where MPI receives this message of the stage.
-    pub(super) fn place_to_receive(&self, number: usize) -> *mut c_void {
-        let Some(received) = &self.received else { unreachable!("a message is received") };
+    /// Where MPI receives a message of this stage.
+    pub(super) fn place_to_receive(&self, stage: usize, number: usize) -> *mut c_void {
+        let Some(received) = &self.bundles[stage].received else {
+            unreachable!("a message is received")
+        };
         received.place(number, self.datatype)
     }
 
     /// Passes when what the stage sends has been packed.
     pub(super) fn packed(&self) -> Option<Arc<Event>> {
-        self.sent.as_ref().map(|(_, busy)| busy.until())
+        self.busy.as_ref().map(Busy::until)
     }
 
     /// Whether what the stage sends has been packed.
@@ -111,18 +177,18 @@ impl Parcels {
         self.packed().map_or(Ok(true), |packed| packed.has_passed(self.site.call))
     }
 
-    /// Unpacks what a stage has received, and packs what the next one sends.
-    pub(super) fn go_on(&mut self, stage: &Stage, next: &Stage, adds: bool) -> Result<()> {
+    /// Unpacks what the stage before this one has received, and packs what this one sends.
+    pub(super) fn go_on(&mut self, stage: usize, exchange: &Exchange) -> Result<()> {
         self.wait_for_queued()?;
-        self.unpack(stage, adds)?;
-        self.pack(next)?;
+        self.unpack(stage - 1, exchange)?;
+        self.pack(stage, &exchange.stages[stage])?;
         self.note_queued()
     }
 
     /// Unpacks what the last stage has received into the output, which is used on the current stream.
-    pub(super) fn bring(&self, last: Option<&Stage>, adds: bool) -> Result<()> {
+    pub(super) fn bring(&self, exchange: &Exchange) -> Result<()> {
         self.wait_for_queued()?;
-        last.map_or(Ok(()), |stage| self.unpack(stage, adds))
+        self.bundles.len().checked_sub(1).map_or(Ok(()), |last| self.unpack(last, exchange))
     }
 
     /// Makes the current stream wait for what was queued before, on whichever.
@@ -136,13 +202,13 @@ impl Parcels {
         Ok(())
     }
 
-    /// Queues the packing of what the stage sends, and makes room for what it receives.
-    fn pack(&mut self, stage: &Stage) -> Result<()> {
-        (self.sent, self.received) = (None, self.bundle(&stage.receives, false)?);
-        let Some(bundle) = self.bundle(&stage.sends, true)? else { return Ok(()) };
-        let queued = self.queue_packing(stage, &bundle);
+    /// Queues the packing of what the stage sends.
+    fn pack(&mut self, number: usize, stage: &Stage) -> Result<()> {
+        self.busy = None;
+        let Some(bundle) = &self.bundles[number].sent else { return Ok(()) };
+        let queued = self.queue_packing(stage, bundle);
         let busy = Busy::record(self.site, self.device, bundle.memory.shallow_clone())?;
-        self.sent = Some((bundle, busy));
+        self.busy = Some(busy);
         queued
     }
 
@@ -152,76 +218,38 @@ impl Parcels {
             Source::Input => &self.input,
             Source::Output => &self.output,
         };
-        let packed = self.packing(&stage.sends, bundle)?;
         let mut before = None;
         for (Edge { region, .. }, place) in messages(&stage.sends, bundle) {
             // Several messages may have the same place.
             if before.replace(place) != Some(place) {
-                let packed = packed.as_ref().unwrap_or(&bundle.memory);
-                let place = place.view(call, packed)?;
+                let place = place.view(call, bundle.on_device())?;
                 autograd::queue_copy(call, &region.view(call, source)?, &place)?;
             }
         }
-        packed.map_or(Ok(()), |packed| autograd::queue_copy(call, &packed, &bundle.memory))
+        let packed = bundle.packed.as_ref();
+        packed.map_or(Ok(()), |packed| autograd::queue_copy(call, packed, &bundle.memory))
     }
 
     /// Queues the unpacking of what the stage has received.
-    fn unpack(&self, stage: &Stage, adds: bool) -> Result<()> {
-        let Some(bundle) = &self.received else { return Ok(()) };
-        let queued = self.queue_unpacking(stage, bundle, adds);
+    fn unpack(&self, number: usize, exchange: &Exchange) -> Result<()> {
+        let Some(bundle) = &self.bundles[number].received else { return Ok(()) };
+        let queued = self.queue_unpacking(&exchange.stages[number], bundle, exchange.adds);
         keep_until_copied(self.site, bundle.memory.shallow_clone(), &self.output)?;
         queued
     }
 
     fn queue_unpacking(&self, stage: &Stage, bundle: &Bundle, adds: bool) -> Result<()> {
         let call = self.site.call;
-        let packed =
-            if adds { Some(self.room(bundle)?) } else { self.packing(&stage.receives, bundle)? };
-        if let Some(packed) = &packed {
+        if let Some(packed) = &bundle.packed {
             autograd::queue_copy(call, &bundle.memory, packed)?;
         }
         for (Edge { region, .. }, place) in messages(&stage.receives, bundle) {
-            let from = place.view(call, packed.as_ref().unwrap_or(&bundle.memory))?;
+            let from = place.view(call, bundle.on_device())?;
             let to = region.view(call, &self.output)?;
             let queue = if adds { autograd::queue_add } else { autograd::queue_copy };
             queue(call, &from, &to)?;
         }
         Ok(())
-    }
-
-    /// Memory for the messages; `None` if they have no elements. Equal regions one after another have the
-    /// same place if they are `shared`.
-    fn bundle(&self, edges: &[Edge], shared: bool) -> Result<Option<Bundle>> {
-        let (mut count, mut starts) = (0, Vec::with_capacity(edges.len()));
-        for (i, Edge { region, .. }) in edges.iter().enumerate() {
-            if shared && i > 0 && edges[i - 1].region == *region {
-                starts.push(starts[i - 1]);
-            } else {
-                starts.push(count);
-                count += region.count();
-            }
-        }
-        if count == 0 {
-            return Ok(None);
-        }
-        let memory = Output::at(Place::Near(self.device), self.site.call, &[count], self.datatype)?;
-        let place = |(edge, start): (&Edge, i64)| Region::listed(&edge.region.shape, start, count);
-        let places = edges.iter().zip(starts).map(place).collect();
-        Ok(Some(Bundle { memory: memory.into_tensor(), places }))
-    }
-
-    /// Memory on the device in which the messages are packed; `None` if each is copied between its region
-    /// and the host, as all regions are consecutive.
-    fn packing(&self, edges: &[Edge], bundle: &Bundle) -> Result<Option<Tensor>> {
-        let at_once = messages(edges, bundle).all(|(edge, _)| edge.region.is_consecutive());
-        (!at_once).then(|| self.room(bundle)).transpose()
-    }
-
-    /// Memory on the device for as many elements.
-    fn room(&self, bundle: &Bundle) -> Result<Tensor> {
-        let shape = Metadata::of(&bundle.memory).shape();
-        let room = Output::at(Place::On(self.device), self.site.call, shape, self.datatype)?;
-        Ok(room.into_tensor())
     }
 }
 

@@ -25,6 +25,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
         an_input_that_is_freed_on_another_stream,
         the_start_of_an_exchange_does_not_wait,
         memory_of_a_start_that_is_refused,
+        a_lack_of_memory_comes_first,
         exchanges_that_are_dropped,
         versions_stay,
     ]
@@ -421,6 +422,34 @@ fn memory_of_a_start_that_is_refused(context: &Context) -> Result<()> {
             }
         });
     });
+    works(&grid)
+}
+
+/// A rank that has no memory for a later stage must not take part in the first, after which others wait.
+fn a_lack_of_memory_comes_first(context: &Context) -> Result<()> {
+    let grid = grid(&context.world, [true, true])?;
+    let place = grid.rank() % 2;
+    let x = leaf(&random(&grid)?, Some(place));
+    for (name, exchange) in &EXCHANGES[..4] {
+        let expected = exchange(&grid, &x)?;
+        let mut tensors = 0..;
+        let result = tensors.find_map(|left| {
+            let before = stand_in::copies_made();
+            stand_in::set_tensors_left(Some(left));
+            let result = exchange(&grid, &x);
+            stand_in::set_tensors_left(None);
+            let copies = stand_in::copies_made() - before;
+            match result {
+                Ok(result) => Some(result),
+                Err(error) => {
+                    assert!(error.to_string().contains("out of memory"), "{name}: {error}");
+                    assert_eq!(copies, 0, "{name}: {left} tensors");
+                    None
+                }
+            }
+        });
+        assert_close(&result.expect("some number is enough"), &expected, name);
+    }
     works(&grid)
 }
 

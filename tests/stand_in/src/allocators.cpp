@@ -18,6 +18,7 @@ namespace {
 
 std::atomic<bool> reachable{false};
 std::atomic<bool> forgetful{false};
+std::atomic<uint64_t> blocks_left{UINT64_MAX};
 
 // A device's memory: what the host cannot reach, and what it can. Never destroyed, as the memory
 // may be in use until the process ends.
@@ -48,6 +49,7 @@ class DeviceAllocator final : public c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
     const c10::Device device(kType, current_device());
     if (size == 0) return {nullptr, device};
+    take_block();
     DeviceMemory &memory = devices().at(device.index());
     auto block = std::make_unique<Block>(Block{reachable ? memory.open : memory.hidden,
                                                nullptr,
@@ -83,6 +85,13 @@ class DeviceAllocator final : public c10::Allocator {
     // The other streams that use it.
     std::vector<c10::Stream> users;
   };
+
+  static void take_block() {
+    uint64_t left = blocks_left;
+    do {
+      TORCH_CHECK_WITH(OutOfMemoryError, left > 0, "stand_in: out of memory");
+    } while (!blocks_left.compare_exchange_weak(left, left == UINT64_MAX ? left : left - 1));
+  }
 
   static int lane(const Block &block) { return static_cast<int>(block.stream.id()); }
 
@@ -160,6 +169,8 @@ void record_use(const c10::DataPtr &data, const c10::Stream &stream) {
 }
 
 void set_reachable(bool value) { reachable = value; }
+
+void set_blocks_left(uint64_t count) { blocks_left = count; }
 
 c10::Allocator *pinned_allocator() {
   static auto &allocator = *new PinnedAllocator();

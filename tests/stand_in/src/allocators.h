@@ -5,6 +5,8 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/Stream.h>
 
+#include <cstdint>
+
 namespace stand_in {
 
 // Allocates on the current device, for its current stream.
@@ -22,6 +24,9 @@ void record_use(const c10::DataPtr &data, const c10::Stream &stream);
 
 // Whether the host can read and write the memory of tensors that are made from now on.
 void set_reachable(bool reachable);
+
+// So many more blocks of the devices' memory can be allocated, on all devices together.
+void set_blocks_left(uint64_t count);
 
 c10::Allocator *pinned_allocator();
 bool is_pinned(const void *address);

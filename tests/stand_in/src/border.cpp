@@ -72,6 +72,8 @@ void stand_in_set_delay(uint64_t nanoseconds) {
 
 void stand_in_set_reachable(bool reachable) { stand_in::set_reachable(reachable); }
 
+void stand_in_set_blocks_left(uint64_t count) { stand_in::set_blocks_left(count); }
+
 uint64_t stand_in_copies_made() { return stand_in::copies_made(); }
 
 uint64_t stand_in_bytes_copied() { return stand_in::bytes_copied(); }

@@ -22,6 +22,7 @@ unsafe extern "C" {
     pub fn stand_in_is_on_device(tensor: *const C_tensor) -> bool;
     pub fn stand_in_set_delay(nanoseconds: u64);
     pub fn stand_in_set_reachable(reachable: bool);
+    pub fn stand_in_set_blocks_left(count: u64);
     pub fn stand_in_copies_made() -> u64;
     pub fn stand_in_bytes_copied() -> u64;
     pub fn stand_in_set_forgetful(forgetful: bool);

@@ -128,6 +128,19 @@ fn memory_that_another_stream_uses_must_be_recorded() {
 }
 
 #[test]
+fn memory_can_be_made_scarce() {
+    let _settings = alone(Duration::ZERO);
+    let x = on_device(&Tensor::from_slice(&VALUES));
+    stand_in::set_tensors_left(Some(2));
+    let made = [(); 3].map(|()| x.f_empty_like());
+    assert!(matches!(made, [Ok(_), Ok(_), Err(_)]), "{made:?}");
+    let error = made[2].as_ref().expect_err("the third").to_string();
+    assert!(error.contains("out of memory"), "{error}");
+    stand_in::set_tensors_left(None);
+    assert!(x.f_empty_like().is_ok());
+}
+
+#[test]
 fn a_queued_copy_keeps_pinned_memory_unless_it_is_forgetful() {
     for is_forgetful in [false, true] {
         let _settings = alone(LONG);
