@@ -4,9 +4,8 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::device::placed;
+use common::device::{self, placed};
 use common::kinds::{DIFFERENTIABLE, KINDS, is_defined};
-use common::limits;
 use common::tensors::{full, ones, sparse, tensor, variable, zeros};
 use common::{Context, assert_freed, serial, start};
 use mpi4tch::{Communicator, Op, Result, testing};
@@ -244,7 +243,7 @@ fn means_of_half(context: &Context) -> Result<()> {
 
 fn zeros_without_storage(context: &Context) -> Result<()> {
     let world = &context.world;
-    if limits::left_out_on_the_stand_in("its zeros have storage") {
+    if device::left_out_on_the_stand_in("its zeros have storage") {
         return Ok(());
     }
     let nothing = placed(Tensor::internal_efficientzerotensor([3], (Kind::Double, Device::Cpu)));
@@ -257,7 +256,7 @@ fn zeros_without_storage(context: &Context) -> Result<()> {
 }
 
 fn sparse_cotangents(context: &Context) -> Result<()> {
-    if limits::left_out_on_the_stand_in("it has no sparse tensors") {
+    if device::left_out_on_the_stand_in("it has no sparse tensors") {
         return Ok(());
     }
     let world = &context.world;

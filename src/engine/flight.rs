@@ -151,14 +151,14 @@ impl Flight {
         // SAFETY: `enter` gave permission to call MPI.
         unsafe { environment.advance() };
         // SAFETY: as above.
-        unsafe { self.look() }
+        Ok(unsafe { self.look() })
     }
 
     /// Whether the call has ended.
     ///
     /// # Safety
     /// MPI can be called.
-    pub(crate) unsafe fn look(&self) -> Result<bool> {
+    pub(crate) unsafe fn look(&self) -> bool {
         // SAFETY: passed on to the caller.
         unsafe { self.0.progress().test() }
     }
@@ -168,7 +168,7 @@ impl Flight {
     pub(crate) fn landed(self, site: Site) -> Result<Made> {
         self.0.comm.environment().wait_until(site, || {
             // SAFETY: `wait` gives permission to call MPI.
-            unsafe { self.look() }
+            Ok(unsafe { self.look() })
         })?;
         let mut progress = self.0.progress();
         if progress.was_ended {
@@ -299,23 +299,25 @@ impl Progress {
         }
     }
 
+    /// Tests whether the call has ended, which it has, too, if it has failed.
+    ///
     /// # Safety
     /// MPI can be called.
-    unsafe fn test(&mut self) -> Result<bool> {
+    unsafe fn test(&mut self) -> bool {
         match &mut self.stage {
             Stage::UnderWay(made) => {
                 // SAFETY: passed on to the caller.
                 let error = match unsafe { made.test() } {
-                    Ok(has_ended) => return Ok(has_ended),
+                    Ok(has_ended) => return has_ended,
                     Err(error) => error,
                 };
                 // The error is that of the wait. Parts of the call may be under way, and go on.
                 let failed = std::mem::replace(&mut self.stage, Stage::Failed(error));
                 std::mem::forget(failed);
-                Ok(true)
+                true
             }
-            Stage::Proposed(..) | Stage::Granted(..) => Ok(false),
-            Stage::Failed(_) | Stage::Over => Ok(true),
+            Stage::Proposed(..) | Stage::Granted(..) => false,
+            Stage::Failed(_) | Stage::Over => true,
         }
     }
 }
@@ -399,10 +401,8 @@ impl Flights {
         let mut left = 2;
         while left != 0 {
             let Some(call) = self.list().orphans.pop_front() else { return };
-            // The request is gone, so an error cannot be returned.
             // SAFETY: passed on to the caller.
-            let _ = unsafe { call.progress().test() };
-            if call.progress().has_ended() {
+            if unsafe { call.progress().test() } {
                 call.note_error();
                 self.remove(call.number);
             } else {
@@ -489,12 +489,11 @@ impl StartedCalls for Flights {
             unsafe { self.advance() };
             left.retain(|call| {
                 // SAFETY: as above.
-                let _ = unsafe { call.progress().test() };
-                let is_left = is_left(call);
-                if !is_left {
+                let has_ended = unsafe { call.progress().test() };
+                if has_ended {
                     call.note_error();
                 }
-                is_left
+                !has_ended
             });
             if left.is_empty() {
                 let rest = std::mem::take(&mut *self.list());

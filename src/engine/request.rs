@@ -342,25 +342,21 @@ impl Request {
 
     /// Whether all calls have ended. Advances the queues of started calls first.
     fn has_ended(&self) -> Result<bool> {
-        self.all_parts(|part| part.started.flight.test())
+        for part in &self.parts {
+            if !part.started.flight.test()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether all calls have ended.
     ///
     /// # Safety
     /// MPI can be called.
-    unsafe fn look(&self) -> Result<bool> {
+    unsafe fn look(&self) -> bool {
         // SAFETY: passed on to the caller.
-        self.all_parts(|part| unsafe { part.started.flight.look() })
-    }
-
-    fn all_parts(&self, has_ended: impl Fn(&Part) -> Result<bool>) -> Result<bool> {
-        for part in &self.parts {
-            if !has_ended(part)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        self.parts.iter().all(|part| unsafe { part.started.flight.look() })
     }
 
     /// Waits for all parts, and returns the result. A pullback gives its communicator as `comm`, on

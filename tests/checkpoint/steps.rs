@@ -8,7 +8,7 @@ use mpi4tch::{Communicator, Error, Op, Replicated, Result, testing};
 use tch::{Kind, Tensor};
 
 use super::{Context, assert_close, error_of, leaf, variable};
-use crate::common::limits;
+use crate::common::device;
 use crate::common::ring::neighbours;
 use crate::common::tensors::{ones, tensor, zeros};
 
@@ -96,7 +96,7 @@ fn memory(name: &str) -> f64 {
 /// Each state is of 32 MiB, which is given back to the system when it is freed. A step has few tensors
 /// of its own beside them.
 fn no_more_states_than_slots(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("the memory of a device is not this process's heap") {
+    if device::left_out_on_devices("the memory of a device is not this process's heap") {
         return Ok(());
     }
     const STATE: f64 = 32.0;

@@ -82,3 +82,21 @@ pub fn placed(x: Tensor) -> Tensor {
 pub fn host(x: &Tensor) -> Tensor {
     x.to_device(Device::Cpu)
 }
+
+/// Whether tensors are on a device, where a test is left out for this reason. Says so.
+pub fn left_out_on_devices(reason: &str) -> bool {
+    let is_there = !is_host();
+    if is_there {
+        println!("left out on a device: {reason}");
+    }
+    is_there
+}
+
+/// Whether tensors are on the stand-in, where a test is left out for this reason. Says so.
+pub fn left_out_on_the_stand_in(reason: &str) -> bool {
+    let is_there = in_tch().is_none();
+    if is_there {
+        println!("left out on the stand-in: {reason}");
+    }
+    is_there
+}

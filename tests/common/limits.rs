@@ -1,9 +1,6 @@
-//! The limits of MPI libraries, by version, and of tests. A test that needs more is left out there, by
-//! name.
+//! The limits of MPI libraries, by version. A test that needs more is left out there, by name.
 
 use mpi4tch::mpi_sys::{self, Vendor};
-
-use super::device;
 
 /// What a test may leave out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +10,8 @@ pub enum Limit {
     MessageToOneselfThatDoesNotFit,
     /// A message that ends within an element of what is received into, from another rank.
     MessageThatEndsWithinAnElement,
+    /// A large message that is under way until it is received.
+    LargeMessageThatWaits,
 }
 
 /// A limit of the libraries of a vendor whose version texts contain `version`.
@@ -23,7 +22,7 @@ struct Known {
     reason: &'static str,
 }
 
-const KNOWN: [Known; 2] = [
+const KNOWN: [Known; 3] = [
     Known {
         limit: Limit::MessageToOneselfThatDoesNotFit,
         vendor: Vendor::Mpich,
@@ -37,12 +36,17 @@ const KNOWN: [Known; 2] = [
         version: "5.0.2",
         reason: "an assertion of MPICH 5.0.2 fails (typerep_yaksa_pack.c), in plain C too",
     },
+    Known {
+        limit: Limit::LargeMessageThatWaits,
+        vendor: Vendor::Mpich,
+        version: "Intel",
+        reason: "Intel MPI 2021.19 takes messages of any size while the receiver is in MPI, in plain C too",
+    },
 ];
 
 /// Whether the library that is loaded has this limit. Says so, with the reason.
 pub fn has(limit: Limit) -> bool {
-    let universe = mpi4tch::initialize().expect("MPI is there");
-    let version = universe.library().version();
+    let version = mpi_sys::library_version();
     let known = KNOWN.into_iter().find(|known| {
         known.limit == limit
             && known.vendor == mpi_sys::loaded_vendor()
@@ -52,22 +56,4 @@ pub fn has(limit: Limit) -> bool {
         println!("left out: {limit:?}: {}", known.reason);
     }
     known.is_some()
-}
-
-/// Whether tensors are on a device, where a test is left out for this reason. Says so.
-pub fn left_out_on_devices(reason: &str) -> bool {
-    let is_there = !device::is_host();
-    if is_there {
-        println!("left out on a device: {reason}");
-    }
-    is_there
-}
-
-/// Whether tensors are on the stand-in, where a test is left out for this reason. Says so.
-pub fn left_out_on_the_stand_in(reason: &str) -> bool {
-    let is_there = device::in_tch().is_none();
-    if is_there {
-        println!("left out on the stand-in: {reason}");
-    }
-    is_there
 }

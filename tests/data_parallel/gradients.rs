@@ -5,7 +5,7 @@ use tch::nn::{self, Module, ModuleT, OptimizerConfig};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::common::Context;
-use crate::common::limits;
+use crate::common::device;
 use crate::common::store::{empty_store, store_of};
 use crate::common::tensors::{full, tensor};
 use crate::models::{
@@ -99,7 +99,7 @@ pub fn of_shared_parameters(context: &Context) -> Result<()> {
 
 /// They become dense.
 pub fn that_are_sparse(context: &Context) -> Result<()> {
-    if limits::left_out_on_the_stand_in("it has no sparse tensors") {
+    if device::left_out_on_the_stand_in("it has no sparse tensors") {
         return Ok(());
     }
     let world = &context.world;

@@ -6,7 +6,7 @@ use tch::nn::{self, OptimizerConfig};
 use tch::{Kind, Tensor};
 
 use crate::common::Context;
-use crate::common::limits;
+use crate::common::device;
 use crate::common::memory::assert_flat;
 use crate::common::store::store_of;
 use crate::common::tensors::{ones, tensor};
@@ -150,7 +150,7 @@ pub fn of_large_parameters(context: &Context) -> Result<()> {
 
 /// With blocking sums, and with started ones, which are used if another result may communicate.
 pub fn of_many_steps(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("the memory of a device is not this process's heap") {
+    if device::left_out_on_devices("the memory of a device is not this process's heap") {
         return Ok(());
     }
     let world = &context.world;

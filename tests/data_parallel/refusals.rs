@@ -6,7 +6,7 @@ use std::rc::Rc;
 use mpi4tch::{DataParallel, DataParallelOptions, Result};
 use tch::{Kind, Tensor};
 
-use crate::common::limits;
+use crate::common::device;
 use crate::common::store::empty_store;
 use crate::common::tensors::{full, tensor};
 use crate::common::{Context, without_lines, works};
@@ -287,7 +287,7 @@ thread_local! {
 
 /// A pullback that goes back by the DataParallel in whose pass it is called.
 pub fn within_its_own_pass(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("pullbacks run on another thread, where no DataParallel can be")
+    if device::left_out_on_devices("pullbacks run on another thread, where no DataParallel can be")
     {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mpi4tch::{Op, PROC_NULL, Request, Result, join_dummies, testing};
 use tch::{Kind, Tensor};
 
-use crate::common::limits;
+use crate::common::device;
 use crate::common::ring::neighbours;
 use crate::common::tensors::{variable, zeros};
 use crate::common::{Context, assert_freed, works};
@@ -108,7 +108,7 @@ fn the_graph_is_kept_for_another_pass(context: &Context) -> Result<()> {
 
 /// Two backward passes go through the same started operation at once: each waits for its own adjoint.
 fn two_passes_at_once(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("libtorch goes back on one thread for each device") {
+    if device::left_out_on_devices("libtorch goes back on one thread for each device") {
         return Ok(());
     }
     let world = &context.world;

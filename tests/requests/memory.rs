@@ -4,7 +4,7 @@
 use mpi4tch::{Communicator, Error, Op, Result, testing, wait_all};
 use tch::{Kind, Tensor};
 
-use crate::common::limits;
+use crate::common::device;
 use crate::common::memory::growth;
 use crate::common::ring::neighbours;
 use crate::common::tensors::{full, ones, zeros};
@@ -21,7 +21,7 @@ pub fn tests() -> Vec<harness::Test<Context>> {
 }
 
 fn memory_stays_while_mpi_uses_it(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("MPI uses a copy of the tensor") {
+    if device::left_out_on_devices("MPI uses a copy of the tensor") {
         return Ok(());
     }
     let world = &context.world;
@@ -130,7 +130,7 @@ fn assert_frees(world: &Communicator, f: impl Fn(&Tensor) -> Result<()>) -> Resu
 }
 
 fn memory_of_the_dropped_is_freed(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("the memory of a device is not this process's heap") {
+    if device::left_out_on_devices("the memory of a device is not this process's heap") {
         return Ok(());
     }
     let world = &context.world;
@@ -150,7 +150,7 @@ fn memory_of_the_dropped_is_freed(context: &Context) -> Result<()> {
 }
 
 fn memory_of_the_completed_is_freed(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("the memory of a device is not this process's heap") {
+    if device::left_out_on_devices("the memory of a device is not this process's heap") {
         return Ok(());
     }
     let world = &context.world;

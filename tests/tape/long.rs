@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use crate::common::limits;
+use crate::common::device;
 use crate::common::memory::{assert_flat, growth};
 use crate::common::passes::CREATE_GRAPH;
 use crate::common::ring::neighbours;
@@ -65,7 +65,7 @@ fn with_small_stack(
 }
 
 fn the_stack_does_not_grow(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("libtorch goes back on a thread of its own, of another stack") {
+    if device::left_out_on_devices("libtorch goes back on a thread of its own, of another stack") {
         return Ok(());
     }
     if have_fewer_shown_it(context) {
@@ -94,7 +94,7 @@ fn the_stack_does_not_grow(context: &Context) -> Result<()> {
 }
 
 fn the_stack_does_not_grow_with_derivatives(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("libtorch goes back on a thread of its own, of another stack") {
+    if device::left_out_on_devices("libtorch goes back on a thread of its own, of another stack") {
         return Ok(());
     }
     if have_fewer_shown_it(context) {
@@ -115,7 +115,7 @@ fn the_stack_does_not_grow_with_derivatives(context: &Context) -> Result<()> {
 }
 
 fn the_memory_of_an_operation_does_not_grow(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("the memory of a device is not this process's heap") {
+    if device::left_out_on_devices("the memory of a device is not this process's heap") {
         return Ok(());
     }
     if have_fewer_shown_it(context) {
@@ -147,7 +147,7 @@ fn the_memory_of_an_operation_does_not_grow(context: &Context) -> Result<()> {
 }
 
 fn many_steps_take_no_memory(context: &Context) -> Result<()> {
-    if limits::left_out_on_devices("the memory of a device is not this process's heap") {
+    if device::left_out_on_devices("the memory of a device is not this process's heap") {
         return Ok(());
     }
     let world = &context.world;

@@ -123,9 +123,8 @@ fn ended(site: Site, requests: &[Request], most: usize) -> Result<Vec<usize>> {
         return Err(Error::Argument { call: site.call, message });
     }
     let look = || {
-        // An error counts as the end of a request, whose wait returns it.
         // SAFETY: `wait` gives permission to call MPI.
-        let has_ended = |request: &Request| unsafe { request.look() }.unwrap_or(true);
+        let has_ended = |request: &Request| unsafe { request.look() };
         let places = places(requests, most, has_ended);
         Ok((!places.is_empty()).then_some(places))
     };
