@@ -4,7 +4,7 @@
 //! of calls periodically. A call that has waited for `MPI4TCH_NOTICE` seconds, or for a minute, is
 //! reported once. With `MPI4TCH_TIMEOUT`, a rank that has waited for that time reports its calls,
 //! leaves the other ranks a moment to report theirs, and exits; the launcher then ends the job, which
-//! MPICH's must be asked to do.
+//! those that start ranks of MPICH and Intel MPI must be asked to do.
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -245,19 +245,21 @@ fn exit() {
     unsafe { libc::_exit(EXIT_CODE) };
 }
 
-/// Asks MPICH's launcher to end the job, as `MPI_Abort` does. If a rank only exits, this launcher ends the
-/// ranks on the same host, and waits for those on other hosts.
+/// Asks the launcher of MPICH or Intel MPI to end the job, as `MPI_Abort` does. If a rank only exits,
+/// MPICH's own launcher ends the ranks on the same host, and waits for those on other hosts; Slurm's waits
+/// for all, unless it was given `--kill-on-bad-exit=1`.
 ///
-/// The rank and the launcher of MPICH or Intel MPI are joined by a socket, whose number is in `PMI_FD`, and
-/// the message is that of PMI-1. A launcher with another protocol, such as PMI-2, takes it for an error,
-/// which ends the job, too, or ignores it. The launchers of other libraries need no message.
+/// The rank and the launcher are joined by a socket, whose number is in `PMI_FD`. A launcher that gets the
+/// message of another protocol takes it for an error, which ends the job, too, or ignores it, as Slurm's
+/// does. The launchers of other libraries need no message. With PMIx there is none that this thread could
+/// send, and Slurm goes on if the rank was alone on its node: the guide names the option.
 fn ask_launcher_to_abort() {
     if mpi_sys::loaded_vendor() != mpi_sys::Vendor::Mpich {
         return;
     }
     let socket = std::env::var("PMI_FD").ok().and_then(|number| number.parse().ok());
     let Some(socket) = socket else { return };
-    let message = format!("cmd=abort exitcode={EXIT_CODE}\n");
+    let message = abort_message(has_loaded_pmi2());
     // Unlike `write`, this fails if MPI has closed the socket and a file has been given its number. It
     // does not wait if the launcher does not read.
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -265,9 +267,39 @@ fn ask_launcher_to_abort() {
     unsafe { libc::send(socket, message.as_ptr().cast(), message.len(), flags) };
 }
 
+/// Whether this process has loaded Slurm's library for PMI-2, as Intel MPI does by `I_MPI_PMI_LIBRARY`.
+/// MPICH without it speaks PMI-1, also under `srun --mpi=pmi2`. The list of the kernel is read, because
+/// asking the dynamic linker would wait for a thread that is inside it.
+fn has_loaded_pmi2() -> bool {
+    std::fs::read("/proc/self/maps")
+        .is_ok_and(|maps| String::from_utf8_lossy(&maps).contains("/libpmi2.so"))
+}
+
+/// The message by which PMI-1 or PMI-2 ends a job. That of PMI-2 begins with its length in six characters,
+/// and has no exit code.
+fn abort_message(is_pmi2: bool) -> String {
+    if is_pmi2 {
+        let command = "cmd=abort;isworld=TRUE;msg=MPI4TCH_TIMEOUT;";
+        format!("{:6}{command}", command.len())
+    } else {
+        format!("cmd=abort exitcode={EXIT_CODE}\n")
+    }
+}
+
 /// Writes to standard error: in one call, so that lines of several ranks do not mix, and without
 /// Rust's lock, which the program may hold. Errors are ignored, as they could not be reported.
 pub(crate) fn say(text: &str) {
     // SAFETY: the text has that many bytes.
     unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_message_of_pmi2_begins_with_its_length() {
+        let message = super::abort_message(true);
+        let (length, command) = message.split_at(6);
+        assert_eq!(length.trim_start().parse(), Ok(command.len()), "{message}");
+        assert!(command.starts_with("cmd=abort;isworld=TRUE;"), "{message}");
+    }
 }
