@@ -3,8 +3,8 @@
 //!
 //! Clusters differ. Names of modules and partitions, and what the scheduler's launcher can start, depend
 //! on the site: those places are marked with *site*, and its documentation has the answer. What is said of
-//! Slurm was tried with Slurm 22.05, Open MPI 4.1.4 and MPICH 4.0.2 on one node; what is said of PBS,
-//! Cray and containers follows their documentation.
+//! Slurm was tried with Slurm 22.05, Open MPI 4.1.4, MPICH 4.0.2 and Intel MPI 2021.19 on one machine, also
+//! as two nodes of Slurm; what is said of PBS, Cray and containers follows their documentation.
 //!
 //! In short, on a cluster with Slurm:
 //!
@@ -12,7 +12,7 @@
 //! module load openmpi                             # site: the name, and a compiler that goes with it
 //! export LIBTORCH=$HOME/libtorch
 //! cargo build --release
-//! srun --mpi=pmix --ntasks=4 --cpus-per-task=8 target/release/my-program
+//! srun --mpi=pmix --kill-on-bad-exit=1 --ntasks=4 --cpus-per-task=8 target/release/my-program
 //! ```
 //!
 //! # A first program
@@ -101,8 +101,24 @@
 //! module load openmpi                             # as for the build
 //! export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK     # threads of libtorch
 //! export MPI4TCH_TIMEOUT=600                      # a hang ends the job, and is explained
-//! srun --mpi=pmix --cpus-per-task=$SLURM_CPUS_PER_TASK --cpu-bind=cores my-program
+//! srun --mpi=pmix --kill-on-bad-exit=1 \
+//!     --cpus-per-task=$SLURM_CPUS_PER_TASK --cpu-bind=cores my-program
 //! ```
+//!
+//! With `--kill-on-bad-exit=1`, or `SLURM_KILL_BAD_EXIT=1`, `srun` ends all ranks as soon as one exits with
+//! a code other than 0. Without it, and with `KillOnBadExit=0`, Slurm's default, in the site's `slurm.conf`
+//! (*site*: `scontrol show config`), ranks may wait for one that is gone until the time of the job is used
+//! up. This was seen with Slurm 22.05.8, while one rank waited in `all_reduce`:
+//!
+//! | without the option | Open MPI, `pmix` | MPICH or Intel MPI, `pmi2` |
+//! | --- | --- | --- |
+//! | a rank returns an error to [`run`](crate::run) | all end | all end |
+//! | a rank reaches `MPI4TCH_TIMEOUT`, and another is in no call | all end, but if the first is alone on its node, the other goes on | all end |
+//! | a rank calls `std::process::exit(3)` | all end, but if it is alone on its node, the others wait on | the others wait on |
+//!
+//! With the option, all ended within one or two seconds in each case. For a rank that it kills Slurm
+//! counts the exit code 137 or 143, so that `srun` mostly returns one of these, and not 124, if
+//! `MPI4TCH_TIMEOUT` ends the job. What the ranks have printed tells the reason.
 //!
 //! Since Slurm 22.05, `srun` no longer takes `--cpus-per-task` from the script, so it stands there
 //! twice. Within an allocation, Open MPI's and MPICH's own `mpiexec -n 8 my-program` start ranks on its
@@ -215,8 +231,8 @@
 //! # A program that hangs
 //!
 //! A rank that has waited in one call for a minute prints where. Set `MPI4TCH_NOTICE=5` to be told after 5
-//! seconds, and `MPI4TCH_TIMEOUT=60` in scripts, so that a hang ends the job, with the exit code 124, and
-//! does not use up its time. In this program the loss of rank 1 does not depend on y:
+//! seconds, and `MPI4TCH_TIMEOUT=60` in scripts, so that a hang ends the job, with the exit code 124 ([under `srun`](#slurm)
+//! mostly another), and does not use up its time. In this program the loss of rank 1 does not depend on y:
 //!
 //! ```no_run
 //! # use mpi4tch::{Op, Universe};
