@@ -2,9 +2,9 @@
 # Runs the tests of the workspace on each MPI of MPI4TCH_TEST_MPIS (separated by
 # colons), and prints the sum at the end. Arguments go to `cargo test`, except a first
 #
-#     --all     every rank count of the harness, all cases, and messages of more than
-#               2³¹ elements, which take 11 GB of memory; on the first MPI also those of
-#               `on_device` with tensors on the stand-in for a GPU, on 3 ranks
+#     --all     more rank counts, all cases, and messages of more than 2³¹ elements, which take
+#               11 GB of memory; on the first MPI also those of `on_device` with tensors on the
+#               stand-in for a GPU, on 3 ranks
 #     --of-mpi  no tests of the documentation, nor those that hardly depend on the MPI
 #
 # The crate's features are those of MPI4TCH_TEST_FEATURES, by default rsmpi.
@@ -17,9 +17,9 @@
 #     3     a third rank, which neither sends nor receives; no power of two
 #     4     MPI's algorithms take two rounds, and trees have a rank in between
 #
-# Of several MPIs the first runs on 1 and 3, the others on 2 and 4 ranks, without the examples
-# of the documentation and without the tests of `of_no_mpi`, which hardly depend on the MPI.
-# One alone runs on 1, 2 and 3.
+# Of several MPIs the first runs on 1 and 3, the others on 2 and 4 ranks. One alone runs on 1, 2
+# and 3. With or without --all, only the first runs the examples of the documentation and the tests of
+# `of_no_mpi`, which hardly depend on the MPI.
 set -euo pipefail
 
 is_short=true is_of_mpi=false
@@ -41,8 +41,8 @@ case ${1:-} in
 esac
 
 of_no_mpi=(documentation harness layers linear_regression operations pictures readme setup)
-# Each launcher has its own way to end the ranks on another host.
-[[ -n ${MPI4TCH_WIRE:-} ]] || of_no_mpi+=(timeout)
+# Each launcher has its own way to end the ranks, on another host above all.
+[[ -n ${MPI4TCH_WIRE:-} ]] || ! $is_short || of_no_mpi+=(timeout)
 
 on_device=(collectives point_to_point requests tape data_parallel halos checkpoint)
 
@@ -104,8 +104,8 @@ for mpi in "${mpis[@]}"; do
         environment=(MPI4TCH_TEST_RANKS=3 MPI4TCH_TEST_DEVICE=stand-in)
         run "${on_device[@]/#/--test=}"
     fi
-    # A selection of the user's, or all, runs on each MPI.
-    ! $is_short || [[ $# != 0 ]] || select_tests_of_mpi
+    # A selection of the user's runs on each MPI.
+    [[ $# != 0 ]] || select_tests_of_mpi
 done
 
 printf '\n%d passed, %d failed\n' "$passed" "$failed"

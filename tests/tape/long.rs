@@ -42,10 +42,10 @@ fn chain(comm: &Communicator, x: &Tensor, count: usize, operation: Operation) ->
     (0..count).try_fold(x.shallow_clone(), |y, _| operation(comm, &y))
 }
 
-/// Whether more ranks show nothing new, as those that are alone do the same on each. Without
-/// `MPI4TCH_TEST_ALL` such tests run on one and two ranks only, since more would share the cores.
+/// Whether more ranks show nothing new, as those that are alone do the same on each: such tests run on one
+/// and two ranks only, since more would share the cores.
 fn have_fewer_shown_it(context: &Context) -> bool {
-    context.world.size() > 2 && std::env::var_os("MPI4TCH_TEST_ALL").is_none()
+    context.world.size() > 2
 }
 
 /// This rank alone.
