@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::StartedCall;
 use super::expected::Expected;
-use super::{Stage, StartedCall};
+use super::progress::Stage;
 use crate::base::check::Check;
 use crate::base::way::Way;
 use crate::call::Made;

@@ -8,7 +8,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Stage, StartedCall};
+use super::StartedCall;
+use super::progress::Stage;
 use crate::base::check::Check;
 use crate::call::Launch;
 use crate::environment::Environment;
