@@ -244,9 +244,9 @@
 //!
 //! A rank that has waited in one call for a minute, or for `MPI4TCH_NOTICE=<seconds>`, prints the
 //! call and its line of the program, once. With `MPI4TCH_TIMEOUT=<seconds>` it prints them after
-//! that time and ends the job with the exit code 124. Calls with equal arguments match even if they
-//! are on different lines of the program. The last that did so is printed too, as the ranks may
-//! have diverged there.
+//! that time and ends the job with the exit code 124, under [`srun`](guide::cluster#slurm) mostly with
+//! another. Calls with equal arguments match even if they are on different lines of the program. The
+//! last that did so is printed too, as the ranks may have diverged there.
 //!
 //! # Timelines
 //!

@@ -4,8 +4,9 @@
 //! it, from where MPI sends it. What comes is received in such memory, copied to the device, and unpacked
 //! there. Nothing else of the tensors is copied between the device and the host.
 //!
-//! The memory for all stages is allocated at the start: a rank that has too little takes no part in the
-//! exchange at all, and counts as one that did not make the call.
+//! The memory for all stages is allocated at the start, so that a rank that has too little takes no part in
+//! the exchange at all. Others wait for its messages; where calls are compared, it counts as one that did
+//! not make the call.
 //!
 //! All this is put in the stream that is current, and the host goes on. The stream need not be the same
 //! each time, as a started exchange may be tested or waited for on another one than it was started on. So
@@ -62,28 +63,33 @@ struct Bundle {
 }
 
 impl Bundles {
-    /// Memory for the messages of the stage. What is added to the output must be on the device.
+    /// Memory for the messages of the stage.
     fn new(site: Site, input: &Input, stage: &Stage, adds: bool) -> Result<Self> {
+        let received = if adds { Use::Added } else { Use::Copied };
         Ok(Self {
-            sent: Bundle::new(site, input, &stage.sends, true, false)?,
-            received: Bundle::new(site, input, &stage.receives, false, adds)?,
+            sent: Bundle::new(site, input, &stage.sends, Use::Sent)?,
+            received: Bundle::new(site, input, &stage.receives, received)?,
         })
     }
 }
 
+/// What becomes of messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Sent,
+    /// Copied to the output.
+    Copied,
+    /// Added to the output, by the device.
+    Added,
+}
+
 impl Bundle {
-    /// Memory for messages; `None` if they have no elements. Equal regions one after another have the same
-    /// place if they are `shared`. If all regions are consecutive, they need no packing, unless they `must_pack`.
-    fn new(
-        site: Site,
-        input: &Input,
-        edges: &[Edge],
-        shared: bool,
-        must_pack: bool,
-    ) -> Result<Option<Self>> {
+    /// Memory for messages; `None` if they have no elements.
+    fn new(site: Site, input: &Input, edges: &[Edge], usage: Use) -> Result<Option<Self>> {
         let (mut count, mut starts) = (0, Vec::with_capacity(edges.len()));
         for (i, Edge { region, .. }) in edges.iter().enumerate() {
-            if shared && i > 0 && edges[i - 1].region == *region {
+            // What goes to several ranks is packed once.
+            if usage == Use::Sent && i > 0 && edges[i - 1].region == *region {
                 starts.push(starts[i - 1]);
             } else {
                 starts.push(count);
@@ -93,8 +99,8 @@ impl Bundle {
         if count == 0 {
             return Ok(None);
         }
-        let is_packed = |Edge { region, .. }: &Edge| region.is_empty() || region.is_consecutive();
-        let packs = must_pack || !edges.iter().all(is_packed);
+        let is_whole = |Edge { region, .. }: &Edge| region.is_empty() || region.is_consecutive();
+        let packs = usage == Use::Added || !edges.iter().all(is_whole);
         let memory = |place| -> Result<Tensor> {
             Ok(Output::at(place, site.call, &[count], input.datatype())?.into_tensor())
         };

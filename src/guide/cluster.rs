@@ -108,7 +108,7 @@
 //! With `--kill-on-bad-exit=1`, or `SLURM_KILL_BAD_EXIT=1`, `srun` ends all ranks as soon as one exits with
 //! a code other than 0. Without it, and with `KillOnBadExit=0`, Slurm's default, in the site's `slurm.conf`
 //! (*site*: `scontrol show config`), ranks may wait for one that is gone until the time of the job is used
-//! up. This was seen with Slurm 22.05.8, while one rank waited in `all_reduce`:
+//! up. This was seen with the versions above, while one rank waited in `all_reduce`:
 //!
 //! | without the option | Open MPI, `pmix` | MPICH or Intel MPI, `pmi2` |
 //! | --- | --- | --- |
@@ -231,8 +231,9 @@
 //! # A program that hangs
 //!
 //! A rank that has waited in one call for a minute prints where. Set `MPI4TCH_NOTICE=5` to be told after 5
-//! seconds, and `MPI4TCH_TIMEOUT=60` in scripts, so that a hang ends the job, with the exit code 124 ([under `srun`](#slurm)
-//! mostly another), and does not use up its time. In this program the loss of rank 1 does not depend on y:
+//! seconds, and `MPI4TCH_TIMEOUT=60` in scripts, so that a hang ends the job, with the exit code 124 ([under
+//! `srun`](#slurm) mostly another), and does not use up its time. In this program the loss of rank 1 does not
+//! depend on y:
 //!
 //! ```no_run
 //! # use mpi4tch::{Op, Universe};

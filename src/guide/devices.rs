@@ -64,7 +64,8 @@
 //! [`neighbor_all_gather`](crate::Graph::neighbor_all_gather) and
 //! [`neighbor_all_to_all`](crate::Graph::neighbor_all_to_all). A blocking `halo_exchange` goes axis by axis,
 //! and each axis waits for the device once. [`ihalo_exchange`](crate::Cartesian::ihalo_exchange) waits once
-//! for all.
+//! for all. From the start to the end of an exchange, its messages also take memory on the device, as much as
+//! on the host; only faces that are contiguous need none.
 //!
 //! # Direct: MPI reads the memory of the device
 //!

@@ -39,7 +39,7 @@ const KNOWN: [Known; 3] = [
     Known {
         limit: Limit::LargeMessageThatWaits,
         vendor: Vendor::Mpich,
-        version: "Intel",
+        version: "Intel(R) MPI Library 2021.19",
         reason: "Intel MPI 2021.19 takes messages of any size while the receiver is in MPI, in plain C too",
     },
 ];

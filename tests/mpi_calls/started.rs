@@ -160,6 +160,8 @@ fn many_at_a_time(_: &Context) -> Result<()> {
     let dropped =
         |count| tests_in(|| (0..count).try_for_each(|_| this.iall_reduce(&x, Op::Sum).map(drop)));
     let (few, more) = (dropped(100)?, dropped(1000)?);
+    // With Intel MPI, a call of one rank alone has ended at the sixth look or so.
+    assert!(few <= 1000, "{few} looks at 100 calls");
     assert!(more <= 12 * few.max(100), "{few} looks at 100 calls, {more} at 1000");
     Ok(())
 }

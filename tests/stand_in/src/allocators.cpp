@@ -41,6 +41,13 @@ Arena *arena_of(const void *address) {
   return nullptr;
 }
 
+void take_block() {
+  uint64_t left = blocks_left;
+  do {
+    TORCH_CHECK_WITH(OutOfMemoryError, left > 0, "stand_in: out of memory");
+  } while (!blocks_left.compare_exchange_weak(left, left == UINT64_MAX ? left : left - 1));
+}
+
 // Memory that is freed is taken by the next tensor at once, even if tasks that use it are still
 // queued: as these run before those of the next tensor, the order of the stream protects it, and
 // nothing else does. The poison is a task, too.
@@ -86,13 +93,6 @@ class DeviceAllocator final : public c10::Allocator {
     std::vector<c10::Stream> users;
   };
 
-  static void take_block() {
-    uint64_t left = blocks_left;
-    do {
-      TORCH_CHECK_WITH(OutOfMemoryError, left > 0, "stand_in: out of memory");
-    } while (!blocks_left.compare_exchange_weak(left, left == UINT64_MAX ? left : left - 1));
-  }
-
   static int lane(const Block &block) { return static_cast<int>(block.stream.id()); }
 
   static void poison(const Block &block) {
@@ -121,6 +121,7 @@ class PinnedAllocator final : public c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
     const c10::Device host(c10::DeviceType::CPU);
     if (size == 0) return {nullptr, host};
+    take_block();
     const Arena::Memory taken = pinned().take(size, 0);
     if (taken.is_new) std::memset(taken.address, kPoison, size);
     return {taken.address, new Block{taken.address, size}, &free, host};

@@ -25,7 +25,7 @@ void record_use(const c10::DataPtr &data, const c10::Stream &stream);
 // Whether the host can read and write the memory of tensors that are made from now on.
 void set_reachable(bool reachable);
 
-// So many more blocks of the devices' memory can be allocated, on all devices together.
+// So many more blocks can be allocated, of the memory of all devices and of pinned memory together.
 void set_blocks_left(uint64_t count);
 
 c10::Allocator *pinned_allocator();

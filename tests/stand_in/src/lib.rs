@@ -90,8 +90,8 @@ pub fn set_reachable(reachable: bool) {
     unsafe { border::stand_in_set_reachable(reachable) }
 }
 
-/// Lets only so many more tensors be allocated on the devices, on all together, `None` any number; after
-/// that, libtorch's error is that of a lack of memory.
+/// Lets only so many more tensors be allocated on the devices and in pinned memory, on all together, `None`
+/// any number; after that, libtorch's error is that of a lack of memory.
 pub fn set_tensors_left(count: Option<u64>) {
     // SAFETY: It may be called at any time, by any thread.
     unsafe { border::stand_in_set_blocks_left(count.unwrap_or(u64::MAX)) }

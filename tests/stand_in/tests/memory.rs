@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use stand_in::Event;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use common::{LONG, VALUES, alone, on_device, start_copy, start_copy_to_host, values};
 
@@ -136,6 +136,7 @@ fn memory_can_be_made_scarce() {
     assert!(matches!(made, [Ok(_), Ok(_), Err(_)]), "{made:?}");
     let error = made[2].as_ref().expect_err("the third").to_string();
     assert!(error.contains("out of memory"), "{error}");
+    assert!(x.f_internal_to_copy((x.kind(), Device::Cpu), true).is_err(), "pinned");
     stand_in::set_tensors_left(None);
     assert!(x.f_empty_like().is_ok());
 }
