@@ -159,9 +159,11 @@ fn many_at_a_time(_: &Context) -> Result<()> {
     // What was dropped is let go of while others are started.
     let dropped =
         |count| tests_in(|| (0..count).try_for_each(|_| this.iall_reduce(&x, Op::Sum).map(drop)));
-    let (few, more) = (dropped(100)?, dropped(1000)?);
-    // With Intel MPI, a call of one rank alone has ended at the sixth look or so.
-    assert!(few <= 1000, "{few} looks at 100 calls");
+    // The first of them lets go of what the last fate has left.
+    let (_, few, more) = (dropped(10)?, dropped(100)?, dropped(1000)?);
+    // With Intel MPI, a call of a rank alone has ended at the sixth look only.
+    let most = if mpi_sys::library_version().starts_with("Intel") { 700 } else { 200 };
+    assert!(few <= most, "{few} looks at 100 calls");
     assert!(more <= 12 * few.max(100), "{few} looks at 100 calls, {more} at 1000");
     Ok(())
 }
