@@ -88,12 +88,15 @@ unsafe extern "C" fn carry_out(
     // Unwind safety: as in a pullback.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: there are so many arguments, and each is handed over once.
-        let arguments = (0..argument_count).map(|i| unsafe { read(&*arguments.add(i)) }).collect();
+        let read = |i| unsafe { read(operation.call, &*arguments.add(i)) };
+        // All of them are taken over, even if one is an error.
+        let arguments: Vec<Result<Value>> = (0..argument_count).map(read).collect();
+        let arguments = arguments.into_iter().collect::<Result<_>>()?;
         let values = (operation.function)(operation.call, arguments)?;
         assert_eq!(values.len(), result_count, "as many results as in the schema");
         for (i, value) in values.into_iter().enumerate() {
             // SAFETY: `results` has room for `result_count` values, and `i` is less.
-            unsafe { write(value, &mut *results.add(i)) };
+            unsafe { write(operation.call, value, &mut *results.add(i)) }?;
         }
         Ok::<(), Error>(())
     }));
@@ -106,12 +109,12 @@ unsafe extern "C" fn carry_out(
     unsafe { shim::mpi4tch_text(text.as_ptr().cast(), text.len()) }
 }
 
-/// Takes over an argument.
+/// Takes over an argument; an error if no schema has one of its kind.
 ///
 /// # Safety
 /// `raw` is as `wrapper.h` describes it, and is read once.
-unsafe fn read(raw: &shim::mpi4tch_value) -> Value {
-    match raw.type_ {
+unsafe fn read(call: &'static str, raw: &shim::mpi4tch_value) -> Result<Value> {
+    Ok(match raw.type_ {
         shim::MPI4TCH_NONE => Value::None,
         shim::MPI4TCH_TENSOR => Value::Tensor(own_or_undefined(raw.tensor)),
         shim::MPI4TCH_INTEGER => Value::Integer(raw.integer),
@@ -128,8 +131,11 @@ unsafe fn read(raw: &shim::mpi4tch_value) -> Value {
             // SAFETY: `items` has `length` bytes.
             Value::Text(String::from_utf8_lossy(unsafe { items::<u8>(raw) }).into_owned())
         }
-        other => panic!("an argument of type {other}, which no schema has"),
-    }
+        other => {
+            let message = format!("an argument of type {other}, which no schema has");
+            return Err(Error::Argument { call, message });
+        }
+    })
 }
 
 /// The items of a list.
@@ -148,8 +154,8 @@ fn own_or_undefined(pointer: shim::mpi4tch_tensor) -> Tensor {
     own(pointer).unwrap_or_default()
 }
 
-/// Passes a result on.
-fn write(value: Value, raw: &mut shim::mpi4tch_value) {
+/// Passes a result on; an error if no schema has one of its kind.
+fn write(call: &'static str, value: Value, raw: &mut shim::mpi4tch_value) -> Result<()> {
     match value {
         Value::Tensor(tensor) => {
             raw.type_ = shim::MPI4TCH_TENSOR;
@@ -159,8 +165,12 @@ fn write(value: Value, raw: &mut shim::mpi4tch_value) {
             raw.type_ = shim::MPI4TCH_INTEGER;
             raw.integer = integer;
         }
-        other => panic!("a result {other:?}, which no schema has"),
+        other => {
+            let message = format!("a result {other:?}, which no schema has");
+            return Err(Error::Argument { call, message });
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
