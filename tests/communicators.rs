@@ -236,7 +236,7 @@ fn what_is_no_communicator_is_refused(context: &Context) -> Result<()> {
     let null = unsafe { mpi_sys::MPI_Comm_c2f(mpi_sys::MPI_COMM_NULL) };
     let error = Communicator::from_fortran(null).unwrap_err();
     assert_eq!(error.to_string(), "from_fortran: the communicator is MPI_COMM_NULL");
-    for number in [-1, i32::MIN, 123_456, i32::MAX] {
+    for number in [-1, i32::MIN, 123_456, 0x4400_0009, i32::MAX] {
         let error = Communicator::from_fortran(number).unwrap_err();
         assert!(matches!(error, Error::Argument { .. } | Error::Mpi { .. }), "{number}: {error}");
     }

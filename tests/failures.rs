@@ -122,8 +122,10 @@ fn an_error_of_mpi_tells_what_the_library_says() {
         return;
     }
     let outcome = job::run("duplicates", 2, &[]);
-    let told = "MPI_Comm_dup failed: other MPI error (MPI_ERR_OTHER): too many communicators (0/";
-    assert_eq!(outcome.printed.matches(told).count(), 2, "{outcome:?}");
+    // With the standard's ABI, MPICH 5.0.2 has the texts of its own numbers of classes, in plain C too.
+    let class = if cfg!(feature = "abi") { "internal MPI error!" } else { "other MPI error" };
+    let told = format!("MPI_Comm_dup failed: {class} (MPI_ERR_OTHER): too many communicators (0/");
+    assert_eq!(outcome.printed.matches(&told).count(), 2, "{outcome:?}");
 }
 
 #[test]

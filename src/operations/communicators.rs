@@ -185,13 +185,18 @@ impl Communicator {
     #[doc(alias = "MPI_Comm_f2c")]
     #[track_caller]
     pub fn from_fortran(handle: i32) -> Result<Self> {
-        let environment = Runtime::current("from_fortran")?.environment;
+        let call = "from_fortran";
+        let environment = Runtime::current(call)?.environment;
+        if !may_be_handle(handle) {
+            let message = format!("{handle} is not the handle of a communicator");
+            return Err(Error::Argument { call, message });
+        }
         let comm = {
-            let _guard = environment.enter("from_fortran")?;
-            // SAFETY: MPI is initialized; the call takes any integer.
+            let _guard = environment.enter(call)?;
+            // SAFETY: MPI is initialized; the call takes any integer but those that are refused above.
             unsafe { mpi_sys::MPI_Comm_f2c(handle) }
         };
-        Self::take_in("from_fortran", comm)
+        Self::take_in(call, comm)
     }
 
     /// The Fortran handle of this communicator, by which other languages can use it too.
@@ -281,6 +286,34 @@ impl Communicator {
         let handle = Handle::duplicate_of_foreign(Site::new(call), comm, &runtime.environment)?;
         Ok(Self::new(handle, &runtime.flights))
     }
+}
+
+/// Whether MPI can be asked which communicator has this number.
+///
+/// With the standard's ABI, MPICH 5.0.2 looks a number up in its tables without the checks that it makes with
+/// its own ABI (`MPI_Comm_fromint`, mpi_abi_util.h): it takes some numbers for a communicator that they are
+/// not of, and ends the job for others. So what a number says of itself is checked here. By MPICH's
+/// mpir_objects.h its first two bits are the kind of the handle, the next four the type of the object,
+/// and the others the place in a table of that kind.
+fn may_be_handle(number: i32) -> bool {
+    /// The type of communicators.
+    const COMMUNICATOR: u32 = 1;
+    if !cfg!(feature = "abi") || mpi_sys::loaded_vendor() != mpi_sys::Vendor::Mpich {
+        return true;
+    }
+    let bits = number.cast_unsigned();
+    let (kind, type_of_object, place) = (bits >> 30, (bits >> 26) & 0xF, bits & 0x03FF_FFFF);
+    let places = match kind {
+        // Numbers that stand for nothing, of which MPICH makes MPI_COMM_NULL.
+        0 => return true,
+        // MPI_COMM_WORLD and MPI_COMM_SELF.
+        1 => 2,
+        // A table of fixed size.
+        2 => 8,
+        // Tables that grow; MPICH knows their size.
+        _ => u32::MAX,
+    };
+    type_of_object == COMMUNICATOR && place < places
 }
 
 pub(super) fn null(call: &'static str) -> Error {
