@@ -269,8 +269,8 @@ fn ask_launcher_to_abort() {
 
 /// Whether this process has loaded Slurm's library for PMI-2, as Intel MPI does by `I_MPI_PMI_LIBRARY`.
 /// MPICH 4.0.2 without it speaks PMI-1, also under `srun --mpi=pmi2`; one that is configured to speak PMI-2
-/// by itself was not tried. The list of the kernel is read, because
-/// asking the dynamic linker would wait for a thread that is inside it.
+/// by itself was not tried. The list of the kernel is read, because asking the dynamic linker would wait for
+/// a thread that is inside it.
 fn has_loaded_pmi2() -> bool {
     std::fs::read("/proc/self/maps")
         .is_ok_and(|maps| String::from_utf8_lossy(&maps).contains("/libpmi2.so"))

@@ -116,8 +116,8 @@
 //! | a rank reaches `MPI4TCH_TIMEOUT`, and another is in no call | all end, but if the first is alone on its node, the other goes on | all end |
 //! | a rank calls `std::process::exit(3)` | all end, but if it is alone on its node, the others wait on | the others wait on |
 //!
-//! With the option, all ended within one or two seconds in each case. For a rank that it kills Slurm
-//! counts the exit code 137 or 143, so that `srun` mostly returns one of these, and not 124, if
+//! With the option, all ranks ended in each case that was tried. For a rank that it kills Slurm counts the
+//! exit code 137 or 143, so that `srun` mostly returns one of these, and not 124, if
 //! `MPI4TCH_TIMEOUT` ends the job. What the ranks have printed tells the reason.
 //!
 //! Since Slurm 22.05, `srun` no longer takes `--cpus-per-task` from the script, so it stands there
