@@ -290,30 +290,27 @@ impl Communicator {
 
 /// Whether MPI can be asked which communicator has this number.
 ///
-/// With the standard's ABI, MPICH 5.0.2 looks a number up in its tables without the checks that it makes with
-/// its own ABI (`MPI_Comm_fromint`, mpi_abi_util.h): it takes some numbers for a communicator that they are
-/// not of, and ends the job for others. So what a number says of itself is checked here. By MPICH's
-/// mpir_objects.h its first two bits are the kind of the handle, the next four the type of the object,
-/// and the others the place in a table of that kind.
+/// MPICH ends the job for some numbers, instead of returning an error. With the standard's ABI, MPICH 5.0.2
+/// also makes communicators of numbers that are of none, as it looks them up in its tables unchecked
+/// (`MPI_Comm_fromint`, mpi_abi_util.h). So what a number says of itself is checked here. By MPICH's
+/// mpir_objects.h its first two bits are the kind of the handle, the next four the type of the object, and
+/// the others its place in a table of that kind.
 fn may_be_handle(number: i32) -> bool {
     /// The type of communicators.
     const COMMUNICATOR: u32 = 1;
-    if !cfg!(feature = "abi") || mpi_sys::loaded_vendor() != mpi_sys::Vendor::Mpich {
+    if mpi_sys::loaded_vendor() != mpi_sys::Vendor::Mpich {
         return true;
     }
     let bits = number.cast_unsigned();
     let (kind, type_of_object, place) = (bits >> 30, (bits >> 26) & 0xF, bits & 0x03FF_FFFF);
-    let places = match kind {
-        // Numbers that stand for nothing, of which MPICH makes MPI_COMM_NULL.
-        0 => return true,
+    match kind {
+        // Numbers that stand for nothing, which MPICH knows.
+        0 => true,
         // MPI_COMM_WORLD and MPI_COMM_SELF.
-        1 => 2,
-        // A table of fixed size.
-        2 => 8,
-        // Tables that grow; MPICH knows their size.
-        _ => u32::MAX,
-    };
-    type_of_object == COMMUNICATOR && place < places
+        1 => type_of_object == COMMUNICATOR && place < 2,
+        // The sizes of the other tables are those of the library.
+        _ => type_of_object == COMMUNICATOR,
+    }
 }
 
 pub(super) fn null(call: &'static str) -> Error {
