@@ -9,6 +9,8 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -192,8 +194,20 @@ struct Pass final : public c10::DebugInfoBase {
   const uintptr_t thread;
 };
 
-// libtorch itself has no information of this kind.
-constexpr auto kPass = c10::DebugInfoKind::TEST_INFO_2;
+constexpr std::string_view kPassName = "mpi4tch pass";
+
+// The kind of debug information that a pass is: a name with libtorch 2.13, and with 2.11 one of a
+// list, of which libtorch itself has no information for tests.
+template <typename Kind>
+constexpr Kind pass_kind() {
+  if constexpr (std::is_enum_v<Kind>) {
+    return Kind::TEST_INFO_2;
+  } else {
+    return Kind(&kPassName);
+  }
+}
+
+constexpr auto kPass = pass_kind<c10::DebugInfoKind>();
 
 const Pass &current_pass() {
   static const Pass none(0, true, 0);
