@@ -73,8 +73,8 @@ enter_tree() { # LIBTORCH
     mkdir -p "$tree"
     find "$tree" -mindepth 1 -maxdepth 1 ! -name target -exec rm -rf {} +
     local changed
-    # The tracked files as they are now.
-    changed=$(git stash create)
+    # The tracked files as they are now. Without changes there is nothing to stash.
+    changed=$(git stash create) || changed=
     git archive "${changed:-HEAD}" | tar -x -C "$tree"
     cd "$tree"
     cargo update -p tch --precise "${tch[$1]}"
