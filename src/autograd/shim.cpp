@@ -429,8 +429,11 @@ bool mpi4tch_accumulates(void) {
 char *mpi4tch_has_other_leaves(const mpi4tch_tensor *outputs, size_t output_count,
                                const mpi4tch_tensor *inputs, size_t input_count, bool *found) {
   return guarded([&] {
-    const auto node_of = [](const at::Tensor &t) {
-      return t.requires_grad() ? torch::autograd::impl::gradient_edge(t).function.get() : nullptr;
+    // A leaf does not keep its node: without this, another could be made at the same address.
+    std::vector<std::shared_ptr<torch::autograd::Node>> kept;
+    const auto node_of = [&kept](const at::Tensor &t) -> torch::autograd::Node * {
+      if (!t.requires_grad()) return nullptr;
+      return kept.emplace_back(torch::autograd::impl::gradient_edge(t).function).get();
     };
     std::unordered_set<torch::autograd::Node *> seen{nullptr};
     for (const at::Tensor &input : tensors(inputs, input_count)) seen.insert(node_of(input));

@@ -288,3 +288,17 @@ fn memory_of_large_tensors_is_used_again() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert!(kept_bytes() <= 256 << 20);
 }
+
+/// Also if a leaf is itself an output, and nothing else has its node.
+#[test]
+fn leaves_are_told_apart() {
+    let leaves: Vec<Tensor> = (0..20).map(|_| variable(&[1.0])).collect();
+    let has_others = |y: &Tensor, x: &Tensor| has_other_leaves("test", &[y], &[x]).unwrap();
+    for pair in leaves.windows(2) {
+        let (x, other) = (&pair[0], &pair[1]);
+        assert!(!has_others(x, x));
+        assert!(has_others(other, x));
+        assert!(!has_others(&x.sin(), x));
+        assert!(has_others(&(x * other), x));
+    }
+}
