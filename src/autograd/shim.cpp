@@ -430,10 +430,10 @@ char *mpi4tch_has_other_leaves(const mpi4tch_tensor *outputs, size_t output_coun
                                const mpi4tch_tensor *inputs, size_t input_count, bool *found) {
   return guarded([&] {
     // A leaf does not keep its node: without this, another could be made at the same address.
-    std::vector<std::shared_ptr<torch::autograd::Node>> kept;
+    torch::autograd::edge_list kept;
     const auto node_of = [&kept](const at::Tensor &t) -> torch::autograd::Node * {
       if (!t.requires_grad()) return nullptr;
-      return kept.emplace_back(torch::autograd::impl::gradient_edge(t).function).get();
+      return kept.emplace_back(torch::autograd::impl::gradient_edge(t)).function.get();
     };
     std::unordered_set<torch::autograd::Node *> seen{nullptr};
     for (const at::Tensor &input : tensors(inputs, input_count)) seen.insert(node_of(input));
