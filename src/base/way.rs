@@ -7,18 +7,31 @@
 pub(crate) enum Way {
     /// By MPI's blocking function.
     Waits,
-    /// As [`Waits`](Self::Waits), and in pieces if each element is treated by itself: some rank copies
-    /// its tensor from a device, or to it, while others of its pieces are sent.
-    Pieces,
+    /// As [`Waits`](Self::Waits), and in so many pieces, more than one, if the call can be cut: some rank
+    /// copies its tensor from a device, or to it, while others of its pieces are sent.
+    Pieces(u32),
     /// By the nonblocking function, whose end is then polled for: some rank has other threads or
     /// started calls that must go on meanwhile.
     Polls,
 }
 
 impl Way {
-    /// The way whose number this is: as an integer, a later way is larger.
+    /// A number by which the ranks agree on a way: that of a later way is larger.
+    #[inline]
+    pub(crate) fn number(self) -> u64 {
+        match self {
+            Self::Waits => 0,
+            Self::Pieces(count) => count.into(),
+            Self::Polls => u64::MAX,
+        }
+    }
+
+    /// The way whose number this is.
+    #[inline]
     pub(crate) fn of_number(number: u64) -> Self {
-        let ways = [Self::Waits, Self::Pieces];
-        ways.into_iter().find(|&way| way as u64 == number).unwrap_or(Self::Polls)
+        match number {
+            0 => Self::Waits,
+            _ => u32::try_from(number).map_or(Self::Polls, Self::Pieces),
+        }
     }
 }

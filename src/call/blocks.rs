@@ -30,7 +30,7 @@ pub(crate) struct Blocks {
 }
 
 /// Where each rank's block is in a packed buffer, in elements.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Parts {
     pub(crate) counts: Vec<i64>,
     pub(crate) displacements: Vec<i64>,
@@ -52,8 +52,19 @@ impl Parts {
 
     /// One past the last element.
     pub(crate) fn end(&self) -> i64 {
-        // The sum saturates only for tensors that are too large to have memory.
-        self.counts.iter().fold(0, |sum: i64, count| sum.saturating_add(*count))
+        // A sum saturates only for tensors that are too large to have memory.
+        let ends = self.counts.iter().zip(&self.displacements);
+        ends.map(|(count, start)| start.saturating_add(*count)).max().unwrap_or(0)
+    }
+
+    /// Whether each part begins where the one before it ends.
+    pub(crate) fn are_consecutive(&self) -> bool {
+        let mut end = 0_i64;
+        self.counts.iter().zip(&self.displacements).all(|(count, start)| {
+            let follows = *start == end;
+            end = start.saturating_add(*count);
+            follows
+        })
     }
 
     /// The largest count of a part.
@@ -61,10 +72,11 @@ impl Parts {
         self.counts.iter().copied().max().unwrap_or(0)
     }
 
-    /// The count of each part, if it is the same for all.
+    /// The count of each part, if it is the same for all, and they are consecutive.
     pub(crate) fn common_count(&self) -> Option<i64> {
         let (first, rest) = self.counts.split_first()?;
-        rest.iter().all(|count| count == first).then_some(*first)
+        let is_common = rest.iter().all(|count| count == first);
+        (is_common && self.are_consecutive()).then_some(*first)
     }
 }
 

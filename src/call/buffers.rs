@@ -10,6 +10,7 @@ use super::{Call, Made, wide};
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::call::blocks::Parts;
+use crate::call::reduce_scatter::Summing;
 use crate::environment::datatype::Datatype;
 
 /// The arguments that all calls have in common.
@@ -43,7 +44,7 @@ pub(super) const LARGEST_REDUCED: c_int = 1 << 30;
 macro_rules! mpi {
     ($made:expr, $waits:ident | $starts:ident($($argument:expr),* $(,)?)) => {
         match $made.way() {
-            $crate::base::way::Way::Waits | $crate::base::way::Way::Pieces => {
+            $crate::base::way::Way::Waits | $crate::base::way::Way::Pieces(_) => {
                 // SAFETY: the caller of the function that this is in vouches for the arguments.
                 let code = unsafe { mpi_sys::$waits($($argument),*) };
                 $crate::environment::error_code::check(stringify!($waits), code)
@@ -107,22 +108,22 @@ impl Buffers {
         }
     }
 
-    /// Those of a piece of the elements.
-    pub(super) fn part(&self, (start, count): (usize, c_int)) -> Self {
-        let place = start * self.size;
+    /// Those from these elements on of what is sent and received.
+    pub(super) fn from(&self, starts: [usize; 2], count: i64) -> Self {
+        let [sent, received] = starts.map(|start| start * self.size);
         let in_place = self.send == mpi_sys::MPI_IN_PLACE.cast_const();
-        let send = if in_place { self.send } else { self.send.wrapping_byte_add(place) };
-        let receive = self.receive.wrapping_byte_add(place);
-        Self { send, receive, count: count.into(), ..*self }
+        let send = if in_place { self.send } else { self.send.wrapping_byte_add(sent) };
+        let receive = self.receive.wrapping_byte_add(received);
+        Self { send, receive, count, ..*self }
     }
 
     /// Calls `f` for consecutive pieces of the elements, whose counts fit an `int`. For functions
     /// that treat each element independently of the others.
     #[inline]
     fn in_pieces(&self, mut f: impl FnMut(Piece) -> Result<()>) -> Result<()> {
-        for piece in pieces(self.count, self.largest.min(LARGEST_REDUCED)) {
-            let Self { send, receive, .. } = self.part(piece);
-            f(Piece { send, receive, count: piece.1 })?;
+        for (start, count) in pieces(self.count, self.largest.min(LARGEST_REDUCED)) {
+            let Self { send, receive, .. } = self.from([start; 2], count.into());
+            f(Piece { send, receive, count })?;
         }
         Ok(())
     }
@@ -262,7 +263,7 @@ impl Buffers {
         let Some(ints) = Ints::of(made, parts, self.largest.min(LARGEST_REDUCED)) else {
             return wide::reduce_scatter(self, made, parts, op);
         };
-        if let Some(summing) = self.summing(parts).filter(|_| sums) {
+        if let Some(summing) = Summing::of_blocks(parts, self.elements).filter(|_| sums) {
             return self.sum_scatter(made, parts, summing);
         }
         match ints.common {

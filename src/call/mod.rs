@@ -2,7 +2,7 @@
 //!
 //! An operation describes the call that it needs by a [`Plan`]: the function, its arguments and its
 //! tensors, which are an [`Input`](buffer::Input) and an [`Output`](buffer::Output), cut into
-//! [`blocks`] where each rank has a part. Tensors on devices go by way of [`staging`]. The functions are
+//! [`blocks`] where each rank has a part. Tensors on devices go by way of [`staging`], large ones in [`pieces`]. The functions are
 //! called, blocking or not, in [`buffers`], [`message`] and [`exchange`], and in [`wide`] if a count does
 //! not fit MPI's `int`.
 
@@ -15,6 +15,7 @@ mod launch;
 mod made;
 mod message;
 mod parcels;
+mod pieces;
 mod plan;
 mod reduce_scatter;
 mod region;
@@ -32,6 +33,6 @@ pub(crate) use finish::Finish;
 pub(crate) use launch::{Completion, Launch};
 pub(crate) use made::Made;
 pub(crate) use message::{Header, Message};
+pub(crate) use pieces::set_staging_piece;
 pub(crate) use plan::{Call, Plan, largest_count, set_largest_count};
 pub(crate) use region::Region;
-pub(crate) use staging::set_staging_piece;

@@ -11,7 +11,8 @@ use tch::Tensor;
 use super::buffers::Buffers;
 use super::exchange::UnderWay;
 use super::finish::{Finish, Home};
-use super::staging::{self, Access, Busy, Memory, StagedPiece};
+use super::pieces::StagedPiece;
+use super::staging::{self, Access, Busy, Memory};
 use super::{Exchange, Made, Message};
 use crate::autograd::{Current, Event, Metadata, Recording};
 use crate::base::error::{Error, Result};
@@ -35,7 +36,7 @@ pub(crate) struct Plan<'x> {
 }
 
 /// An MPI function and its arguments besides the buffers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Call {
     /// No MPI function.
     Nothing,
@@ -158,8 +159,9 @@ impl<'x> Plan<'x> {
         let _current = direct.map(|device| Current::set(site.call, device)).transpose()?;
         let buffers = self.buffers(comm, send, output.data());
         let tensors = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
-        // What MPI writes is the result.
-        let home_of_pieces = home.as_ref().filter(|_| matches!(self.finish, Finish::Nothing));
+        // What MPI writes is the result, but for the places of its elements.
+        let is_written = matches!(self.finish, Finish::Nothing | Finish::Unpack(_));
+        let home_of_pieces = home.as_ref().filter(|_| is_written);
         let pieces = Pieces { list: pieces.as_deref(), home: home_of_pieces };
         let is_filled = pieces.list.is_some() && pieces.home.is_some();
         let used = Used { buffers, tensors, pieces, exchange };
@@ -228,7 +230,7 @@ impl<'x> Plan<'x> {
         handed_over: impl FnOnce(),
     ) -> Result<()> {
         let access = self.access(comm, made.way());
-        let mut pieces = self.cut(made.way());
+        let mut pieces = self.cut(made.way(), comm.rank());
         let memory = self.memory_in_place(site, access, pieces.as_deref_mut())?;
         let InPlaceMemory { staged, busy: _busy, ready } = memory;
         if let Some(ready) = ready {
@@ -325,9 +327,9 @@ impl<'x> Plan<'x> {
                     copied = staged.wait(site.call);
                 }
                 // SAFETY: as above; the piece is one of the elements.
-                unsafe { buffers.part(piece.range).call(&self.call, &mut made) }?;
+                unsafe { buffers.from(piece.starts, piece.count).call(&piece.call, &mut made) }?;
                 if let (Some(home), Ok(())) = (pieces.home, &copied) {
-                    copied = staging::bring_piece(site, tensors[1], home, piece);
+                    copied = piece.bring(site, tensors[1], home);
                 }
             }
             Ok(())

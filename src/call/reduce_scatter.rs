@@ -37,6 +37,7 @@ use crate::base::rank::index;
 use crate::base::way::Way;
 use crate::call::blocks::Parts;
 use crate::call::buffer::Output;
+use crate::environment::datatype::Datatype;
 
 /// The bytes of the mean block from which on blocks are summed here.
 const LEAST: usize = 4096;
@@ -46,17 +47,6 @@ const LEAST: usize = 4096;
 const PIECE: usize = 1 << 20;
 
 impl Buffers {
-    /// How blocks like these are summed here; `None` if that is left to the library. The same on all
-    /// ranks.
-    pub(super) fn summing(&self, parts: &Parts) -> Option<Summing> {
-        let ranks = i64::try_from(parts.counts.len()).ok().filter(|&ranks| ranks > 1)?;
-        let mean = parts.end() / ranks;
-        let is_worth_it = usize::try_from(mean).is_ok_and(|mean| mean * self.size >= LEAST);
-        // So the places in the buffer that is received fit an int, too.
-        let is_even = parts.longest() - mean <= mean / 2;
-        Summing::of(self.elements.kind).filter(|_| is_even && is_worth_it)
-    }
-
     /// `MPI_Alltoallv` of the blocks, and their sum. The places of the parts fit an `int`.
     pub(super) fn sum_scatter(
         &self,
@@ -67,7 +57,9 @@ impl Buffers {
         let rank = index(self.rank);
         let (own, longest) = (parts.counts[rank], parts.longest());
         let most = match made.way() {
-            Way::Waits | Way::Pieces => longest.min(i64::try_from(PIECE / self.size).unwrap_or(1)),
+            Way::Waits | Way::Pieces(_) => {
+                longest.min(i64::try_from(PIECE / self.size).unwrap_or(1))
+            }
             // In one piece, as nobody waits for the next one to be started.
             Way::Polls => longest,
         };
@@ -92,7 +84,7 @@ impl Buffers {
             // kind in their places, and are kept until the call has ended.
             let add = move || unsafe { terms.add(summing) };
             match made.way() {
-                Way::Waits | Way::Pieces => add(),
+                Way::Waits | Way::Pieces(_) => add(),
                 Way::Polls => made.then(add),
             }
             start += most;
@@ -168,6 +160,22 @@ pub(super) struct Summing {
 }
 
 impl Summing {
+    /// How blocks like these are summed here; `None` if that is left to the library. The same on all
+    /// ranks.
+    pub(super) fn of_blocks(parts: &Parts, datatype: Datatype) -> Option<Self> {
+        let summing = Self::of(datatype.kind)?;
+        if !parts.are_consecutive() {
+            // They are pieces of blocks that are summed here.
+            return Some(summing);
+        }
+        let ranks = i64::try_from(parts.counts.len()).ok().filter(|&ranks| ranks > 1)?;
+        let (mean, size) = (parts.end() / ranks, datatype.kind.elt_size_in_bytes());
+        let is_worth_it = usize::try_from(mean).is_ok_and(|mean| mean * size >= LEAST);
+        // So the places in the buffer that is received fit an int, too.
+        let is_even = parts.longest() - mean <= mean / 2;
+        (is_even && is_worth_it).then_some(summing)
+    }
+
     /// `None` for kinds that MPI adds otherwise, or not at all.
     fn of(kind: Kind) -> Option<Self> {
         let (add, parts): (unsafe fn(&Terms), usize) = match kind {

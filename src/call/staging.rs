@@ -6,25 +6,23 @@
 //! [`Parcels`]. Or MPI gets pointers to the memory of the device, if it takes them, once the stream has
 //! done with that memory.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tch::Tensor;
 
 use super::buffer::{Input, Output, Place};
-use super::buffers::pieces;
 use super::exchange::UnderWay;
 use super::parcels::Parcels;
+use super::pieces::StagedPiece;
 use super::{Call, Plan};
-use crate::autograd::{self, Device, Event, Metadata, Recording};
+use crate::autograd::{self, Device, Event, Metadata};
 use crate::base::error::Result;
 use crate::base::rank::Rank;
 use crate::base::site::Site;
 use crate::base::way::Way;
 use crate::communicator::Handle;
-use crate::environment::datatype::Datatype;
 
 /// How MPI gets at the elements of a call's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,35 +35,6 @@ pub(super) enum Access {
     Packed(Device),
     /// By pointers to the memory of the device.
     Direct(Device),
-}
-
-/// The bytes of a piece, in which a large tensor is copied and sent; only tests lower them.
-static PIECE: AtomicUsize = AtomicUsize::new(4 << 20);
-
-/// Lowers [`PIECE`], so that tests can cover the pieces of large tensors with small ones.
-pub(crate) fn set_staging_piece(bytes: usize) {
-    PIECE.store(bytes, Ordering::Relaxed);
-}
-
-/// So many elements of this kind are a piece.
-fn piece_of(datatype: Datatype) -> c_int {
-    let count = PIECE.load(Ordering::Relaxed) / datatype.kind.elt_size_in_bytes();
-    c_int::try_from(count.max(1)).unwrap_or(c_int::MAX)
-}
-
-impl Input<'_> {
-    /// The way in which a blocking call is made for this tensor, as far as it goes.
-    #[inline]
-    pub(crate) fn way(&self) -> Way {
-        let is_cut = !self.device().is_cpu() && self.count() > piece_of(self.datatype()).into();
-        if is_cut { Way::Pieces } else { Way::Waits }
-    }
-}
-
-/// A piece of the elements, its start and its length, and what passes when it has been staged.
-pub(super) struct StagedPiece {
-    pub(super) range: (usize, c_int),
-    pub(super) staged: Option<Event>,
 }
 
 impl Access {
@@ -177,7 +146,7 @@ impl Plan<'_> {
             ready: None,
             free: None,
             direct: access.direct(),
-            pieces: self.cut(way),
+            pieces: self.cut(way, comm.rank()),
             exchange: None,
         };
         // What MPI sends is in the output of the root, as MPI_Bcast has one buffer.
@@ -235,22 +204,6 @@ impl Plan<'_> {
         }
         Ok(memory)
     }
-
-    /// The pieces of a call that is made in this way; `None` if it is made at once.
-    pub(super) fn cut(&self, way: Way) -> Option<Vec<StagedPiece>> {
-        let treats_each_element_by_itself = matches!(
-            self.call,
-            Call::AllReduce { .. }
-                | Call::Reduce { .. }
-                | Call::Scan { .. }
-                | Call::Exscan { .. }
-                | Call::Broadcast { .. }
-        );
-        (way == Way::Pieces && treats_each_element_by_itself).then(|| {
-            let ranges = pieces(self.input.count(), piece_of(self.input.datatype()));
-            ranges.map(|range| StagedPiece { range, staged: None }).collect()
-        })
-    }
 }
 
 /// Host memory for a copy of what the input sends.
@@ -271,11 +224,7 @@ pub(super) fn stage(
     let from = input.sent();
     let copied = match pieces {
         None => autograd::queue_copy(site.call, from, &room),
-        Some(pieces) => pieces.iter_mut().try_for_each(|piece| {
-            autograd::queue_copy(site.call, &part(from, piece.range)?, &part(&room, piece.range)?)?;
-            piece.staged = Some(Event::record(site.call, input.device())?);
-            Ok(())
-        }),
+        Some(pieces) => pieces.iter_mut().try_for_each(|piece| piece.stage(site, input, &room)),
     };
     let busy = Busy::record(site, input.device(), room)?;
     copied.map(|()| busy)
@@ -330,23 +279,6 @@ fn keep(busy: Busy) {
         kept.extract_if(.., |busy| busy.is_over()).collect()
     };
     drop(over);
-}
-
-/// A piece of a contiguous tensor.
-fn part(x: &Tensor, (start, length): (usize, c_int)) -> Result<Tensor> {
-    let _recording = Recording::off();
-    let start = i64::try_from(start).unwrap_or(i64::MAX);
-    Ok(x.f_detach()?.f_view([-1])?.f_narrow(0, start, length.into())?)
-}
-
-/// Queues the copy of a piece of what MPI has written to its place on the device.
-pub(super) fn bring_piece(
-    site: Site,
-    written: &Tensor,
-    home: &Tensor,
-    piece: &StagedPiece,
-) -> Result<()> {
-    autograd::queue_copy(site.call, &part(written, piece.range)?, &part(home, piece.range)?)
 }
 
 /// Queues the copy of what MPI has written to its place on the device.

@@ -62,6 +62,11 @@ pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
         false
     }
 
+    /// The number of elements of the input or the result, whichever has more, as far as this rank knows.
+    fn elements(&self, _comm: &Communicator, input: &Input) -> i64 {
+        input.count()
+    }
+
     /// Which ranks take part in the call.
     fn traffic(&self) -> Traffic {
         Traffic::Collective
@@ -471,7 +476,7 @@ fn negotiate<'x>(
     let subject = Some((input.datatype(), records));
     let terms = operator.terms(comm, &input);
     note_arguments(comm, &input, &terms, operator.recorded_by().is_some());
-    let way = way.max(input.way());
+    let way = way.max(input.way(comm.size(), || operator.elements(comm, &input)));
     let (agreed, turn) = agree(site, comm, subject, terms, exchanges, way)?;
     Ok((input, agreed, Some(turn)))
 }

@@ -39,10 +39,13 @@
 //! without this crate, that is, with the feature `rsmpi`, or if MPI was initialized by another library, and
 //! with `MPI4TCH_CHECK=none`.
 //!
-//! **Large tensors** go in pieces of 4 MiB in blocking reductions, scans and broadcasts: while MPI is at work
-//! on one, the next is on its way to the host, and the last on its way back. All ranks cut their tensors
-//! alike, those on the host too, which they agree on with the call; so with `MPI4TCH_CHECK=none` the calls
-//! are made at once. So are all others: a message, for one, may be probed for its length.
+//! **Large tensors** go in pieces of 4 MiB in blocking collectives: while MPI is at work on one, the next is
+//! on its way to the host, and the last on its way back. If the call sends or receives a block for each rank,
+//! a piece has a share of each block; with more than 64 ranks it is so large that these are 64 KiB on the
+//! average. All ranks cut alike, those whose tensors are on the host too, which they agree on with the call;
+//! so with `MPI4TCH_CHECK=none` the calls are made at once. So are a `reduce_scatter` that is left to MPI's
+//! function, as by another op than a sum, since that takes no blocks with gaps between them; started calls,
+//! whose copies and messages overlap with the program; and messages, as they may be probed for their length.
 //!
 //! **Streams.** The stream that is current where the call is made, or where the wait is, is the one that
 //! counts. A program that has computed its tensor on another stream makes the current one wait for that,

@@ -156,7 +156,7 @@ pub(crate) fn sum_in_place(
     let (plan, traced) = Ready::as_part(&operator, site, comm, x)?;
     let mut x = x.shallow_clone();
     let started = match turn.way() {
-        Way::Waits | Way::Pieces => {
+        Way::Waits | Way::Pieces(_) => {
             execution::run_in_place(plan, site, comm, (&mut x, target.data()), turn)?;
             None
         }

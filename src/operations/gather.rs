@@ -189,6 +189,10 @@ impl Operator for Gather {
         self.counts.are_exchanged()
     }
 
+    fn elements(&self, comm: &Communicator, input: &Input) -> i64 {
+        input.count().saturating_mul(comm.size().into())
+    }
+
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {
         let axis = axis_of(self.name(), self.axis, input.shape())?;
         let blocks = Blocks::new(axis, self.counts.resolve(agreed, 0));

@@ -27,11 +27,13 @@ use tch::{Kind, Tensor};
 fn main() -> ExitCode {
     run_on_few_ranks();
     let tests = [
-        // Before any backward pass: with calls on several threads, Open MPI gets no pointers in them.
+        // Before all others, whose passes go back on several threads: from then on calls are polled for, made
+        // at once, and Open MPI gets no pointers in them.
+        pieces::tests(),
         direct::tests(),
+        pieces::tests_that_are_polled(),
         places::tests(),
         order::tests(),
-        pieces::tests(),
         messages::tests(),
         exchanges::tests(),
         queues::tests(),

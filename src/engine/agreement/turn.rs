@@ -142,7 +142,7 @@ impl Pending {
         let line = hash(&(site.at.file(), site.at.line(), site.at.column()));
         // A word is equal on all ranks if its maximum is the complement of its complement's
         // maximum.
-        let words = [seal, !seal, line, !line, way as u64];
+        let words = [seal, !seal, line, !line, way.number()];
         let exchange = Exchange::Rounds(Rounds::new(words, balance, tag));
         Self { site, comm: comm.plain(), place, withdrawn, seal, tag, exchange, ended: false }
     }
