@@ -109,7 +109,7 @@ impl Buffers {
     }
 
     /// Those from these elements on of what is sent and received.
-    pub(super) fn from(&self, starts: [usize; 2], count: i64) -> Self {
+    pub(super) fn starting_at(&self, starts: [usize; 2], count: i64) -> Self {
         let [sent, received] = starts.map(|start| start * self.size);
         let in_place = self.send == mpi_sys::MPI_IN_PLACE.cast_const();
         let send = if in_place { self.send } else { self.send.wrapping_byte_add(sent) };
@@ -122,7 +122,7 @@ impl Buffers {
     #[inline]
     fn in_pieces(&self, mut f: impl FnMut(Piece) -> Result<()>) -> Result<()> {
         for (start, count) in pieces(self.count, self.largest.min(LARGEST_REDUCED)) {
-            let Self { send, receive, .. } = self.from([start; 2], count.into());
+            let Self { send, receive, .. } = self.starting_at([start; 2], count.into());
             f(Piece { send, receive, count })?;
         }
         Ok(())

@@ -201,13 +201,13 @@ impl Plan<'_> {
         let of = i64::from(pieces);
         let piece = |index| {
             let share = Share { index, of };
-            let [sent, received] = &sides;
+            let [sent, received] = sides.each_ref().map(|side| side.ranges(share));
             StagedPiece {
                 call: self.call.share(share),
-                starts: [sent.start(share), received.start(share)],
-                count: sent.ranges(share).iter().map(|range| range.end - range.start).sum(),
-                sent: sent.ranges(share),
-                received: received.ranges(share),
+                starts: sides.each_ref().map(|side| side.start(share)),
+                count: sent.iter().map(|range| range.end - range.start).sum(),
+                sent,
+                received,
                 staged: None,
             }
         };

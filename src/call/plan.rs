@@ -327,7 +327,9 @@ impl<'x> Plan<'x> {
                     copied = staged.wait(site.call);
                 }
                 // SAFETY: as above; the piece is one of the elements.
-                unsafe { buffers.from(piece.starts, piece.count).call(&piece.call, &mut made) }?;
+                unsafe {
+                    buffers.starting_at(piece.starts, piece.count).call(&piece.call, &mut made)
+                }?;
                 if let (Some(home), Ok(())) = (pieces.home, &copied) {
                     copied = piece.bring(site, tensors[1], home);
                 }
