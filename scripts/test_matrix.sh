@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# To compile takes most of the time, so the programs are neither optimized nor have debug information.
+# Each program runs once, so it is not worth optimizing.
 export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=false
 export MPI4TCH_TEST_RANKS=${MPI4TCH_TEST_RANKS:-3} MPI4TCH_TEST_TIMEOUT=${MPI4TCH_TEST_TIMEOUT:-300}
 # Intel MPI's ranks spin while they wait, which takes the cores from those that work.
@@ -72,9 +72,9 @@ enter_tree() { # LIBTORCH
     local tree=$target/matrix-$1
     mkdir -p "$tree"
     find "$tree" -mindepth 1 -maxdepth 1 ! -name target -exec rm -rf {} +
-    local changed
+    local changed=
     # The tracked files as they are now. Without changes there is nothing to stash.
-    changed=$(git stash create) || changed=
+    git diff --quiet HEAD || changed=$(git stash create)
     git archive "${changed:-HEAD}" | tar -x -C "$tree"
     cd "$tree"
     cargo update -p tch --precise "${tch[$1]}"

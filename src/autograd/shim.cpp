@@ -197,7 +197,7 @@ struct Pass final : public c10::DebugInfoBase {
 constexpr std::string_view kPassName = "mpi4tch pass";
 
 // The kind of debug information that a pass is: a name with libtorch 2.13, and with 2.11 one of a
-// list, of which libtorch itself has no information for tests.
+// list, whose kinds for tests libtorch itself does not use.
 template <typename Kind>
 constexpr Kind pass_kind() {
   if constexpr (std::is_enum_v<Kind>) {

@@ -6,6 +6,7 @@ use std::ffi::{c_int, c_void};
 
 use mpi_sys::{MPI_Comm, MPI_Datatype, MPI_Op};
 
+use super::plan::largest_count;
 use super::{Call, Made, wide};
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
@@ -38,6 +39,11 @@ unsafe impl Send for Buffers {}
 /// `MPI_Allreduce` and `MPI_Scan` of Open MPI 4.1.4 never return from 2³¹ − 1 bytes, but do from
 /// 2³⁰.
 pub(super) const LARGEST_REDUCED: c_int = 1 << 30;
+
+/// The most elements whose places are passed to a reduction as an `int`.
+pub(super) fn most_reduced() -> i64 {
+    largest_count().min(LARGEST_REDUCED.into())
+}
 
 /// Calls the first function, which is blocking, or the second, which is nonblocking and whose
 /// request `$made` keeps, as the way of `$made` says.
@@ -99,7 +105,9 @@ impl Buffers {
             Call::AllToAll { send, receive, largest, common } => {
                 self.all_to_all(made, send, receive, *largest, *common)
             }
-            Call::ReduceScatter { parts, op, sums } => self.reduce_scatter(made, parts, *op, *sums),
+            Call::ReduceScatter { parts, op, summing } => {
+                self.reduce_scatter(made, parts, *op, *summing)
+            }
             Call::Barrier => mpi!(made, MPI_Barrier | MPI_Ibarrier(context)),
             Call::Send(message) => self.send(made, message),
             Call::Receive(message) => self.receive(made, message),
@@ -108,7 +116,7 @@ impl Buffers {
         }
     }
 
-    /// Those from these elements on of what is sent and received.
+    /// The buffers, of which what is sent and what is received begin so many elements later.
     pub(super) fn starting_at(&self, starts: [usize; 2], count: i64) -> Self {
         let [sent, received] = starts.map(|start| start * self.size);
         let in_place = self.send == mpi_sys::MPI_IN_PLACE.cast_const();
@@ -258,12 +266,18 @@ impl Buffers {
         )
     }
 
-    fn reduce_scatter(&self, made: &mut Made, parts: &Parts, op: MPI_Op, sums: bool) -> Result<()> {
+    fn reduce_scatter(
+        &self,
+        made: &mut Made,
+        parts: &Parts,
+        op: MPI_Op,
+        summing: Option<Summing>,
+    ) -> Result<()> {
         let Self { send, receive, datatype, context, .. } = *self;
         let Some(ints) = Ints::of(made, parts, self.largest.min(LARGEST_REDUCED)) else {
             return wide::reduce_scatter(self, made, parts, op);
         };
-        if let Some(summing) = Summing::of_blocks(parts, self.elements).filter(|_| sums) {
+        if let Some(summing) = summing {
             return self.sum_scatter(made, parts, summing);
         }
         match ints.common {

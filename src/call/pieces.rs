@@ -12,41 +12,69 @@ use tch::Tensor;
 
 use super::blocks::Parts;
 use super::buffer::Input;
-use super::buffers::LARGEST_REDUCED;
-use super::plan::largest_count;
-use super::reduce_scatter::Summing;
+use super::buffers::most_reduced;
 use super::{Call, Plan};
 use crate::autograd::{self, Event, Recording};
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::base::site::Site;
 use crate::base::way::Way;
+use crate::communicator::Handle;
+use crate::environment::datatype::Datatype;
 
 /// The bytes of a piece; only tests lower them.
 static PIECE: AtomicUsize = AtomicUsize::new(4 << 20);
 
-/// With more ranks than this a piece is larger, so that what it has for each stays worth a message.
+/// With blocks for more ranks than these a piece is larger, so that messages and copies do not become too short.
 const RANKS: usize = 64;
+
+/// The most pieces of a call; those of more memory than a host has are larger.
+const MOST: usize = 1 << 16;
 
 /// Lowers [`PIECE`], so that tests can cover the pieces of large tensors with small ones.
 pub(crate) fn set_staging_piece(bytes: usize) {
     PIECE.store(bytes, Ordering::Relaxed);
 }
 
+/// The elements of a call's larger side, what is sent or what is received, as far as this rank knows.
+#[derive(Clone, Copy)]
+pub(crate) enum Bulk {
+    /// So many, each of which is treated by itself.
+    Elements(i64),
+    /// So many, in the blocks of all ranks.
+    Blocks(i64),
+}
+
+impl Bulk {
+    /// Into how many pieces a call of so many ranks is cut.
+    fn pieces(self, datatype: Datatype, ranks: Rank) -> u32 {
+        let bytes = PIECE.load(Ordering::Relaxed);
+        let (count, bytes) = match self {
+            Self::Elements(count) => (count, bytes),
+            Self::Blocks(count) => (count, bytes.max(bytes / RANKS * index(ranks))),
+        };
+        let length = (bytes / datatype.kind.elt_size_in_bytes()).max(1);
+        let pieces = usize::try_from(count).unwrap_or(0).div_ceil(length);
+        u32::try_from(pieces.clamp(1, MOST)).unwrap_or(1)
+    }
+}
+
 impl Input<'_> {
-    /// The way in which a blocking call of so many ranks is made for this tensor, as far as it goes. `elements`
-    /// returns the number of elements of the input or the result, whichever has more.
+    /// The way in which this rank asks for a blocking call with this tensor to be made.
     #[inline]
-    pub(crate) fn way(&self, ranks: Rank, elements: impl FnOnce() -> i64) -> Way {
-        if self.device().is_cpu() { Way::Waits } else { self.way_on_device(ranks, elements()) }
+    pub(crate) fn way(&self, comm: &Handle, bulk: impl FnOnce() -> Bulk) -> Way {
+        if self.device().is_cpu() { Way::Waits } else { self.way_on_device(comm, bulk()) }
     }
 
-    fn way_on_device(&self, ranks: Rank, elements: i64) -> Way {
-        let bytes = PIECE.load(Ordering::Relaxed);
-        let bytes = bytes.max(bytes / RANKS * index(ranks));
-        let most = (bytes / self.datatype().kind.elt_size_in_bytes()).max(1);
-        let pieces = usize::try_from(elements).unwrap_or(usize::MAX).div_ceil(most);
-        if pieces > 1 { Way::Pieces(u32::try_from(pieces).unwrap_or(u32::MAX)) } else { Way::Waits }
+    fn way_on_device(&self, comm: &Handle, bulk: Bulk) -> Way {
+        // Most calls with blocks are then direct: there is no copy to overlap with.
+        if matches!(bulk, Bulk::Blocks(_)) && comm.environment().reaches(self.device().kind()) {
+            return Way::Waits;
+        }
+        match bulk.pieces(self.datatype(), comm.size()) {
+            1 => Way::Waits,
+            pieces => Way::Pieces(pieces),
+        }
     }
 }
 
@@ -60,7 +88,7 @@ struct Share {
 impl Share {
     /// That of a block of `count` elements.
     fn range(self, count: i64) -> Range<i64> {
-        // Rounded down, without a product that may overflow.
+        // Rounded down. There are too few shares for a product of two of their numbers to overflow.
         let cut = |index| count / self.of * index + count % self.of * index / self.of;
         cut(self.index)..cut(self.index + 1)
     }
@@ -104,7 +132,7 @@ impl Side<'_> {
     }
 }
 
-/// A piece of a call.
+/// A piece of a call: a share of each block, which lies where the block does.
 pub(super) struct StagedPiece {
     pub(super) call: Call,
     /// Where its buffers begin in those of the whole, in elements: what is sent, and what is received.
@@ -159,7 +187,11 @@ impl Call {
             Self::AllGather { parts } | Self::Gather { parts, .. } => {
                 Some([Side::Block(count), Side::Parts(parts)])
             }
-            Self::Scatter { parts, .. } | Self::ReduceScatter { parts, .. } => {
+            Self::Scatter { parts, .. } => Some([Side::Parts(parts), block_of(parts)]),
+            // MPI's function takes blocks only one after another.
+            Self::ReduceScatter { parts, summing: Some(_), .. }
+                if parts.end() <= most_reduced() =>
+            {
                 Some([Side::Parts(parts), block_of(parts)])
             }
             Self::AllToAll { send, receive, .. } => Some([Side::Parts(send), Side::Parts(receive)]),
@@ -175,8 +207,8 @@ impl Call {
             Self::Scatter { parts, root } => {
                 Self::Scatter { parts: share.parts(parts), root: *root }
             }
-            Self::ReduceScatter { parts, op, sums } => {
-                Self::ReduceScatter { parts: share.parts(parts), op: *op, sums: *sums }
+            Self::ReduceScatter { parts, op, summing } => {
+                Self::ReduceScatter { parts: share.parts(parts), op: *op, summing: *summing }
             }
             Self::AllToAll { send, receive, largest, .. } => {
                 let (send, receive) = (share.parts(send), share.parts(receive));
@@ -189,16 +221,22 @@ impl Call {
 
 impl Plan<'_> {
     /// The pieces of a call that is made in this way; `None` if it is made at once.
-    pub(super) fn cut(&self, way: Way, rank: Rank) -> Option<Vec<StagedPiece>> {
-        let Way::Pieces(pieces) = way else { return None };
-        if let Call::ReduceScatter { parts, sums, .. } = &self.call {
-            // MPI's function takes blocks only one after another.
-            let fits = parts.end() <= largest_count().min(LARGEST_REDUCED.into());
-            let summing = Summing::of_blocks(parts, self.input.datatype());
-            let _ = summing.filter(|_| *sums && fits)?;
+    pub(super) fn cut(&self, way: Way, comm: &Handle) -> Option<Vec<StagedPiece>> {
+        let Way::Pieces(asked) = way else { return None };
+        let sides = self.call.sides(self.input.count(), comm.rank())?;
+        // Ranks may have asked for more than they would have, had they known all blocks.
+        let known = match &sides {
+            [Side::Block(count), Side::Block(_)] => Some(Bulk::Elements(*count)),
+            [Side::Block(_), Side::Parts(parts)] | [Side::Parts(parts), Side::Block(_)] => {
+                Some(Bulk::Blocks(parts.end()))
+            }
+            [Side::Parts(_), Side::Parts(_)] => None,
+        };
+        let enough = known.map(|bulk| bulk.pieces(self.input.datatype(), comm.size()));
+        let of = i64::from(enough.unwrap_or(asked).min(asked));
+        if of == 1 {
+            return None;
         }
-        let sides = self.call.sides(self.input.count(), rank)?;
-        let of = i64::from(pieces);
         let piece = |index| {
             let share = Share { index, of };
             let [sent, received] = sides.each_ref().map(|side| side.ranges(share));
@@ -233,6 +271,23 @@ mod tests {
                 }
                 assert_eq!(end, count);
             }
+        }
+    }
+
+    #[test]
+    fn pieces_grow_with_the_ranks_that_have_blocks() {
+        let double = Datatype::of(7).unwrap();
+        let mib = (1 << 20) / 8;
+        for (bulk, ranks, pieces) in [
+            (Bulk::Elements(0), 2, 1),
+            (Bulk::Elements(4 * mib), 2, 1),
+            (Bulk::Elements(4 * mib + 1), 1000, 2),
+            (Bulk::Blocks(40 * mib), 64, 10),
+            (Bulk::Blocks(40 * mib), 128, 5),
+            (Bulk::Blocks(40 * mib), 1000, 1),
+            (Bulk::Elements(i64::MAX), 2, 1 << 16),
+        ] {
+            assert_eq!(bulk.pieces(double, ranks), pieces);
         }
     }
 

@@ -12,6 +12,7 @@ use super::buffers::Buffers;
 use super::exchange::UnderWay;
 use super::finish::{Finish, Home};
 use super::pieces::StagedPiece;
+use super::reduce_scatter::Summing;
 use super::staging::{self, Access, Busy, Memory};
 use super::{Exchange, Made, Message};
 use crate::autograd::{Current, Event, Metadata, Recording};
@@ -59,8 +60,8 @@ pub(crate) enum Call {
     /// `MPI_Alltoall(v)`; `largest` is the number of elements of the largest buffer on any rank. If
     /// `common`, all parts on all ranks have the same count.
     AllToAll { send: Parts, receive: Parts, largest: i64, common: bool },
-    /// `MPI_Reduce_scatter(_block)`; if `sums`, the op is a sum, and `MPI_Alltoallv` may take its place.
-    ReduceScatter { parts: Parts, op: MPI_Op, sums: bool },
+    /// `MPI_Reduce_scatter(_block)`, or `MPI_Alltoallv` and a sum, if there is one.
+    ReduceScatter { parts: Parts, op: MPI_Op, summing: Option<Summing> },
     /// `MPI_Barrier`.
     Barrier,
     /// `MPI_Send`.
@@ -159,7 +160,7 @@ impl<'x> Plan<'x> {
         let _current = direct.map(|device| Current::set(site.call, device)).transpose()?;
         let buffers = self.buffers(comm, send, output.data());
         let tensors = [staged.as_ref().unwrap_or(self.input.sent()), output.tensor()];
-        // What MPI writes is the result, but for the places of its elements.
+        // MPI writes the elements of the result, perhaps in another order.
         let is_written = matches!(self.finish, Finish::Nothing | Finish::Unpack(_));
         let home_of_pieces = home.as_ref().filter(|_| is_written);
         let pieces = Pieces { list: pieces.as_deref(), home: home_of_pieces };
@@ -230,7 +231,7 @@ impl<'x> Plan<'x> {
         handed_over: impl FnOnce(),
     ) -> Result<()> {
         let access = self.access(comm, made.way());
-        let mut pieces = self.cut(made.way(), comm.rank());
+        let mut pieces = self.cut(made.way(), comm);
         let memory = self.memory_in_place(site, access, pieces.as_deref_mut())?;
         let InPlaceMemory { staged, busy: _busy, ready } = memory;
         if let Some(ready) = ready {
@@ -326,7 +327,8 @@ impl<'x> Plan<'x> {
                 if let (Some(staged), Ok(())) = (&piece.staged, &copied) {
                     copied = staged.wait(site.call);
                 }
-                // SAFETY: as above; the piece is one of the elements.
+                // SAFETY: as above. What a piece sends and receives lies within its blocks, and these
+                // within the buffers; no two pieces share an element.
                 unsafe {
                     buffers.starting_at(piece.starts, piece.count).call(&piece.call, &mut made)
                 }?;

@@ -67,7 +67,6 @@ impl Buffers {
         let shape = [i64::try_from(others).unwrap_or(0), own.min(most)];
         let received = Output::new("reduce_scatter", &shape, self.elements)?;
         let room = received.data();
-        made.keep(vec![received.into_tensor()]);
         let mut start = 0;
         while start < longest {
             let piece = start..start + most;
@@ -88,6 +87,9 @@ impl Buffers {
                 Way::Polls => made.then(add),
             }
             start += most;
+        }
+        if made.way() == Way::Polls {
+            made.keep(vec![received.into_tensor()]);
         }
         Ok(())
     }
@@ -152,8 +154,8 @@ impl Terms {
 }
 
 /// The addition of numbers of a kind.
-#[derive(Clone, Copy)]
-pub(super) struct Summing {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Summing {
     add: unsafe fn(&Terms),
     /// The parts of a number that are added by themselves.
     parts: usize,
@@ -162,12 +164,8 @@ pub(super) struct Summing {
 impl Summing {
     /// How blocks like these are summed here; `None` if that is left to the library. The same on all
     /// ranks.
-    pub(super) fn of_blocks(parts: &Parts, datatype: Datatype) -> Option<Self> {
+    pub(crate) fn of_blocks(parts: &Parts, datatype: Datatype) -> Option<Self> {
         let summing = Self::of(datatype.kind)?;
-        if !parts.are_consecutive() {
-            // They are pieces of blocks that are summed here.
-            return Some(summing);
-        }
         let ranks = i64::try_from(parts.counts.len()).ok().filter(|&ranks| ranks > 1)?;
         let (mean, size) = (parts.end() / ranks, datatype.kind.elt_size_in_bytes());
         let is_worth_it = usize::try_from(mean).is_ok_and(|mean| mean * size >= LEAST);

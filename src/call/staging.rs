@@ -101,7 +101,9 @@ impl Call {
             | Self::Exscan { op }
             | Self::Reduce { op, .. } => !ops.handles().contains(op),
             // All ranks make the sums alike, wherever their tensors are.
-            Self::ReduceScatter { op, sums, .. } => !sums && !ops.handles().contains(op),
+            Self::ReduceScatter { op, summing, .. } => {
+                summing.is_none() && !ops.handles().contains(op)
+            }
             Self::Send(message) => message.is_plain(),
             Self::Receive(message) => message.is_received_plainly(),
             Self::SendReceive { send, receive } => send.is_plain() && receive.is_received_plainly(),
@@ -146,7 +148,7 @@ impl Plan<'_> {
             ready: None,
             free: None,
             direct: access.direct(),
-            pieces: self.cut(way, comm.rank()),
+            pieces: self.cut(way, comm),
             exchange: None,
         };
         // What MPI sends is in the output of the root, as MPI_Bcast has one buffer.

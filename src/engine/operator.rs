@@ -21,8 +21,8 @@ use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
 use crate::base::site::Site;
 use crate::base::way::Way;
-use crate::call::Plan;
 use crate::call::buffer::Input;
+use crate::call::{Bulk, Plan};
 use crate::engine::agreement::{
     Admission, Agreed, Proposal, Terms, Turn, agree, agree_on_outcome, fingerprint, refuse,
 };
@@ -62,9 +62,9 @@ pub(crate) trait Operator: fmt::Debug + Send + Sync + 'static {
         false
     }
 
-    /// The number of elements of the input or the result, whichever has more, as far as this rank knows.
-    fn elements(&self, _comm: &Communicator, input: &Input) -> i64 {
-        input.count()
+    /// What there is to cut into pieces, as far as this rank knows.
+    fn bulk(&self, _comm: &Communicator, input: &Input) -> Bulk {
+        Bulk::Elements(input.count())
     }
 
     /// Which ranks take part in the call.
@@ -476,7 +476,8 @@ fn negotiate<'x>(
     let subject = Some((input.datatype(), records));
     let terms = operator.terms(comm, &input);
     note_arguments(comm, &input, &terms, operator.recorded_by().is_some());
-    let way = way.max(input.way(comm.size(), || operator.elements(comm, &input)));
+    let own = || input.way(comm.handle(), || operator.bulk(comm, &input));
+    let way = if terms.is_ok() { way.max(own()) } else { way };
     let (agreed, turn) = agree(site, comm, subject, terms, exchanges, way)?;
     Ok((input, agreed, Some(turn)))
 }

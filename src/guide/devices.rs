@@ -40,12 +40,16 @@
 //! with `MPI4TCH_CHECK=none`.
 //!
 //! **Large tensors** go in pieces of 4 MiB in blocking collectives: while MPI is at work on one, the next is
-//! on its way to the host, and the last on its way back. If the call sends or receives a block for each rank,
-//! a piece has a share of each block; with more than 64 ranks it is so large that these are 64 KiB on the
-//! average. All ranks cut alike, those whose tensors are on the host too, which they agree on with the call;
-//! so with `MPI4TCH_CHECK=none` the calls are made at once. So are a `reduce_scatter` that is left to MPI's
-//! function, as by another op than a sum, since that takes no blocks with gaps between them; started calls,
-//! whose copies and messages overlap with the program; and messages, as they may be probed for their length.
+//! on its way to the host, and the last on its way back. If ranks send or receive a block for each other, a
+//! piece has a share of each block; with more than 64 ranks it is larger, so that the mean share stays at
+//! 64 KiB. All ranks cut alike, those whose tensors are on the host too, which they agree on with the call.
+//! So calls that the ranks do not agree on are made at once, as most are with `MPI4TCH_CHECK=none`, and so are
+//!
+//! - a `reduce_scatter` that is left to MPI's function, as by another op than a sum: that takes blocks only
+//!   one after another;
+//! - the sums of [`DataParallel`](crate::DataParallel), which are small, and follow each other;
+//! - started calls, whose copies and messages overlap with the program;
+//! - messages, as they may be probed for their length.
 //!
 //! **Streams.** The stream that is current where the call is made, or where the wait is, is the one that
 //! counts. A program that has computed its tensor on another stream makes the current one wait for that,

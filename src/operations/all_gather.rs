@@ -10,7 +10,7 @@ use crate::base::error::Result;
 use crate::base::op::Op;
 use crate::call::blocks::{Blocks, axis_of};
 use crate::call::buffer::Input;
-use crate::call::{Call, Finish, Plan};
+use crate::call::{Bulk, Call, Finish, Plan};
 use crate::engine::agreement::{Agreed, Terms};
 use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Blocking, Operator, apply};
@@ -181,8 +181,8 @@ impl Operator for AllGather {
         self.counts.are_exchanged()
     }
 
-    fn elements(&self, comm: &Communicator, input: &Input) -> i64 {
-        input.count().saturating_mul(comm.size().into())
+    fn bulk(&self, comm: &Communicator, input: &Input) -> Bulk {
+        Bulk::Blocks(input.count().saturating_mul(comm.size().into()))
     }
 
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {

@@ -10,7 +10,7 @@ use crate::base::error::Result;
 use crate::base::rank::index;
 use crate::call::blocks::{Blocks, axis_of, check_shape, elements_of_row};
 use crate::call::buffer::Input;
-use crate::call::{Call, Finish, Plan};
+use crate::call::{Bulk, Call, Finish, Plan};
 use crate::engine::agreement::{Agreed, Terms};
 use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Blocking, Operator, apply};
@@ -237,6 +237,10 @@ impl Operator for AllToAll {
 
     fn exchanges_sizes(&self) -> bool {
         self.gathered.are_exchanged()
+    }
+
+    fn bulk(&self, _comm: &Communicator, input: &Input) -> Bulk {
+        Bulk::Blocks(input.count())
     }
 
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {

@@ -9,7 +9,7 @@ use crate::base::error::{Error, Result};
 use crate::base::rank::index;
 use crate::call::blocks::{Blocks, axis_of, check_shape, elements_of_row};
 use crate::call::buffer::Input;
-use crate::call::{Call, Finish, Plan, largest_count};
+use crate::call::{Bulk, Call, Finish, Plan, largest_count};
 use crate::engine::agreement::{Agreed, Pairs, Terms};
 use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Blocking, Operator, apply};
@@ -242,6 +242,15 @@ impl Operator for AllToAllV {
 
     fn exchanges_sizes(&self) -> bool {
         self.receive.is_none()
+    }
+
+    fn bulk(&self, _comm: &Communicator, input: &Input) -> Bulk {
+        let axis = axis_of(self.name(), self.axis, input.shape());
+        let received = |axis| {
+            let (_, most) = self.resolve(&Agreed::default());
+            most.saturating_mul(elements_of_row(input.shape(), axis))
+        };
+        Bulk::Blocks(axis.map_or(0, received).max(input.count()))
     }
 
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {

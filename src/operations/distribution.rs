@@ -6,6 +6,7 @@ use super::cartesian::Cartesian;
 use crate::base::error::{Error, Result};
 use crate::base::rank::{Rank, index};
 use crate::base::site::Site;
+use crate::call::Bulk;
 use crate::call::blocks::{axis_of, balanced_block};
 use crate::call::buffer::Input;
 use crate::engine::agreement::{Admission, Agreed, Terms, Told, agree, refuse};
@@ -183,7 +184,9 @@ impl Cartesian {
         });
         note_arguments(comm, &input, &terms, false);
         let subject = Some((input.datatype(), comm.records(input.view())));
-        let way = comm.environment().way();
+        // Of the calls that are its parts. They have fewer pieces if there is less to cut.
+        let bulk = || Bulk::Blocks(input.count().saturating_mul(comm.size().into()));
+        let way = comm.environment().way().max(input.way(comm.handle(), bulk));
         let (agreed, turn) = agree(site, comm, subject, terms, true, way)?;
         Ok((agreed, comm.at(site).admitted(Admission::Granted(turn))))
     }

@@ -13,7 +13,7 @@ use crate::base::op::Op;
 use crate::base::rank::index;
 use crate::call::blocks::{Blocks, axis_of};
 use crate::call::buffer::Input;
-use crate::call::{Call, Finish, Plan};
+use crate::call::{Bulk, Call, Finish, Plan, Summing};
 use crate::engine::agreement::{Agreed, Terms};
 use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Blocking, Mode, Operator};
@@ -176,13 +176,18 @@ impl Operator for ReduceScatter {
         self.counts.are_exchanged()
     }
 
+    fn bulk(&self, _comm: &Communicator, input: &Input) -> Bulk {
+        Bulk::Blocks(input.count())
+    }
+
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {
         let op = self.op.check(self.name(), comm, &input)?;
         let blocks = self.blocks(input.shape(), agreed)?;
         let own = blocks.counts[index(comm.rank())];
         let shape = blocks.shape_with(input.shape(), own);
-        let (parts, sums) = (blocks.parts(input.shape()), matches!(self.op, Op::Sum | Op::Mean));
-        let call = Call::ReduceScatter { parts, op, sums };
+        let (parts, is_sum) = (blocks.parts(input.shape()), matches!(self.op, Op::Sum | Op::Mean));
+        let summing = Summing::of_blocks(&parts, input.datatype()).filter(|_| is_sum);
+        let call = Call::ReduceScatter { parts, op, summing };
         let input = self.op.operand(input)?.packed(&blocks)?;
         Ok(Plan {
             input,

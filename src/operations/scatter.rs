@@ -8,9 +8,9 @@ use super::counts::Counts;
 use super::gather::Gather;
 use crate::base::error::Result;
 use crate::base::rank::{Rank, index};
-use crate::call::blocks::{Blocks, axis_of};
+use crate::call::blocks::{Blocks, axis_of, elements_of_row};
 use crate::call::buffer::Input;
-use crate::call::{Call, Finish, Plan};
+use crate::call::{Bulk, Call, Finish, Plan};
 use crate::engine::agreement::{Agreed, Terms, Told};
 use crate::engine::communicator::Communicator;
 use crate::engine::operator::{Blocking, Operator, apply};
@@ -164,6 +164,21 @@ impl Operator for Scatter {
 
     fn exchanges_sizes(&self) -> bool {
         self.counts.are_exchanged()
+    }
+
+    fn bulk(&self, comm: &Communicator, input: &Input) -> Bulk {
+        let whole = |shape: &[i64]| {
+            let axis = axis_of(self.name(), self.axis, shape).ok()?;
+            let counts = self.counts.given()?.iter();
+            let extent = counts.fold(0_i64, |sum, count| sum.saturating_add(*count));
+            Some(extent.saturating_mul(elements_of_row(shape, axis)))
+        };
+        Bulk::Blocks(match &self.block {
+            _ if comm.rank() == self.root => input.count(),
+            Some(block) => whole(block).unwrap_or(0),
+            // Off root the tensor has the root's shape, except along the axis, if all counts are given.
+            None => whole(input.shape()).unwrap_or(0),
+        })
     }
 
     fn plan<'x>(&self, comm: &Communicator, input: Input<'x>, agreed: &Agreed) -> Result<Plan<'x>> {

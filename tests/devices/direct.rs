@@ -6,7 +6,7 @@ use stand_in::bytes_copied;
 
 use crate::common::{Context, works};
 use crate::order::{self, CALLS, grid, random};
-use crate::{OnDrop, leaf};
+use crate::{OnDrop, leaf, with_pieces};
 
 pub fn tests() -> Vec<harness::Test<Context>> {
     harness::tests![
@@ -38,8 +38,14 @@ fn a_direct_adjoint_reads_what_the_device_has_computed(context: &Context) -> Res
 
 fn direct_here_and_staged_there(context: &Context) -> Result<()> {
     let world = &context.world;
-    with_direct(world.rank() == 0, || order::a_call_reads_what_the_device_has_computed(context))?;
-    with_direct(world.rank() != 0, || order::a_call_reads_what_the_device_has_computed(context))?;
+    // At once, and in pieces.
+    for piece in [4 << 20, 24] {
+        for is_direct in [world.rank() == 0, world.rank() != 0] {
+            with_pieces(piece, || {
+                with_direct(is_direct, || order::a_call_reads_what_the_device_has_computed(context))
+            })?;
+        }
+    }
     works(world)
 }
 
