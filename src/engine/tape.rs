@@ -221,7 +221,8 @@ impl Tape {
     ///   anew as well. If that pass went through messages or started operations, messages of it may
     ///   still be on their way: a later pass through the same communicators is an error on all ranks.
     ///
-    /// If libtorch fails on one rank between two communications, the other ranks wait for it: see
+    /// If the pass fails on one rank only, in libtorch or in a pullback of the program, the other ranks wait
+    /// for it, or get an error in its next call: end the job then, or see
     /// [`MPI4TCH_TIMEOUT`](crate#waiting-for-what-does-not-come).
     ///
     /// # Examples

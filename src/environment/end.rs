@@ -34,7 +34,7 @@ impl Environment {
                 let last = self.last_error();
                 let last = last.map_or(String::new(), |e| format!(" Its last error was: {e}"));
                 watch::say(&format!(
-                    "mpi4tch: rank {rank} has dropped its universe and waits for ranks that have not. \
+                    "mpi4tch: rank {rank} is at the end of its universe and waits for ranks that are not. \
                      If it returned an error, they may be waiting for it in a call.{last}\n"
                 ));
             }

@@ -211,6 +211,7 @@
 //! | `… lacks the ABI of the MPI standard, which the feature abi needs: …` | that MPI is older than the ABI: choose another by `MPI4TCH_MPI`, or build without the feature |
 //! | `bindgen needs libclang to read mpi.h` | set `LIBCLANG_PATH` |
 //! | `LIBTORCH is …`, `Cannot find a libtorch install` | `LIBTORCH` names no libtorch, or a version that tch cannot use, or is not set |
+//! | errors of the C++ compiler in `torch-sys`, such as `'align_tensors' is not a member of 'torch'` | libtorch and tch are of different versions: 2.11 goes with tch 0.24, 2.13 with tch 0.26. `cargo tree -p tch` prints which one cargo has chosen, `cargo update -p tch --precise 0.24.0` chooses another |
 //!
 //! When it is started:
 //!

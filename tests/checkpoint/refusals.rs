@@ -24,6 +24,7 @@ pub fn tests() -> Vec<Test<Context>> {
         another_communicator_in_the_second_run,
         requests_that_outlive_their_checkpoint,
         outputs_that_are_inputs,
+        outputs_that_are_captured,
         captured_graphs,
         results_that_are_no_inputs,
         passes_in_a_checkpoint,
@@ -468,6 +469,23 @@ fn outputs_that_are_inputs(context: &Context) -> Result<()> {
     assert_close(&[x.detach(), outputs[3].detach()], &[before.shallow_clone(), before.sin()]);
     tape.backward(&outputs[3].sum(Kind::Double))?;
     assert_close(&[x.grad()], &[before.cos()]);
+    works(context)
+}
+
+fn outputs_that_are_captured(context: &Context) -> Result<()> {
+    let tape = context.world.tape();
+    let x = variable(&tape, 3)?;
+    let base = x.detach().exp();
+    let before = base.copy();
+    let captured = base.shallow_clone();
+    let outputs = tape.checkpoint(&[&x], move |x| {
+        Ok(vec![captured.shallow_clone(), captured.narrow(0, 0, 2), &x[0] * &captured])
+    })?;
+    for y in &outputs[..2] {
+        let _ = tch::no_grad(|| y.shallow_clone().fill_(9.0));
+    }
+    tape.backward(&outputs[2].sum(Kind::Double))?;
+    assert_close(&[base, x.grad()], &[before.shallow_clone(), before]);
     works(context)
 }
 

@@ -30,7 +30,13 @@ impl Tape {
     /// - Gradients: variables that `f` has captured and that are not its inputs get their gradients in
     ///   [`backward`](Self::backward). In [`grad`](Self::grad) and under `create_graph` they are an
     ///   error, as a part of the gradient would be lost.
-    /// - Memory: an output that shares memory with an input, or with another output, is copied.
+    /// - Captured tensors must be the same when `f` is run again: a parameter that the program updates
+    ///   before the backward pass, or another tensor that it changes in place, gives the gradient of
+    ///   another program, without an error. Of inputs and states such a change is an error.
+    /// - Requests that `f` waits for are those that it has started. The result of another request is
+    ///   an input.
+    /// - Memory: an output that shares memory with an input, with another output, or with a tensor that
+    ///   `f` has captured is copied.
     /// - Adjoint: that of `f`. Second derivatives keep the graph of the second run.
     /// - Nesting: `f` may make checkpoints of the same tape, by a `Weak<Tape>` that it has captured (an
     ///   `Arc` would keep the tape alive through its own graph).

@@ -165,8 +165,8 @@ impl Record {
 /// it.
 pub(crate) fn outlived(site: Site) -> Error {
     let message = format!(
-        "called at {}, before the tape's last backward pass, which the other ranks have gone \
-         through; keep the graph, or use its results before",
+        "called at {}, before the tape's last backward pass, which ranks have gone through; \
+         keep the graph, or use its results before",
         site.at
     );
     Error::Argument { call: site.call, message }

@@ -79,7 +79,7 @@ impl Loop {
             for i in 0..self.steps {
                 state = self.run(i, &state)?;
             }
-            return apart(&given, state);
+            return apart(&given, &state);
         }
         let _recording = Recording::off();
         let first = Generators::now(call)?;
@@ -102,7 +102,7 @@ impl Loop {
                 Ok((state, noted))
             })?
             .0;
-        let results = apart(&given, detached(&state)?)?;
+        let results = detached(&apart(&given, &state)?)?;
         if !records {
             return Ok(results);
         }
@@ -383,15 +383,18 @@ fn changed(tensors: &[Tensor], versions: &[i64]) -> Option<usize> {
     tensors.iter().zip(versions).position(|(x, version)| autograd::version(x) != *version)
 }
 
-/// The results, of which those that share memory with an input or with one another are copied: the
-/// graph knows nothing of that memory, and a change of one of them in place would change the other.
-fn apart(inputs: &[Tensor], mut results: Vec<Tensor>) -> Result<Vec<Tensor>> {
-    for i in 0..results.len() {
-        let (before, rest) = results.split_at_mut(i);
-        let y = &mut rest[0];
-        if inputs.iter().chain(before.iter()).any(|x| autograd::shares_memory(x, y)) {
-            *y = y.f_alias_copy()?;
-        }
-    }
-    Ok(results)
+/// The results, of which those that share memory with an input, with one another, or with a tensor that the
+/// function has captured are copied: the graph knows nothing of that memory, and a change of one of them in
+/// place would change the other.
+fn apart(inputs: &[Tensor], results: &[Tensor]) -> Result<Vec<Tensor>> {
+    let is_apart = |(i, y): (usize, &Tensor)| {
+        let (of_tensor, of_storage) = autograd::owners(y);
+        let mut others = inputs.iter().chain(&results[..i]);
+        of_tensor == 1 && of_storage <= 1 && !others.any(|x| autograd::shares_memory(x, y))
+    };
+    let are_apart: Vec<bool> = results.iter().enumerate().map(is_apart).collect();
+    let copied = |(y, is_apart): (&Tensor, bool)| {
+        Ok(if is_apart { y.shallow_clone() } else { y.f_alias_copy()? })
+    };
+    results.iter().zip(are_apart).map(copied).collect()
 }
