@@ -359,13 +359,13 @@ fn pieces_of_blocks_that_differ(context: &Context) -> Result<()> {
 
 /// There and back, and to or from each block of the larger side.
 fn each_piece_is_copied_by_itself(context: &Context) -> Result<()> {
-    const PIECES: u64 = 4;
+    const PIECES: u32 = 4;
     let world = &context.world;
     let (rank, ranks) = (world.rank(), u64::from(world.size().unsigned_abs()));
     let size = i64::from(world.size());
     let x = leaf(&testing::random(world, &[600 * size], Kind::Double)?, Some(rank % 2));
     let is_root = u64::from(rank == 0);
-    let (one, each) = (PIECES, PIECES * ranks);
+    let (one, each) = (u64::from(PIECES), u64::from(PIECES) * ranks);
     let calls: [(&str, Call, u64); 8] = [
         ("all_reduce", |c, x| c.all_reduce(x, Op::Sum), one + one),
         ("all_gather", |c, x| c.all_gather(x, 0), one + each),
