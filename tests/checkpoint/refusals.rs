@@ -478,9 +478,18 @@ fn outputs_that_are_captured(context: &Context) -> Result<()> {
     let base = x.detach().exp();
     let before = base.copy();
     let captured = base.shallow_clone();
+    let place = Arc::new(AtomicUsize::new(0));
+    let noted = Arc::clone(&place);
     let outputs = tape.checkpoint(&[&x], move |x| {
-        Ok(vec![captured.shallow_clone(), captured.narrow(0, 0, 2), &x[0] * &captured])
+        let y = &x[0] * &captured;
+        noted.store(y.data_ptr().addr(), Ordering::Relaxed);
+        Ok(vec![captured.shallow_clone(), captured.narrow(0, 0, 2), y])
     })?;
+    assert_eq!(
+        outputs[2].data_ptr().addr(),
+        place.load(Ordering::Relaxed),
+        "others are not copied"
+    );
     for y in &outputs[..2] {
         let _ = tch::no_grad(|| y.shallow_clone().fill_(9.0));
     }
