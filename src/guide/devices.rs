@@ -47,6 +47,7 @@
 //!
 //! - a `reduce_scatter` that is left to MPI's function, as by another op than a sum: that takes blocks only
 //!   one after another;
+//! - calls with blocks if no rank stages its tensors, since its MPI takes pointers (see below);
 //! - the sums of [`DataParallel`](crate::DataParallel), which are small, and follow each other;
 //! - started calls, whose copies and messages overlap with the program;
 //! - messages, as they may be probed for their length.
